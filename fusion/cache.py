@@ -1,0 +1,83 @@
+"""The node-local cache: blobs as verified local files, shared by every process of a node through mmap.
+
+Where the store is a local folder the object's own file is used and nothing is copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from fusion.blobs import BlobRef, check_sha256
+from fusion.errors import DamagedBlobError
+from fusion.store import Store
+from fusion.tensors import TensorFile, sha256_file
+
+
+class NodeCache:
+    """Blobs of one store on this node's disk.
+
+    Args:
+        store: where blobs come from.
+        folder: where copies of remote blobs go; made when first needed. Default: `$CONDU_CACHE`, else
+            `$XDG_CACHE_HOME/condu` or `~/.cache/condu`.
+    """
+
+    def __init__(self, store: Store, folder: Path | None = None) -> None:
+        self.store = store
+        self._folder = folder or default_cache_folder()
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+
+    def path(self, ref: BlobRef) -> Path:
+        """A local, verified, read-only file with the blob's bytes.
+
+        Raises `DamagedBlobError` when the bytes are not those that `ref` names, `BlobNotFoundError` when `gc` took it.
+        """
+        own = self.store.local_path(ref.key)
+        path = own or self._folder / ref.sha256[:2] / ref.sha256
+        if ref.key in self._verified and path.is_file():
+            return path
+        if own is None and not (path.is_file() and path.stat().st_size == ref.bytes):
+            self._download(ref, path)
+        else:
+            if own is not None:
+                self.store.get(ref.key, stop=1) if ref.bytes else None  # a missing object gets the store's own error
+            try:
+                check_sha256(sha256_file(path), ref, self.store.url)
+            except DamagedBlobError:
+                if own is not None:
+                    raise
+                self._download(ref, path)  # our copy went bad, the store's need not have
+        with self._lock:
+            self._verified.add(ref.key)
+        return path
+
+    def tensors(self, ref: BlobRef) -> TensorFile:
+        """A safetensors blob, verified and memory-mapped."""
+        return TensorFile(self.path(ref), label=f"{self.store.url}/{ref.key}")
+
+    def _download(self, ref: BlobRef, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix="get-", dir=path.parent)
+        temporary = Path(name)
+        try:
+            digest = hashlib.sha256()
+            with os.fdopen(handle, "wb") as file:
+                for chunk in self.store.stream(ref.key):
+                    digest.update(chunk)
+                    file.write(chunk)
+            check_sha256(digest.hexdigest(), ref, self.store.url)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def default_cache_folder() -> Path:
+    """`$CONDU_CACHE`, else the user's cache folder."""
+    if folder := os.environ.get("CONDU_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "condu"

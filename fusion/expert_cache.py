@@ -1,0 +1,52 @@
+"""Rebuilt experts in memory: least recently used go first, and a cold expert is built once however many ask for it.
+
+One lock a key, so two cold experts load side by side. An expert that is evicted while a request still uses it lives
+until that request ends: reference counts free it, nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from fusion.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+class ExpertCache(Generic[Value]):
+    """At most `capacity` values by key."""
+
+    def __init__(self, capacity: int) -> None:
+        if capacity < 1:
+            raise ConfigError(f"a cache of {capacity} experts can't hold the one in use: take at least 1")
+        self.capacity = capacity
+        self._values: OrderedDict[str, Value] = OrderedDict()
+        self._building: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: str, build: Callable[[], Value]) -> Value:
+        """The value of a key, built by the first who asks. An error of `build` goes to who ran it; others retry."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            building = self._building.setdefault(key, threading.Lock())
+        with building:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            value = build()
+            with self._lock:
+                self._values[key] = value
+                self._building.pop(key, None)
+                while len(self._values) > self.capacity:
+                    self._values.popitem(last=False)
+            return value
+
+    def keys(self) -> list[str]:
+        """Keys in memory, least recently used first."""
+        with self._lock:
+            return list(self._values)
