@@ -114,7 +114,7 @@ def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -
     """
     if base.model_cfg is None or base.preprocess_cfg is None:
         raise BaseMismatchError(
-            f"base {base.sha256[:12]}… was stored without an architecture (by `condu fuse` on plain weights): it can be "
+            f"base {base.sha256[:12]}… was stored without an architecture (`condu fuse` on plain weights): it can be "
             "fused and exported; to run it, publish from a configuration that names `base.architecture`"
         )
     with tempfile.TemporaryDirectory(prefix="condu-arch-") as folder:

@@ -116,7 +116,7 @@ def check_task_name(name: str) -> str:
     """The name, if it is one: `[a-z0-9][a-z0-9._-]{0,63}`. Raises `TaskNameError`."""
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
         raise TaskNameError(
-            f"task name {name!r} is ill-formed: 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first one a letter "
+            f"task name {name!r} is ill-formed: 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first a letter "
             "or digit"
         )
     return name

@@ -129,10 +129,13 @@ class FusedState:
                 return profile
         raise FormatError(f"the version names profile {sha256[:12]}… and does not list it")
 
+    def shared(self) -> list[BlobRef]:
+        """The blobs that tasks share: tau and last_flip, or the profiles."""
+        return [ref for ref in (self.unified, self.last_flip) if ref] + [profile.blob for profile in self.profiles]
+
     def blobs(self) -> list[BlobRef]:
         """Every blob that the state names itself (the records name more: triggers and prototypes)."""
-        shared = [ref for ref in (self.unified, self.last_flip) if ref]
-        return shared + [p.blob for p in self.profiles] + [entry.record for entry in self.tasks.values()]
+        return self.shared() + [entry.record for entry in self.tasks.values()]
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,6 @@ Suffixes: N elements of one tensor, R rows, B = ceil(N / 8) bytes, Q levels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -37,7 +36,7 @@ _LLOYD_ROUNDS = 100
 
 def num_rows(shape: tuple[int, ...]) -> int:
     """Rows of a tensor: its first dimension; one for vectors, scalars and tensors without elements."""
-    return int(shape[0]) if len(shape) > 1 and math.prod(shape) else 1
+    return int(shape[0]) if len(shape) > 1 and 0 not in shape else 1
 
 
 def row_means(delta_N: np.ndarray, rows: int) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""From `base:` in a configuration to a base in the store: a local file, an open_clip tag, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.pretrained import list_pretrained_tags_by_model
+
+from cluster.config import BaseConfig
+from fusion.bases import Base, put_base
+from fusion.blobs import scratch_file
+from fusion.clip import describe_architecture
+from fusion.errors import ConfigError
+from fusion.store import Store
+from fusion.tensors import write_tensors
+
+
+def resolve_base(config: BaseConfig, store: Store) -> Base:
+    """Put the configured base into the store, unless it is there.
+
+    Raises: ConfigError when weights or architecture can't be had, StateDictError for a file that is no safetensors.
+    """
+    if config.weights.endswith(".safetensors"):
+        path = Path(config.weights)
+        if not path.is_file():
+            raise ConfigError(f"base.weights: {path}: no such file")
+        name, model_cfg, preprocess_cfg = describe_architecture(config.architecture)
+        return put_base(store, path, architecture=name, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
+    model, name, model_cfg = _published(config)
+    preprocess = getattr(model.visual, "preprocess_cfg", {})
+    with scratch_file(store) as path:
+        write_tensors(path, {key: value.contiguous() for key, value in model.state_dict().items()})
+        return put_base(store, path, architecture=name, model_cfg=model_cfg, preprocess_cfg=_jsonable(preprocess))
+
+
+def _published(config: BaseConfig) -> tuple[Any, str, dict[str, Any]]:
+    """Model, name and configuration of published weights, downloaded (or taken from the hub's local cache)."""
+    try:
+        if config.weights.startswith("hf-hub:"):
+            model = open_clip.create_model(config.weights, precision="fp32")
+            return model, config.weights.removeprefix("hf-hub:"), dict(open_clip.get_model_config(config.weights) or {})
+        name, model_cfg, _ = describe_architecture(config.architecture)
+        tags = list_pretrained_tags_by_model(config.architecture)
+        if config.weights not in tags:
+            raise ConfigError(
+                f"base.weights: open_clip has no weights {config.weights!r} for {config.architecture}. It has "
+                f"{', '.join(tags) or 'none'}; or give a .safetensors file, or hf-hub:organisation/name"
+            )
+        published = open_clip.get_pretrained_cfg(config.architecture, config.weights) or {}
+        model = open_clip.create_model(config.architecture, pretrained=config.weights, precision="fp32")
+        return model, name, {**model_cfg, "quick_gelu": bool(published.get("quick_gelu", model_cfg.get("quick_gelu")))}
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"base.weights: {config.weights} could not be had ({reason}). On a machine without internet give a local "
+            ".safetensors file"
+        ) from error
+
+
+def _jsonable(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}

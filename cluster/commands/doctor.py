@@ -1,0 +1,139 @@
+"""`condu doctor`: what this machine, Ray and the store can do, and what is wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cluster.commands.fuse import JsonOption
+from cluster.config import Config, load_config
+from cluster.output import console, human_bytes, print_json
+from fusion.cache import default_cache_folder
+from fusion.errors import ConduError
+from fusion.store import open_store
+from fusion.store.check import check_store
+from fusion.versions import Versions
+
+_MIN_FREE_BYTES = 2 << 30
+_PACKAGES = ("ray", "torch", "open_clip_torch", "safetensors", "boto3", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `problem` says what is wrong and what to do; None: nothing."""
+
+    what: str
+    found: str
+    problem: str | None = None
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="Check what this configuration needs, too.")] = None,
+    store: Annotated[str | None, typer.Option(help="Check this store.", metavar="URL")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine, and the store and port of a configuration. The store is really written to, and cleaned up."""
+    settings = load_config(config) if config else None
+    findings = [_python(), _packages(), _machine(), _disk(), _ray_token()]
+    url = store or (settings.store if settings else None)
+    if url:
+        findings += _store(url, settings)
+    if settings:
+        findings.append(_port(settings))
+    broken = [finding for finding in findings if finding.problem]
+    if as_json:
+        print_json([finding.__dict__ for finding in findings])
+    else:
+        for finding in findings:
+            mark = "[red]✗[/]" if finding.problem else "[green]✓[/]"
+            console.print(f"{mark} {finding.what:<10} {finding.found}")
+            if finding.problem:
+                console.print(f"  {finding.problem}")
+    if broken:
+        raise typer.Exit(1)
+
+
+def _python() -> Finding:
+    found = sys.version.split()[0]
+    return Finding("python", found, None if sys.version_info >= (3, 11) else "condu needs Python 3.11 or newer")
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    return Finding(
+        "packages", ", ".join(found), f"missing: {', '.join(missing)}. Run `make setup`" if missing else None
+    )
+
+
+def _machine() -> Finding:
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return Finding("machine", f"{os.cpu_count()} cores, {human_bytes(memory)} memory, {', '.join(gpus) or 'no GPU'}")
+
+
+def _disk() -> Finding:
+    folder = default_cache_folder()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    problem = f"less than {human_bytes(_MIN_FREE_BYTES)} are free: set CONDU_CACHE to a larger disk"
+    return Finding(
+        "cache", f"{default_cache_folder()}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None
+    )
+
+
+def _ray_token() -> Finding:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.is_file():
+        return Finding("ray token", "no token file (a local session makes a token that ends with it)")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    problem = (
+        f"every user of this machine can read it and run code on your cluster: chmod 600 {path}"
+        if mode & 0o077
+        else None
+    )
+    return Finding("ray token", f"{path}, mode {mode:04o}", problem)
+
+
+def _store(url: str, settings: Config | None) -> list[Finding]:
+    try:
+        opened = open_store(url, settings.s3.options() if settings else None)
+        problems = check_store(opened)
+        if problems:
+            return [Finding("store", url, "; ".join(problems))]
+        newest = Versions(opened).newest()
+    except ConduError as error:
+        return [Finding("store", url, str(error))]
+    holds = f"version {newest.version}, {len(newest.state.tasks)} tasks" if newest else "nothing published yet"
+    return [Finding("store", f"{url}: writes, reads, put-if-absent work; {holds}")]
+
+
+def _port(settings: Config) -> Finding:
+    host, port = settings.serve.host, settings.serve.port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return Finding(
+                "port", f"{host}:{port}", f"it can't be used ({error.strerror}): set serve.port, or stop what holds it"
+            )
+    return Finding("port", f"{host}:{port} is free")

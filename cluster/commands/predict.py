@@ -1,0 +1,111 @@
+"""`condu predict`: ask a running service, or a store directly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.client import predict_over_http
+from cluster.commands.fuse import JsonOption
+from cluster.output import console, print_json, table
+from fusion.errors import ConfigError, DataError, ImageError
+from fusion.labelspaces import DEFAULT_TOP_K, Query
+from fusion.store import open_store
+
+_DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE…")],
+    task: Annotated[str | None, typer.Option("--task", help="Answer with this task's expert and classes.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Answer with one of these.", metavar="A,B,C")] = None,
+    template: Annotated[list[str] | None, typer.Option("--template", help="Prompt for --labels, with {}.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts consulted where no task is named.")] = None,
+    version: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
+    server: Annotated[str | None, typer.Option(help=f"A running service. Default: {_DEFAULT_SERVER}")] = None,
+    store: Annotated[str | None, typer.Option(help="Ask this store in this process, without a service.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Classify images. With neither --task nor --labels the answer is one of all classes ever learned."""
+    if task is not None and labels is not None:
+        raise ConfigError("--task and --labels contradict each other: name a task, or give labels")
+    if server is not None and store is not None:
+        raise ConfigError("--server and --store contradict each other: ask a service, or a store")
+    names = tuple(part.strip() for part in labels.split(",")) if labels is not None else ()
+    if labels is not None and not all(names):
+        raise ConfigError(f"--labels {labels!r} has an empty label")
+    if template and labels is None:
+        raise ConfigError("--template goes with --labels: a task has its own templates")
+    files = [(str(path), _read(path)) for path in images]
+    if store is not None:
+        answer = _predict_from_store(store, files, task, names, tuple(template or ()), top_k, version)
+    else:
+        answer = predict_over_http(
+            server or _DEFAULT_SERVER,
+            files,
+            task=task,
+            labels=names,
+            templates=template or (),
+            version=version,
+            top_k=top_k,
+        )
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (p["image"], p["label"], p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
+        for p in answer["predictions"]
+    ]
+    columns = ["image", "label", "task", "probability", "experts consulted"]
+    console.print(table(f"version {answer['version']}, label space {answer['label_space']}", columns, rows))
+
+
+def _predict_from_store(
+    url: str,
+    files: Sequence[tuple[str, bytes]],
+    task: str | None,
+    labels: tuple[str, ...],
+    templates: tuple[str, ...],
+    top_k: int | None,
+    version: int | None,
+) -> dict[str, Any]:
+    from fusion.cache import NodeCache
+    from fusion.predictor import Predictor
+    from training.images import decode
+
+    predictor = Predictor(NodeCache(open_store(url)))
+    given: dict[str, Any] = {"templates": templates} if templates else {}
+    space = "task" if task is not None else "labels" if labels else "seen"
+    query = Query(space, task=task, labels=labels, top_k=top_k or DEFAULT_TOP_K, **given)
+    view = predictor.view(version)
+    predictions = predictor.predict([decode(data, name) for name, data in files], query, view=view)
+    return {
+        "version": view.version,
+        "label_space": space,
+        "predictions": [
+            {
+                "image": name,
+                "label": p.label,
+                "task": p.task,
+                "probability": p.probability,
+                "experts": list(p.experts),
+                "top": [{"task": t, "label": label, "probability": value} for t, label, value in p.top],
+            }
+            for (name, _), p in zip(files, predictions, strict=True)
+        ],
+    }
+
+
+def _read(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    if not data:
+        raise ImageError(f"{path} is empty")
+    return data

@@ -1,0 +1,89 @@
+"""`condu run` and `condu add-task`: fine-tune, fuse, measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.commands.fuse import JsonOption
+from cluster.config import Config, TaskConfig, load_config
+from cluster.output import console, errors, print_json
+from cluster.session import ray_session
+from fusion.errors import ConduError, TaskNameError
+from fusion.manifest import check_task_name
+from fusion.store import open_store
+from fusion.versions import Versions
+
+ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow other experts under names that are taken.")]
+_SOME_TASKS_FAILED = 3
+
+
+def run(
+    config: ConfigArgument,
+    replace: ReplaceOption = False,
+    evaluate: Annotated[bool, typer.Option(help="Measure the tasks after fusing.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for report.json, report.html and the heat map.", metavar="FOLDER")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune all tasks in parallel, fuse them in order, evaluate, report. Run it again: what is done stays done."""
+    _run(load_config(config), replace=replace, evaluate=evaluate, output=output, as_json=as_json)
+
+
+def add_task(
+    config: ConfigArgument,
+    name: Annotated[str, typer.Argument(help="The new task's name.")],
+    data: Annotated[str, typer.Option("--data", help="Folder, s3://…, or torchvision:NAME.", metavar="PATH")],
+    replace: ReplaceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, fuse and publish one more task. The old tasks' data is not needed; running services pick it up."""
+    settings = load_config(config)
+    check_task_name(name)
+    if any(task.name == name for task in settings.tasks):
+        raise TaskNameError(f"{config} has a task {name!r} already: `condu run {config}` trains it")
+    newest = Versions(open_store(settings.store, settings.s3.options())).newest()
+    if newest is not None and name in newest.state.tasks and not replace:
+        console.print(f"{name} is in version {newest.version}: it stays unless its data or recipe changed", style="dim")
+    source = data if ":" in data.split("/", 1)[0] else str(Path(data).expanduser().resolve())
+    one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=source),), "unseen": ()})
+    _run(one, replace=replace, evaluate=True, output=None, as_json=as_json)
+
+
+def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
+    from cluster.report import build_report
+    from cluster.report_page import write_report
+    from cluster.report_tables import report_tables
+    from cluster.run import measure_run, open_run, train_and_fuse
+
+    report: dict[str, Any] | None = None
+    with ray_session(config.ray) as ray:
+        this = open_run(config)
+        train_and_fuse(this, replace=replace, show=not as_json)
+        failed = [status for status in this.statuses if status.state == "failed"]
+        if not this.versions:
+            reasons = "\n".join(f"  {status.name}: {status.reason}" for status in failed)
+            raise ConduError(f"no task could be trained:\n{reasons}")
+        if evaluate:
+            with this.stage("evaluate"):
+                measured = ray.get(measure_run(this, ray))
+            report = build_report(this, measured)
+    if as_json:
+        print_json(report or {"version": max(this.versions.values()), "tasks": this.versions})
+    else:
+        for table in report_tables(report) if report else []:
+            console.print(table, "")
+        console.print(f"version [bold]{max(this.versions.values())}[/] in {config.store}")
+    if output is not None and report is not None:
+        write_report(report, output)
+        if not as_json:
+            console.print(f"report: {output / 'report.html'}")
+    if failed:
+        for status in failed:
+            errors.print(f"[bold red]failed[/] {status.name}: {status.reason}")
+        errors.print("The same command tries the failed tasks again.")
+        raise typer.Exit(_SOME_TASKS_FAILED)

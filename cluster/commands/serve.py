@@ -1,0 +1,40 @@
+"""`condu serve`: the HTTP service, until it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from cluster.commands.run import ConfigArgument
+from cluster.config import load_config
+from cluster.output import console
+from cluster.serving_config import serve_options
+from cluster.session import ray_session
+
+
+def serve(
+    config: ConfigArgument,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the configuration's.")] = None,
+) -> None:
+    """Serve the newest version over HTTP, and every newer one as soon as it is published. Stop with Ctrl-C."""
+    settings = load_config(config)
+    options = serve_options(settings, port=port)
+    stopped = threading.Event()
+    with ray_session(settings.ray):
+        from serving.app import start, stop
+
+        try:
+            start(options)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stopped.set())
+            console.print(
+                f"serving {options.store_url} on [bold]http://{options.host}:{options.port}[/]  (docs: /docs)"
+            )
+            console.print("stop with Ctrl-C")
+            stopped.wait()
+        finally:
+            stop()
+    console.print("stopped")

@@ -1,0 +1,125 @@
+"""The demo: the whole story on the embedded default, from files in the repository, offline.
+
+Fine-tune every task in parallel and fuse them; fuse the same experts in the other modes into scratch stores; train one
+model on task after task for comparison; measure all of it; then serve the result and ask it over HTTP.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config
+from cluster.measure import MeasuredSet
+from cluster.output import console
+from cluster.report import build_report
+from cluster.run import Run, jobs, measure_run, open_run, train_and_fuse
+from fusion.bases import get_base, put_base
+from fusion.cache import NodeCache
+from fusion.clip import build_clip
+from fusion.experts import ExpertRecord
+from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.store import S3Options, open_store
+from training.continual import continual_finetuning
+from training.data import load_task_data
+from training.task_queue import TaskJob
+
+MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
+
+
+def run_demo(config: Config, scratch: Path, ray: Any) -> tuple[Run, dict[str, Any]]:
+    """Train, fuse, compare and measure. Returns the run and its report, still without the answers over HTTP."""
+    console.rule("1. Fine-tune the experts, fuse them as they come")
+    run = open_run(config)
+    train_and_fuse(run)
+    fused = run.fused()
+    console.print(f"version {run.newest().version} in {config.store}: {', '.join(fused)}")
+    console.rule("2. The same experts in the other modes, and one model trained on task after task")
+    with run.stage("fuse"):
+        scratch_stores = _fuse_other_modes(run, scratch, ray)
+    with run.stage("evaluate"):
+        forgetting, measured = _measure_everything(run, scratch_stores, ray)
+    return run, build_report(run, measured, forgetting=forgetting)
+
+
+def _fuse_other_modes(run: Run, scratch: Path, ray: Any) -> list[tuple[str, str]]:
+    """Fuse the run's experts into a scratch store for each other mode, side by side."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    own = run.config.fusion.settings()
+    others = [mode for mode in MODES if mode["name"] != own["name"]]
+    records = [run.record(name) for name in run.fused()]
+    cache = run.cache
+    weights = {name: str(cache.path(record.expert)) for name, record in zip(run.fused(), records, strict=True)}
+    remote = ray.remote(num_cpus=1)(_fuse_mode)
+    urls = {mode["name"]: (scratch / mode["name"]).as_uri() for mode in others}
+    base = str(cache.path(run.base.weights))
+    ray.get([remote.remote(urls[mode["name"]], base, weights, records, mode) for mode in others])
+    return list(urls.items())
+
+
+def _fuse_mode(
+    url: str, base_path: str, weights: dict[str, str], records: Sequence[ExpertRecord], mode: dict[str, Any]
+) -> None:
+    store = open_store(url)
+    experts = [
+        ExpertToFuse(name, Path(path), record.classes, record.templates)
+        for (name, path), record in zip(weights.items(), records, strict=True)
+    ]
+    fuse_experts(NodeCache(store), put_base(store, Path(base_path)), experts, mode=mode)
+
+
+def _measure_everything(
+    run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any
+) -> tuple[list[list[int]], list[MeasuredSet]]:
+    """Continual fine-tuning on one core, measuring on the others; a line for whatever is finished."""
+    config = run.config
+    names = run.fused()
+    work = {job.name: job for job in jobs(config)}
+    remote = ray.remote(num_cpus=1)(_continual)
+    generator = remote.remote(config.store, run.options, config.cache, run.base.sha256, [work[n] for n in names])
+    measuring = measure_run(run, ray, modes=scratch_stores)
+    labels = dict(zip(measuring, [*names, *(task.name for task in config.unseen)], strict=True))
+    waiting: list[Any] = [generator, *measuring]
+    forgetting: list[list[int]] = []
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        if ready[0] is not generator:
+            console.print(f"measured {labels[ready[0]]}")
+            continue
+        try:
+            forgetting.append(ray.get(next(generator)))
+        except StopIteration:
+            continue
+        console.print(
+            f"continual fine-tuning: session {len(forgetting)} of {len(names)} ({names[len(forgetting) - 1]})"
+        )
+        waiting.append(generator)
+    return forgetting, ray.get(measuring)
+
+
+def _continual(
+    url: str, options: S3Options | None, cache_folder: str | None, base_sha256: str, work: Sequence[TaskJob]
+) -> Iterator[list[int]]:
+    store = open_store(url, options)
+    cache = NodeCache(store, Path(cache_folder) if cache_folder else None)
+    base = get_base(store, base_sha256)
+    clip = build_clip(base, cache.tensors(base.weights))
+    tasks = [
+        (
+            load_task_data(
+                job.name,
+                job.source,
+                classes=job.classes,
+                templates=job.templates,
+                few_shot=job.recipe.few_shot,
+                verify=False,
+                options=options,
+            ),
+            job.recipe,
+            job.seed,
+        )
+        for job in work
+    ]
+    yield from continual_finetuning(clip, tasks)

@@ -1,0 +1,74 @@
+"""The demo's last act: a real service, asked over HTTP about images that no model has seen."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from cluster.client import predict_over_http
+from cluster.output import console
+from cluster.run import Run
+from cluster.serving_config import serve_options
+from training.data import TaskData, load_task_data, load_test_data
+
+
+def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dict[str, Any]]:
+    """Start the service in this Ray session, ask it, stop it.
+
+    For every trained task an image with its task named and the same one with nothing said; for every never-trained
+    task an image with the task's classes as labels.
+    """
+    from serving.app import start, stop
+
+    options = serve_options(run.config, port=port)
+    server = f"http://{options.host}:{options.port}"
+    try:
+        start(options)
+        console.print(f"serving on {server}")
+        answers = []
+        for task in run.config.tasks:
+            if task.name not in run.versions:
+                continue
+            data = load_task_data(task.name, task.data, classes=task.classes, templates=task.templates, verify=False)
+            for index in _spread(len(data.test), images_per_set):
+                answers.append(_ask(server, data, index, "task"))
+                answers.append(_ask(server, data, index, "seen"))
+        for unseen in run.config.unseen:
+            data = load_test_data(unseen.name, unseen.data, verify=False)
+            answers += [_ask(server, data, index, "labels") for index in _spread(len(data.test), images_per_set)]
+        return answers
+    finally:
+        stop()
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _ask(server: str, data: TaskData, index: int, label_space: str) -> dict[str, Any]:
+    name = f"{data.name}/test/{index}"
+    asked: dict[str, Any] = {}
+    if label_space == "task":
+        asked = {"task": data.name}
+    elif label_space == "labels":
+        asked = {"labels": data.classes, "templates": data.templates}
+    answer = predict_over_http(server, [(name, data.test.encoded(index))], **asked)["predictions"][0]
+    truth = data.classes[int(data.test.labels[index])]
+    own_task = label_space != "seen" or answer["task"] == data.name
+    return {
+        "image": name,
+        "asked": label_space,
+        "truth": truth,
+        "answer": answer["label"] if label_space != "seen" else f"{answer['label']} ({answer['task']})",
+        "right": answer["label"] == truth and own_task,
+        "probability": answer["probability"],
+        "experts": answer["experts"],
+    }
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """`count` indices spread over a test set, the same every time."""
+    return [round((k + 0.5) * total / count) % total for k in range(min(count, total))]

@@ -1,0 +1,126 @@
+"""Measuring on the cluster: one Ray task a test set, each with its own base and one expert at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion.bases import Base
+from fusion.blobs import BlobRef
+from fusion.cache import NodeCache
+from fusion.clip import Clip, build_clip
+from fusion.manifest import Manifest
+from fusion.store import S3Options, open_store
+from fusion.versions import Versions
+from fusion.view import ViewLoader
+from training.data import TaskData, load_task_data, load_test_data
+from training.evaluate import SetMeasure, measure_set, measure_weights
+
+
+@dataclass(frozen=True)
+class MeasureJob:
+    """One test set and what to measure on it.
+
+    Attributes:
+        sessions: versions, session by session; the last one is the one that serves.
+        expert: weights of the task's own expert, as trained; None for a task that is never trained.
+        modes: other stores that hold the same experts in another mode: (mode, store URL).
+    """
+
+    store_url: str
+    store_options: S3Options | None
+    cache_folder: str | None
+    base: Base
+    sessions: tuple[int, ...]
+    name: str
+    source: str
+    classes: tuple[str, ...] | None
+    templates: tuple[str, ...] | None
+    expert: BlobRef | None
+    kinds: tuple[str, ...]
+    top_k: int
+    modes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """A test set measured, bool [N] each: session by session, its own expert, and the other modes' last version."""
+
+    sessions: SetMeasure
+    expert: np.ndarray | None
+    modes: dict[str, np.ndarray]
+
+
+def measure(job: MeasureJob) -> MeasuredSet:
+    """Run a job in this process."""
+    store = open_store(job.store_url, job.store_options)
+    cache = NodeCache(store, Path(job.cache_folder) if job.cache_folder else None)
+    base = _base_model(job.store_url, job.store_options, job.cache_folder, job.base.sha256)
+    test = load_test(job)
+    versions, views = Versions(store), ViewLoader(cache)
+    loaded = [views.load(versions.read(number)) for number in job.sessions]
+    return MeasuredSet(
+        sessions=measure_set(cache, base, loaded, test, kinds=job.kinds, top_k=job.top_k),
+        expert=measure_weights(cache, base, job.expert, test) if job.expert else None,
+        modes={mode: _measure_mode(url, base, test, job.top_k) for mode, url in job.modes},
+    )
+
+
+def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
+    """Start every job as a Ray task on one core; returns references to `MeasuredSet`s, in order."""
+    remote = ray.remote(num_cpus=1, max_retries=2)(measure)
+    return [remote.remote(job) for job in jobs]
+
+
+def load_test(job: MeasureJob) -> TaskData:
+    """The job's test set, with the classes and templates that the task is configured with."""
+    if job.expert is None:
+        return load_test_data(job.name, job.source, verify=False, options=job.store_options)
+    return load_task_data(
+        job.name,
+        job.source,
+        classes=job.classes,
+        templates=job.templates,
+        verify=False,
+        options=job.store_options,
+    )
+
+
+def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]) -> list[int]:
+    """For t = 1..T, the first version that holds exactly the first t tasks, with the experts of `manifest`.
+
+    Shorter than T where such a version is missing: gc took it, or several experts were fused in one call.
+    """
+    wanted = [{name: manifest.state.tasks[name].expert_sha256 for name in tasks[: t + 1]} for t in range(len(tasks))]
+    found: dict[int, int] = {}
+    for number in versions.all_numbers():
+        if number > manifest.version:
+            break
+        held = {name: entry.expert_sha256 for name, entry in versions.read(number).state.tasks.items()}
+        if held in wanted:
+            found.setdefault(wanted.index(held), number)
+    return [found[t] for t in sorted(found)]
+
+
+def _measure_mode(url: str, base: Clip, test: TaskData, top_k: int) -> np.ndarray:
+    cache = NodeCache(open_store(url))
+    manifest = Versions(cache.store).newest()
+    assert manifest is not None
+    view = ViewLoader(cache).load(manifest)
+    right = measure_set(cache, base, [view], test, kinds=("known",), top_k=top_k).right["known"][0]
+    assert right is not None
+    return right
+
+
+@lru_cache(maxsize=1)
+def _base_model(url: str, options: S3Options | None, cache_folder: str | None, sha256: str) -> Clip:
+    from fusion.bases import get_base
+
+    cache = NodeCache(open_store(url, options), Path(cache_folder) if cache_folder else None)
+    base = get_base(cache.store, sha256)
+    return build_clip(base, cache.tensors(base.weights))

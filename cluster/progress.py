@@ -1,0 +1,76 @@
+"""Live progress: one line a task on a terminal, one line an event elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from cluster.output import console
+from training.task_queue import TaskStatus
+
+
+class TaskProgress:
+    """Shows how every task stands, from waiting to fused. Use it as a context manager."""
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._statuses: list[TaskStatus] = []
+        self._versions: dict[str, int] = {}
+        self._told: dict[str, str] = {}
+        self._live = Live(console=console, refresh_per_second=4) if enabled and console.is_terminal else None
+
+    def __enter__(self) -> TaskProgress:
+        if self._live:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.__exit__(kind, error, trace)
+
+    def update(self, statuses: Sequence[TaskStatus]) -> None:
+        """Show new statuses."""
+        self._statuses = list(statuses)
+        self._draw()
+
+    def fused(self, task: str, version: int) -> None:
+        """Show that a version holds a task."""
+        self._versions[task] = version
+        self._draw()
+
+    def _draw(self) -> None:
+        if not self._enabled:
+            return
+        if self._live:
+            self._live.update(self._table())
+            return
+        for status in self._statuses:
+            said = self._event(status)
+            if said and self._told.get(status.name) != said:
+                self._told[status.name] = said
+                console.print(f"{status.name:<16} {said}")
+
+    def _event(self, status: TaskStatus) -> str | None:
+        if status.name in self._versions:
+            return f"fused, version {self._versions[status.name]}"
+        if status.state == "training":
+            return f"training (attempt {status.attempts})" if status.attempts > 1 else "training"
+        if status.state == "done":
+            return f"trained in {status.seconds:.0f} s" if status.seconds else "trained before"
+        return f"failed: {status.reason}" if status.state == "failed" else None
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for status in self._statuses:
+            bar = ProgressBar(total=max(status.steps, 1), completed=status.step, width=30)
+            loss = f"loss {status.loss:.2f}" if status.loss is not None else ""
+            seconds = f"{status.seconds:.0f} s" if status.seconds else ""
+            said = self._event(status) or "waiting"
+            table.add_row(status.name, bar, f"{status.step}/{status.steps}", loss, seconds, said)
+        return table

@@ -1,0 +1,235 @@
+"""A run: fine-tune every task of a configuration in parallel, fuse them in order, measure what came of it.
+
+Everything that a run makes is in the store under what went into it, so a run that was killed, or is started again, goes
+on where it was and trains nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.base_source import resolve_base
+from cluster.config import Config
+from cluster.fuser import OrderedFuser
+from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
+from cluster.progress import TaskProgress
+from fusion.bases import Base
+from fusion.blobs import canonical_json
+from fusion.cache import NodeCache
+from fusion.errors import BaseMismatchError, ConfigError, TaskNameError
+from fusion.experts import ExpertRecord, find_expert
+from fusion.manifest import Manifest
+from fusion.store import S3Options, Store, open_store
+from fusion.versions import Versions
+from training.evaluate import KINDS
+from training.task_queue import TaskJob, TaskStatus
+
+
+@dataclass
+class Run:
+    """What a run works with, and what it found so far."""
+
+    config: Config
+    store: Store
+    base: Base
+    statuses: list[TaskStatus] = field(default_factory=list)
+    versions: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def options(self) -> S3Options:
+        return self.config.s3.options()
+
+    @property
+    def cache(self) -> NodeCache:
+        return NodeCache(self.store, Path(self.config.cache) if self.config.cache else None)
+
+    @contextmanager
+    def stage(self, name: str) -> Any:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def record(self, task: str) -> ExpertRecord:
+        """The record of a task that this run trained or found."""
+        status = next(status for status in self.statuses if status.name == task)
+        record = find_expert(self.store, status.identity)
+        assert record is not None, "a task that is done has a record"
+        return record
+
+    def newest(self) -> Manifest:
+        manifest = Versions(self.store).newest()
+        assert manifest is not None, "a run that fused a task published a version"
+        return manifest
+
+    def fused(self) -> list[str]:
+        """The configured tasks that the newest version holds, in fused order."""
+        configured = {task.name for task in self.config.tasks}
+        return [name for name in self.newest().state.tasks if name in configured]
+
+
+def open_run(config: Config) -> Run:
+    """Check everything that can be checked without training: store, base, mode.
+
+    Raises: ConfigError, BaseMismatchError, and the store's errors.
+    """
+    if not config.tasks:
+        raise ConfigError("tasks: is empty: a run needs at least one task")
+    store = open_store(config.store, config.s3.options())
+    base = resolve_base(config.base, store)
+    check_store_matches(Versions(store).newest(), base, config, store.url)
+    return Run(config, store, base)
+
+
+def check_store_matches(parent: Manifest | None, base: Base, config: Config, url: str) -> None:
+    """Refuse a configuration whose base or mode is not the store's, before anything is spent."""
+    if parent is None:
+        return
+    if parent.base.sha256 != base.sha256:
+        raise BaseMismatchError(
+            f"base: {url} holds experts of another base ({parent.base.architecture}, {parent.base.sha256[:12]}…; the "
+            f"configured one is {base.sha256[:12]}…): one store has one base; use another store"
+        )
+    if dict(parent.mode) != config.fusion.settings():
+        raise ConfigError(
+            f"fusion: {url} is fused with {dict(parent.mode)}, the configuration says {config.fusion.settings()}: "
+            "a store keeps its mode; use the same one, or another store"
+        )
+
+
+def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> None:
+    """Train every task without an expert on lanes, fusing in the configured order meanwhile. Needs a Ray session.
+
+    Raises: TaskNameError when a configured name holds another expert and `replace` is off; whatever fusing raises.
+    """
+    from fusion.actor import FusionClient
+    from training.capacity import LaneOptions
+    from training.lanes import run_lanes
+
+    config = run.config
+    parent = Versions(run.store).newest()
+    client = FusionClient(config.store, run.options, num_cpus=config.fusion.num_cpus, cache_folder=config.cache)
+    options = {
+        "mode": config.fusion.settings(),
+        "archive": config.fusion.archive_experts,
+        "replace": replace,
+        "created": {"config": config_hash(config)},
+    }
+    train = config.train
+    lanes = LaneOptions(
+        lanes=train.lanes,
+        workers=train.workers,
+        num_cpus=train.num_cpus,
+        num_gpus=train.num_gpus,
+        accelerator_type=train.accelerator_type,
+        max_attempts=train.max_attempts,
+    )
+    with TaskProgress(enabled=show) as progress:
+        fuser = OrderedFuser(client, run.store, run.base, options, progress.fused)
+        first = True
+
+        def on_status(statuses: list[TaskStatus]) -> None:
+            nonlocal first
+            if first and parent is not None and not replace:
+                _refuse_taken_names(run.store, parent, statuses)
+            first = False
+            progress.update(statuses)
+            fuser.update(statuses)
+
+        with run.stage("train"):
+            run.statuses = run_lanes(config.store, run.options, run.base, jobs(config), lanes, on_status)
+        with run.stage("fuse"):
+            fuser.update(run.statuses)
+            run.versions = fuser.finish()
+
+
+def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) -> list[Any]:
+    """Start measuring the run's tasks and its never-trained ones; references to `MeasuredSet`s, trained ones first."""
+    config = run.config
+    manifest = run.newest()
+    fused = run.fused()
+    sessions = tuple(session_history(Versions(run.store), manifest, fused)) or (manifest.version,)
+    common: dict[str, Any] = {
+        "store_url": config.store,
+        "store_options": run.options,
+        "cache_folder": config.cache,
+        "base": run.base,
+        "top_k": config.predict.top_k,
+    }
+    settings = {task.name: task for task in config.tasks}
+    work = [
+        MeasureJob(
+            **common,
+            sessions=sessions,
+            name=name,
+            source=settings[name].data,
+            classes=settings[name].classes,
+            templates=settings[name].templates,
+            expert=run.record(name).expert,
+            kinds=KINDS,
+            modes=tuple(modes),
+        )
+        for name in fused
+    ]
+    work += [
+        MeasureJob(
+            **common,
+            sessions=sessions[-1:],
+            name=task.name,
+            source=task.data,
+            classes=None,
+            templates=None,
+            expert=None,
+            kinds=("unknown",),
+        )
+        for task in config.unseen
+    ]
+    return measure_all(ray, work)
+
+
+def split_measures(run: Run, measured: Sequence[MeasuredSet]) -> tuple[list[MeasuredSet], list[MeasuredSet]]:
+    """Trained tasks, never-trained ones."""
+    count = len(measured) - len(run.config.unseen)
+    return list(measured[:count]), list(measured[count:])
+
+
+def jobs(config: Config) -> list[TaskJob]:
+    """What the lanes get to do. Every task has the run's seed: its identity says what else decides the result."""
+    return [
+        TaskJob(
+            name=task.name,
+            source=task.data,
+            recipe=config.recipe(task),
+            seed=config.seed,
+            classes=task.classes,
+            templates=task.templates,
+        )
+        for task in config.tasks
+    ]
+
+
+def config_hash(config: Config) -> str:
+    """sha256 of the configuration as it was understood."""
+    return hashlib.sha256(canonical_json(config.model_dump(mode="json"))).hexdigest()
+
+
+def _refuse_taken_names(store: Store, parent: Manifest, statuses: Sequence[TaskStatus]) -> None:
+    for status in statuses:
+        entry = parent.state.tasks.get(status.name)
+        if entry is None or not status.identity:
+            continue
+        record = find_expert(store, status.identity)
+        if record is None or record.expert.sha256 != entry.expert_sha256:
+            raise TaskNameError(
+                f"task name {status.name!r} is taken in version {parent.version} of {store.url} by an expert of other "
+                "data, recipe or seed: give the task another name, or replace the old expert with --replace"
+            )

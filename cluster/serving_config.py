@@ -1,0 +1,31 @@
+"""From a configuration to the options of a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.config import Config
+from serving.options import ServeOptions
+
+
+def serve_options(config: Config, *, port: int | None = None) -> ServeOptions:
+    """What `condu serve CONFIG` starts. Raises `ConfigError` for choices that can't work together."""
+    serve = config.serve
+    return ServeOptions(
+        store_url=config.store,
+        store_options=config.s3.options(),
+        cache_folder=Path(config.cache) if config.cache else None,
+        top_k=config.predict.top_k,
+        host=serve.host,
+        port=port or serve.port,
+        min_replicas=serve.replicas.min,
+        max_replicas=serve.replicas.max,
+        num_cpus=serve.num_cpus,
+        num_gpus=serve.num_gpus,
+        cached_experts=serve.cached_experts,
+        max_batch_size=serve.max_batch_size,
+        batch_wait_s=serve.batch_wait_s,
+        poll_s=serve.poll_s,
+        request_timeout_s=serve.request_timeout_s,
+        max_queued_requests=serve.max_queued_requests,
+    )

@@ -1,0 +1,81 @@
+"""The Ray session: a local Ray whose ports are on loopback, or a cluster that is there already.
+
+Ray executes what it is sent, so a local session listens on 127.0.0.1 only and wants a token that lives as long as the
+session. Ray decides both while it is imported: import it through here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.config import RayConfig
+from fusion.errors import ConfigError
+
+_LOOPBACK = "127.0.0.1"
+_OBJECT_STORE_BYTES = 256 << 20
+"""References travel, not tensors: what lies in Ray's object store here are small results."""
+
+
+@contextmanager
+def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
+    """Connect to Ray for the duration of a block, and give its module.
+
+    Args:
+        config: where Ray is.
+        quiet: keep the logs of Ray's processes in their files instead of the terminal.
+    Raises: ConfigError when the address does not answer.
+    """
+    local = config.address == "local"
+    if local:
+        _prepare_local()
+    import ray
+
+    if ray.is_initialized():  # somebody else's session: theirs to end
+        yield ray
+        return
+    options: dict[str, Any] = {
+        "log_to_driver": not quiet,
+        "logging_level": logging.ERROR if quiet else logging.INFO,
+        "namespace": "condu",
+    }
+    if local:
+        options |= {
+            "address": "local",
+            "num_cpus": config.num_cpus,
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": _LOOPBACK,
+        }
+    else:
+        options["address"] = config.address
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"ray.address: {config.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on this "
+            "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`"
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _prepare_local() -> None:
+    """Environment of a local Ray and of every process that it starts. What the user has set stays."""
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the user's home, 0644
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "ray" not in sys.modules:
+        # the one switch by which Ray takes 127.0.0.1 for a node's address, and then listens on nothing else
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -1,0 +1,116 @@
+"""What botocore raises, turned into our errors: what failed, at which URL and key, and the next step.
+
+`KeyTakenError` and `WriteConflictError` stay inside the store: they are answers, not failures.
+"""
+
+from __future__ import annotations
+
+from botocore import exceptions as boto
+from botocore.exceptions import ClientError
+from urllib3.exceptions import HTTPError
+
+from fusion.errors import StoreAccessError, StoreError, StoreUnavailableError
+from fusion.store.keys import not_found
+
+
+class KeyTakenError(StoreError):
+    """412: the condition did not hold, the key has an object."""
+
+
+class WriteConflictError(StoreError):
+    """409: another write to the key is under way. Nothing is decided yet: try again."""
+
+
+BROKEN_STREAM = (
+    boto.IncompleteReadError,
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    HTTPError,
+    OSError,
+)
+"""A connection that was never made, or that ended before the last byte: all worth another attempt."""
+
+_CONDITIONAL = {"put_object", "complete_multipart_upload"}
+_PERMISSIONS = "s3:GetObject, s3:PutObject, s3:DeleteObject, s3:AbortMultipartUpload and s3:ListBucket"
+_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_PROFILE, and that they belong to this endpoint"
+_REGION = "set `region` to the bucket's own region (and `endpoint_url` to its endpoint, if it is not Amazon's)"
+_ACCESS = {
+    "AccessDenied": f"the credentials in use need {_PERMISSIONS} there",
+    "Forbidden": f"the credentials in use need {_PERMISSIONS} there",
+    "403": f"check the credentials, and that they allow {_PERMISSIONS} there",
+    "AllAccessDisabled": "the provider has closed this bucket: ask it",
+    "InvalidAccessKeyId": f"the endpoint does not know this access key: {_CREDENTIALS}",
+    "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_CREDENTIALS}",
+    "InvalidToken": "the session token is not valid: renew the credentials",
+    "ExpiredToken": "the session token has expired: renew the credentials",
+    "RequestTimeTooSkewed": "this machine's clock is off by more than 15 minutes: set it, then run it again",
+    "NoSuchBucket": "make the bucket, or check its name, `region` and `endpoint_url`",
+    "InvalidBucketName": "check the bucket's name in the store's URL",
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "IllegalLocationConstraintException": _REGION,
+    "301": _REGION,
+    "NotImplemented": "the endpoint lacks a call that condu needs: take another, see `condu doctor`",
+}
+_BUSY = {
+    "SlowDown",
+    "RequestTimeout",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+    "InternalError",
+}
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.TokenRetrievalError,
+    boto.UnauthorizedSSOTokenError,
+    boto.SSOTokenLoadError,
+    boto.ProfileNotFound,
+    boto.NoRegionError,
+)
+
+
+def explain(error: Exception, operation: str, url: str, key: str, endpoint: str) -> StoreError:
+    """The error to raise instead of `error`, which botocore raised in `operation` (its method's name)."""
+    where = f"{url}/{key}" if key else url
+    what = f"{operation} of {where} at {endpoint} failed ({error})"
+    if isinstance(error, ClientError):
+        return _refusal(error, operation, url, key, what)
+    if isinstance(error, boto.SSLError):
+        return StoreAccessError(f"{what}: set `ca_bundle` to the certificate authority of this endpoint")
+    if isinstance(error, _NO_CREDENTIALS):
+        return StoreAccessError(
+            f"{what}: no usable credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give "
+            "this machine a profile or role"
+        )
+    if isinstance(error, BROKEN_STREAM):
+        return StoreUnavailableError(
+            f"{what}: check `endpoint_url`, the network and that the endpoint runs; then try again"
+        )
+    return StoreError(f"{what}: check the S3 options and the store's URL")
+
+
+def code_of(error: StoreError) -> str:
+    """S3's own code for what became `error`, such as `NoSuchUpload`; '' where the endpoint did not answer."""
+    cause = error.__cause__
+    return str(cause.response.get("Error", {}).get("Code", "")) if isinstance(cause, ClientError) else ""
+
+
+def _refusal(error: ClientError, operation: str, url: str, key: str, what: str) -> StoreError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    if operation in _CONDITIONAL and (code == "PreconditionFailed" or status == 412):
+        return KeyTakenError(what)
+    if operation in _CONDITIONAL and (code == "ConditionalRequestConflict" or status == 409):
+        return WriteConflictError(what)
+    if operation == "head_bucket" and status == 404:
+        code = "NoSuchBucket"
+    if code in _ACCESS or code.startswith("KMS.") or status in (401, 403):
+        return StoreAccessError(f"{what}: {_ACCESS.get(code, 'check the permissions of the credentials in use')}")
+    if code in _BUSY or status == 429 or status >= 500:
+        return StoreUnavailableError(f"{what}: the endpoint is overloaded or broken. Try again later")
+    if code in ("NoSuchKey", "404"):
+        return not_found(url, key)
+    return StoreError(f"{what}: if the endpoint is not Amazon's, try checksum: when_required, and see `condu doctor`")

@@ -1,0 +1,90 @@
+"""A store with a tiny base and experts that differ from it a little, and what asks a service about them."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fusion.bases import Base
+from fusion.blobs import new_nonce, put_file, scratch_file
+from fusion.cache import NodeCache
+from fusion.clip import build_clip
+from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.manifest import Manifest
+from fusion.prototypes import class_prototypes
+from fusion.store import Store
+from fusion.tensors import write_tensors
+from tests.tiny import COLOURS, SHAPES, picture, tiny_base
+
+TASKS: dict[str, tuple[str, ...]] = {"colours": tuple(COLOURS), "shapes": SHAPES, "pair": ("red", "circle", "tree")}
+TEMPLATES = ("a {} picture.", "{}.")
+
+
+def publish_tasks(
+    store: Store, tasks: dict[str, tuple[str, ...]] | None = None, *, seed: int = 0, base: Base | None = None
+) -> Manifest:
+    """Fuse one expert a task, the base plus noise, in mode `signed`; the manifest of the version."""
+    base = base or tiny_base(store)
+    cache = NodeCache(store)
+    clip = build_clip(base, cache.tensors(base.weights))
+    random = np.random.default_rng(seed)
+    experts = []
+    for number, (name, classes) in enumerate((TASKS if tasks is None else tasks).items()):
+        noise = torch.Generator().manual_seed(1000 * seed + number)
+        tensors = {
+            key: (value + 0.05 * torch.randn(value.shape, generator=noise) if value.is_floating_point() else value)
+            for key, value in clip.model.state_dict().items()
+        }
+        images = [picture(label, random) for label in classes for _ in range(2)]
+        prototypes = class_prototypes(
+            clip.image_features(clip.pixels(images)),
+            torch.arange(len(classes)).repeat_interleave(2),
+            clip.class_features(classes, TEMPLATES),
+        )
+        with scratch_file(store) as path:
+            write_tensors(path, {"prototypes": prototypes})
+            found = put_file(store, path, nonce=new_nonce())
+        with scratch_file(store) as path:
+            write_tensors(path, {key: value.contiguous() for key, value in tensors.items()})
+            weights = put_file(store, path, nonce=new_nonce())
+        experts.append(ExpertToFuse(name, weights, classes, TEMPLATES, found))
+    return fuse_experts(cache, base, experts, mode={"name": "signed", "bits": 2}, replace=True).manifest
+
+
+def pictures(*names: str, seed: int = 7, size: int = 36) -> list[Image.Image]:
+    random = np.random.default_rng(seed)
+    return [picture(name, random, size=size) for name in names]
+
+
+def png(image: Image.Image) -> bytes:
+    body = io.BytesIO()
+    image.save(body, "PNG")
+    return body.getvalue()
+
+
+def form_of(images: Sequence[Image.Image | bytes]) -> list[tuple[str, tuple[str, bytes, str]]]:
+    """What httpx calls `files`: `0.png`, `1.png`, …"""
+    bodies = [image if isinstance(image, bytes) else png(image) for image in images]
+    return [("image", (f"{i}.png", body, "image/png")) for i, body in enumerate(bodies)]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def error_of(answer: Any) -> str:
+    """The message of an error, whose shape is checked on the way."""
+    body = answer.json()
+    assert set(body) == {"error"}, body
+    assert set(body["error"]) == {"type", "message"}, body
+    message: str = body["error"]["message"]
+    return message

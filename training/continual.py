@@ -1,0 +1,30 @@
+"""Plain continual fine-tuning: one model trained on task after task. The baseline that forgets, for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from fusion.clip import Clip
+from fusion.predictor import ExpertModel
+from training.data import TaskData
+from training.evaluate import load_pixels, right_of
+from training.finetune import finetune
+from training.recipe import Recipe
+
+
+def continual_finetuning(clip: Clip, tasks: Sequence[tuple[TaskData, Recipe, int]]) -> Iterator[list[int]]:
+    """Fine-tune one model on all tasks in their order, measuring it on every test set after each.
+
+    Args:
+        clip: the base; it is trained in place.
+        tasks: data, recipe and seed of each task: the same that its expert was trained with.
+    Yields: after each session the correct answers on every task, over that task's classes.
+    """
+    pixels = [load_pixels(clip, data) for data, _, _ in tasks]
+    for data, recipe, seed in tasks:
+        finetune(clip, data, recipe, seed=seed)
+        model = ExpertModel(clip)  # a fresh cache of text features: the text tower has moved
+        yield [
+            int(right_of(model, clip.image_features(images), test).sum())
+            for images, (test, _, _) in zip(pixels, tasks, strict=True)
+        ]
