@@ -81,6 +81,7 @@ class FusionClient:
         self._arguments = (store_url, store_options, cache_folder)
         self._num_cpus = num_cpus
         self.name = actor_name(store_url)
+        self._handle: Any = None  # held: Ray ends a named actor when the last handle to it goes
 
     def fuse(self, base: Base, experts: Sequence[ExpertToFuse], **options: Any) -> int:
         """As `FusionActor.fuse`, whatever happens to the actor meanwhile. Raises what fusing raises.
@@ -96,13 +97,15 @@ class FusionClient:
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         for attempt in range(_MAX_ATTEMPTS):
             try:
-                return ray.get(getattr(self._actor(), method).remote(*args, **kwargs))
+                self._handle = self._handle or self._actor()
+                return ray.get(getattr(self._handle, method).remote(*args, **kwargs))
             except RayTaskError as error:
                 if isinstance(error.cause, ConduError):
                     raise error.cause from None
                 raise
             except (ActorUnavailableError, RayActorError) as error:
                 _logger.warning("the fusion actor died (attempt %d of %d): %s", attempt + 1, _MAX_ATTEMPTS, error)
+                self._handle = None
                 time.sleep(0.2 * 2**attempt)
         raise StoreUnavailableError(
             f"the fusion actor died {_MAX_ATTEMPTS} times over one call. Usually it ran out of memory: `ray memory` and "

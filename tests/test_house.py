@@ -1,0 +1,64 @@
+"""The house: imports run one way, Ray stays where it is allowed, and nothing that is read is unpickled."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("fusion", "training", "serving", "cluster")
+MAY_IMPORT = {
+    "fusion": set(),
+    "training": {"fusion"},
+    "serving": {"fusion"},
+    "cluster": {"fusion", "training", "serving"},
+}
+RAY_IS_FOR = ("fusion/actor.py", "training/lane", "training/task_queue.py", "serving/", "cluster/")
+UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def modules() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_run_one_way(package: str) -> None:
+    for path in sorted((ROOT / package).rglob("*.py")):
+        ours = {name.split(".")[0] for name in imports(path)} & set(PACKAGES)
+        assert ours - {package} <= MAY_IMPORT[package], path
+
+
+def test_ray_is_imported_only_where_it_runs() -> None:
+    for path in modules():
+        if any(name.split(".")[0] == "ray" for name in imports(path)):
+            assert str(path.relative_to(ROOT)).startswith(RAY_IS_FOR), path
+
+
+def test_nothing_that_is_read_is_unpickled() -> None:
+    for path in modules():
+        assert not {name.split(".")[0] for name in imports(path)} & UNPICKLERS, path
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        names = {ast.unparse(call.func) for call in calls}
+        assert not names & {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load"}, path
+
+
+def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "import fusion.predictor, fusion.fuse, training.finetune, training.evaluate, training.data, training.continual\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
