@@ -1,7 +1,7 @@
 """The Ray session: a local Ray whose ports are on loopback, or a cluster that is there already.
 
 Ray executes what it is sent, so a local session listens on 127.0.0.1 only and wants a token that lives as long as the
-session. Ray decides both while it is imported: import it through here.
+session. Ray decides both while it is imported, so whatever imports it is imported inside the block.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
 
 def _prepare_local() -> None:
     """Environment of a local Ray and of every process that it starts. What the user has set stays."""
+    if "ray" in sys.modules:
+        import ray
+
+        assert ray.is_initialized(), "ray was imported outside of a session: its ports would be open to the network"
+        return
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the user's home, 0644
@@ -76,6 +81,5 @@ def _prepare_local() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "ray" not in sys.modules:
-        # the one switch by which Ray takes 127.0.0.1 for a node's address, and then listens on nothing else
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # the one switch by which Ray takes 127.0.0.1 for a node's address, and then listens on nothing else
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -27,16 +27,16 @@ def demo(
     ),
 ) -> None:
     """Fine-tune small real tasks in parallel, fuse, compare, and serve them over HTTP. Minutes on 2 cores."""
-    from cluster.demo import run_demo
-    from cluster.demo_service import ask_held_out_images, free_port
-    from cluster.report_page import write_report
-    from cluster.report_tables import report_tables
-
     start = time.perf_counter()
     if not config.is_file():
         raise ConfigError(f"{config}: no such file. The demo's data is part of the repository: run it from a clone")
     settings, written = _into_folder(load_config(config), output.resolve())
     with ray_session(settings.ray) as ray:
+        from cluster.demo import run_demo
+        from cluster.demo_service import ask_held_out_images, free_port
+        from cluster.report_page import write_report
+        from cluster.report_tables import report_tables
+
         run, report = run_demo(settings, output.resolve() / "scratch", ray)
         for part in report_tables(report):
             console.print(part, "")

@@ -55,13 +55,13 @@ def add_task(
 
 
 def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
-    from cluster.report import build_report
-    from cluster.report_page import write_report
-    from cluster.report_tables import report_tables
-    from cluster.run import measure_run, open_run, train_and_fuse
-
     report: dict[str, Any] | None = None
     with ray_session(config.ray) as ray:
+        from cluster.report import build_report
+        from cluster.report_page import write_report
+        from cluster.report_tables import report_tables
+        from cluster.run import measure_run, open_run, train_and_fuse
+
         this = open_run(config)
         train_and_fuse(this, replace=replace, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
