@@ -11,11 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config
 from cluster.measure import MeasuredSet
 from cluster.output import console
 from cluster.report import build_report
-from cluster.run import Run, jobs, measure_run, open_run, train_and_fuse
+from cluster.run import Run, jobs, measure_run, train_and_fuse
 from fusion.bases import get_base, put_base
 from fusion.cache import NodeCache
 from fusion.clip import build_clip
@@ -29,19 +28,17 @@ from training.task_queue import TaskJob
 MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
 
 
-def run_demo(config: Config, scratch: Path, ray: Any) -> tuple[Run, dict[str, Any]]:
-    """Train, fuse, compare and measure. Returns the run and its report, still without the answers over HTTP."""
+def run_demo(run: Run, scratch: Path, ray: Any) -> dict[str, Any]:
+    """Train, fuse, compare and measure. Returns the report, still without the answers over HTTP."""
     console.rule("1. Fine-tune the experts, fuse them as they come")
-    run = open_run(config)
     train_and_fuse(run)
-    fused = run.fused()
-    console.print(f"version {run.newest().version} in {config.store}: {', '.join(fused)}")
+    console.print(f"version {run.newest().version} in {run.config.store}: {', '.join(run.fused())}")
     console.rule("2. The same experts in the other modes, and one model trained on task after task")
     with run.stage("fuse"):
         scratch_stores = _fuse_other_modes(run, scratch, ray)
     with run.stage("evaluate"):
         forgetting, measured = _measure_everything(run, scratch_stores, ray)
-    return run, build_report(run, measured, forgetting=forgetting)
+    return build_report(run, measured, forgetting=forgetting)
 
 
 def _fuse_other_modes(run: Run, scratch: Path, ray: Any) -> list[tuple[str, str]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fusion.actor import FusionClient
 from fusion.bases import Base
 from fusion.experts import ExpertRecord, find_expert
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
+from fusion.versions import Versions
 from training.task_queue import TaskStatus
+
+if TYPE_CHECKING:  # it imports Ray, and a session decides first how
+    from fusion.actor import FusionClient
 
 
 class OrderedFuser:
@@ -35,6 +38,7 @@ class OrderedFuser:
     ) -> None:
         self._client = client
         self._store = store
+        self._versions = Versions(store)
         self._base = base
         self._options = dict(options)
         self._on_fused = on_fused
@@ -62,8 +66,13 @@ class OrderedFuser:
     def _fuse(self, status: TaskStatus) -> int:
         record = find_expert(self._store, status.identity)
         assert isinstance(record, ExpertRecord), "a task that is done has a record"
-        expert = ExpertToFuse.from_record(_named(record, status.name))
-        version = self._client.fuse(self._base, [expert], **self._options)
+        newest = self._versions.newest()
+        entry = newest.state.tasks.get(status.name) if newest else None
+        if newest and entry and entry.expert_sha256 == record.expert.sha256:
+            version = newest.version  # fused by an earlier run: no need to wake the actor
+        else:
+            expert = ExpertToFuse.from_record(_named(record, status.name))
+            version = self._client.fuse(self._base, [expert], **self._options)
         self._on_fused(status.name, version)
         return version
 

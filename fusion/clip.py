@@ -6,10 +6,12 @@ Letters: B images, C classes, D embedding dimensions, H x W pixels.
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 import logging
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ class Clip:
 
     def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Zero-shot weights of classes: the mean over templates of unit text features, made unit again, [C, D]."""
-        texts = [template.format(name) for name in classes for template in templates]
+        texts = [template.replace("{}", name) for name in classes for template in templates]
         features = self.text_features(texts).reshape(len(classes), len(templates), -1).mean(1)
         return nn.functional.normalize(features, dim=-1)
 
@@ -157,8 +159,6 @@ def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[
         return path.stem, model_cfg, _preprocess_dict(model_cfg, config.get("preprocess_cfg") or {})
     model_cfg = open_clip.get_model_config(architecture)
     if model_cfg is None:
-        import difflib
-
         near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ConfigError(f"base.architecture: open_clip has no architecture {architecture!r}{hint}")
@@ -166,10 +166,9 @@ def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[
 
 
 def _preprocess_dict(model_cfg: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     size = model_cfg["vision_cfg"].get("image_size", 224)
-    return asdict(PreprocessCfg(**{"size": size, **given}))
+    values = asdict(PreprocessCfg(**{"size": size, **given}))
+    return json.loads(json.dumps(values))  # as the store gives it back: lists, no tuples
 
 
 def _preprocess_cfg(values: Mapping[str, Any]) -> PreprocessCfg:

@@ -71,7 +71,7 @@ class StoreError(ConduError):
     http_status = 503
 
 
-class StoreUrlError(StoreError):
+class StoreUrlError(ConfigError):
     """A store URL that names no store we know."""
 
 

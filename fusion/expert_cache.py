@@ -38,13 +38,26 @@ class ExpertCache(Generic[Value]):
             with self._lock:
                 if key in self._values:
                     return self._values[key]
-            value = build()
+            try:
+                value = build()
+            except BaseException:
+                with self._lock:
+                    self._building.pop(key, None)
+                raise
             with self._lock:
                 self._values[key] = value
                 self._building.pop(key, None)
                 while len(self._values) > self.capacity:
                     self._values.popitem(last=False)
             return value
+
+    def peek(self, key: str) -> Value | None:
+        """The value of a key if it is in memory; counts as a use."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key]
 
     def keys(self) -> list[str]:
         """Keys in memory, least recently used first."""

@@ -6,6 +6,7 @@ Fusing an expert that the newest version already holds is a no-op; another exper
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -153,8 +154,6 @@ def read_record(cache: NodeCache, manifest: Manifest, task: str) -> TaskRecord:
 
 def unknown_task(task: str, manifest: Manifest) -> str:
     """The message for a task that a version lacks, with the nearest names."""
-    import difflib
-
     near = difflib.get_close_matches(task, manifest.state.tasks, n=3) or list(manifest.state.tasks)[:5]
     return f"version {manifest.version} has no task {task!r}" + (f": did you mean {', '.join(near)}?" if near else "")
 

@@ -14,6 +14,7 @@ Letters: B images, C classes, D dimensions, T tasks. Source: ConDU (arXiv 2503.1
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,8 +72,6 @@ class Query:
         if not self.task:
             raise LabelSpaceError("label space 'task' needs the name of a task")
         if self.task not in view.tasks:
-            import difflib
-
             near = difflib.get_close_matches(self.task, view.tasks, n=3) or list(view.tasks)[:5]
             hint = f": did you mean {', '.join(near)}?" if near else ": it has none yet"
             raise UnknownTaskError(f"version {view.version} has no task {self.task!r}{hint}")

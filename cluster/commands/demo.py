@@ -10,7 +10,12 @@ import typer
 import yaml
 
 from cluster.config import Config, load_config
+from cluster.demo import run_demo
+from cluster.demo_service import ask_held_out_images, free_port
 from cluster.output import console, table
+from cluster.report_page import write_report
+from cluster.report_tables import report_tables
+from cluster.run import open_run
 from cluster.session import ray_session
 from fusion.errors import ConfigError
 
@@ -31,13 +36,9 @@ def demo(
     if not config.is_file():
         raise ConfigError(f"{config}: no such file. The demo's data is part of the repository: run it from a clone")
     settings, written = _into_folder(load_config(config), output.resolve())
+    run = open_run(settings)
     with ray_session(settings.ray) as ray:
-        from cluster.demo import run_demo
-        from cluster.demo_service import ask_held_out_images, free_port
-        from cluster.report_page import write_report
-        from cluster.report_tables import report_tables
-
-        run, report = run_demo(settings, output.resolve() / "scratch", ray)
+        report = run_demo(run, output.resolve() / "scratch", ray)
         for part in report_tables(report):
             console.print(part, "")
         console.rule("3. Serve it, and ask")

@@ -10,11 +10,13 @@ import typer
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, TaskConfig, load_config
 from cluster.output import console, errors, print_json
+from cluster.report import build_report
+from cluster.report_page import write_report
+from cluster.report_tables import report_tables
+from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
 from fusion.errors import ConduError, TaskNameError
 from fusion.manifest import check_task_name
-from fusion.store import open_store
-from fusion.versions import Versions
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow other experts under names that are taken.")]
@@ -46,9 +48,6 @@ def add_task(
     check_task_name(name)
     if any(task.name == name for task in settings.tasks):
         raise TaskNameError(f"{config} has a task {name!r} already: `condu run {config}` trains it")
-    newest = Versions(open_store(settings.store, settings.s3.options())).newest()
-    if newest is not None and name in newest.state.tasks and not replace:
-        console.print(f"{name} is in version {newest.version}: it stays unless its data or recipe changed", style="dim")
     source = data if ":" in data.split("/", 1)[0] else str(Path(data).expanduser().resolve())
     one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=source),), "unseen": ()})
     _run(one, replace=replace, evaluate=True, output=None, as_json=as_json)
@@ -56,13 +55,8 @@ def add_task(
 
 def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
     report: dict[str, Any] | None = None
+    this = open_run(config)
     with ray_session(config.ray) as ray:
-        from cluster.report import build_report
-        from cluster.report_page import write_report
-        from cluster.report_tables import report_tables
-        from cluster.run import measure_run, open_run, train_and_fuse
-
-        this = open_run(config)
         train_and_fuse(this, replace=replace, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:

@@ -14,25 +14,25 @@ from PIL import Image
 from fusion.bases import Base
 from fusion.blobs import new_nonce, put_file, scratch_file
 from fusion.cache import NodeCache
-from fusion.clip import build_clip
+from fusion.clip import Clip, build_clip
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.manifest import Manifest
 from fusion.prototypes import class_prototypes
 from fusion.store import Store
 from fusion.tensors import write_tensors
+from fusion.versions import Versions
 from tests.tiny import COLOURS, SHAPES, picture, tiny_base
 
 TASKS: dict[str, tuple[str, ...]] = {"colours": tuple(COLOURS), "shapes": SHAPES, "pair": ("red", "circle", "tree")}
 TEMPLATES = ("a {} picture.", "{}.")
 
 
-def publish_tasks(
-    store: Store, tasks: dict[str, tuple[str, ...]] | None = None, *, seed: int = 0, base: Base | None = None
-) -> Manifest:
+def publish_tasks(store: Store, tasks: dict[str, tuple[str, ...]] | None = None, *, seed: int = 0) -> Manifest:
     """Fuse one expert a task, the base plus noise, in mode `signed`; the manifest of the version."""
-    base = base or tiny_base(store)
+    newest = Versions(store).newest()
+    base = newest.base if newest else tiny_base(store)
     cache = NodeCache(store)
-    clip = build_clip(base, cache.tensors(base.weights))
+    clip = _clip(base, cache)
     random = np.random.default_rng(seed)
     experts = []
     for number, (name, classes) in enumerate((TASKS if tasks is None else tasks).items()):
@@ -55,6 +55,15 @@ def publish_tasks(
             weights = put_file(store, path, nonce=new_nonce())
         experts.append(ExpertToFuse(name, weights, classes, TEMPLATES, found))
     return fuse_experts(cache, base, experts, mode={"name": "signed", "bits": 2}, replace=True).manifest
+
+
+_clips: dict[str, Clip] = {}
+
+
+def _clip(base: Base, cache: NodeCache) -> Clip:
+    if base.sha256 not in _clips:
+        _clips[base.sha256] = build_clip(base, cache.tensors(base.weights))
+    return _clips[base.sha256]
 
 
 def pictures(*names: str, seed: int = 7, size: int = 36) -> list[Image.Image]:

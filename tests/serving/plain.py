@@ -39,9 +39,7 @@ class PlainModels:
     async def base_logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
         self.asked.append("base")
         unit = torch.from_numpy(features)
-        return [
-            self.shelf.base.feature_logits(unit[list(j.images)], j.classes, j.templates).numpy() for j in jobs
-        ]
+        return [self.shelf.base.feature_logits(unit[list(j.images)], j.classes, j.templates).numpy() for j in jobs]
 
     async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
         assert job.task is not None

@@ -1,0 +1,1 @@
+"""Answers requests: the HTTP service on Ray Serve, from whatever version the store has now."""

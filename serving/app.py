@@ -1,0 +1,201 @@
+"""Starts and stops the service on a Ray cluster that is there already."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from fusion.errors import BaseMismatchError, ConfigError
+from fusion.store import open_store
+from fusion.versions import Versions
+from serving.errors import StartError
+from serving.ingress import Ingress
+from serving.options import ServeOptions
+from serving.replicas import BaseReplica, ExpertReplica, expert_window
+from serving.watch import newest_readable
+
+logger = logging.getLogger(__name__)
+
+APP_NAME = "condu"
+INGRESS, BASE, EXPERTS = "Ingress", "Base", "Experts"
+_RETRY_AFTER_S = 1.0
+_GRACE_S = 5.0
+_MESSAGE_LINES = 6
+
+
+def build_app(options: ServeOptions) -> serve.Application:
+    """The three deployments: ingress, base, experts, each with the replicas that `options` gives."""
+    inner = {
+        # who was let in at the ingress is not to be turned away half-way: a prediction asks up to max_top_k experts
+        "max_queued_requests": options.max_queued_requests * options.max_top_k,
+        "logging_config": {"enable_access_log": False},  # the ingress logs a request once, not once a hop
+    }
+    base = _deploy(BaseReplica, BASE, options, max_ongoing_requests=2 * options.max_batch_size, **inner)
+    experts = _deploy(ExpertReplica, EXPERTS, options, max_ongoing_requests=expert_window(options), **inner)
+    # The ingress counts its predictions itself and answers 429 in our own shape, while health checks still get
+    # through; Serve's own bound lies above and catches what comes faster than that.
+    ingress = _deploy(
+        serve.ingress()(Ingress),
+        INGRESS,
+        options,
+        max_ongoing_requests=2 * options.max_queued_requests,
+        ray_actor_options={"num_cpus": 0},  # it waits and decodes: reserving a CPU would leave one less for a model
+        max_surge_percent=100,  # and costs nothing to have twice during an update, so no request falls between two
+    )
+    return ingress.bind(options, base.bind(options), experts.bind(options))
+
+
+def start(options: ServeOptions) -> None:
+    """Start the service, or update the one that runs, and return when it is ready to answer.
+
+    Raises:
+        ConfigError: no cluster, or the port is in use.
+        UnknownVersionError: the store has no version.
+        BaseMismatchError: the base has no architecture, so there is no model to run.
+        StartError: the replicas did not come up; says which, and why.
+    """
+    if not ray.is_initialized():
+        raise ConfigError("there is no Ray session: `ray.init` comes before the service starts")
+    check_store(options)
+    if not serve.status().proxies:  # else Serve itself has the port, and this is an update
+        check_port(options.host, options.port)
+    _warn_if_too_large(options)
+    serve.start(
+        http_options={
+            "host": options.host,
+            "port": options.port,
+            # ours answers first, and in JSON; Serve's ends what even that could not
+            "request_timeout_s": options.request_timeout_s + _GRACE_S,
+        }
+    )
+    target = serve.RunTarget(build_app(options), name=APP_NAME, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+    deadline = time.monotonic() + options.start_timeout_s
+    _wait_until_running(deadline)
+    _wait_until_ready(options, deadline)
+
+
+def stop(*, timeout_s: float = 60.0) -> None:
+    """Stop the service: `/readyz` turns 503, requests in flight finish (or `timeout_s` passes), then all of it goes."""
+    if not ray.is_initialized():
+        return
+    if APP_NAME in serve.status().applications:
+        # Serve stops all deployments of an app at once: a prediction between two hops would wait for a replica that
+        # never comes. So the ingress runs dry first, while the models still answer
+        try:
+            serve.get_deployment_handle(INGRESS, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
+        except Exception as error:
+            logger.warning("the ingress did not run dry, stopping all the same: %s", error)
+        serve.delete(APP_NAME)
+    serve.shutdown()
+
+
+def check_store(options: ServeOptions) -> None:
+    """Raises `UnknownVersionError` or `BaseMismatchError` where there is nothing to serve."""
+    manifest, _ = newest_readable(Versions(open_store(options.store_url, options.store_options)))
+    if manifest.base.model_cfg is None or manifest.base.preprocess_cfg is None:
+        raise BaseMismatchError(
+            f"the base of {options.store_url} has no architecture (it was fused from plain weights): it can be "
+            "exported, not served. Publish from a configuration that names `base.architecture`"
+        )
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises `ConfigError` when nobody could listen there. Serve itself would retry in its log, and never say so."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+            probe.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"can't listen on {host}:{port} ({error.strerror or error}): choose another `serve.port`, "
+            "or stop what is there"
+        ) from error
+
+
+def _deploy(kind: Any, name: str, options: ServeOptions, **own: Any) -> serve.Deployment:
+    replicas: dict[str, Any]
+    if options.min_replicas == options.max_replicas:
+        replicas = {"num_replicas": options.min_replicas}
+    else:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": options.min_replicas,
+                "max_replicas": options.max_replicas,
+                "target_ongoing_requests": max(1, own["max_ongoing_requests"] // 4),
+                "upscale_delay_s": 5,
+            }
+        }
+    settings = {
+        "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        "max_queued_requests": options.max_queued_requests,
+        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 30,
+        "graceful_shutdown_timeout_s": options.request_timeout_s + _GRACE_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
+    wrap: Any = serve.deployment
+    return wrap(kind, name=name, **{**settings, **replicas, **own})
+
+
+def _warn_if_too_large(options: ServeOptions) -> None:
+    # a warning and no error: a cluster that scales may get the nodes
+    has = ray.cluster_resources()
+    for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
+        if (needs := 2 * options.min_replicas * each) > has.get(resource, 0):
+            logger.warning(
+                "the service needs %g %s (%d base and %d expert replicas), the cluster has %g: waiting for more nodes",
+                needs, resource, options.min_replicas, options.min_replicas, has.get(resource, 0),
+            )  # fmt: skip
+
+
+def _wait_until_running(deadline: float) -> None:
+    failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+    while True:
+        app = serve.status().applications.get(APP_NAME)
+        if app and app.status == ApplicationStatus.RUNNING:
+            return
+        if (app and app.status in failed) or time.monotonic() > deadline:
+            raise StartError(f"the service did not come up: {_what_is_wrong(app)}")
+        time.sleep(0.2)
+
+
+def _what_is_wrong(app: Any) -> str:
+    if app is None:
+        return "Serve does not know it"
+    problems = [f"{app.status}"]
+    for name, deployment in app.deployments.items():
+        if deployment.status != "HEALTHY":
+            last = [line for line in deployment.message.splitlines() if line.strip()][-_MESSAGE_LINES:]
+            problems.append(f"{name} is {deployment.status}: " + " | ".join(last))
+    return "; ".join(problems)
+
+
+def _wait_until_ready(options: ServeOptions, deadline: float) -> None:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
+    last = "no answer"
+    while time.monotonic() < deadline:
+        try:
+            connection = HTTPConnection(host, options.port, timeout=5)
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            last = answer.read().decode(errors="replace")
+            if answer.status == 200:
+                logger.info("serving host=%s port=%d version=%s", host, options.port, json.loads(last)["version"])
+                return
+        except (OSError, HTTPException) as error:
+            last = f"{type(error).__name__}: {error}"
+        finally:
+            connection.close()
+        time.sleep(0.2)
+    raise StartError(f"/readyz on {host}:{options.port} says no after {options.start_timeout_s:g} s: {last[:500]}")

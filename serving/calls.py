@@ -1,0 +1,49 @@
+"""Calls from the ingress to the replicas that hold models: bounded, repeated after a death, errors in our own words.
+
+Every call is a pure function of its arguments, so it may run twice: when a replica dies under a call, the call is sent
+again, to whoever lives. The caller's timeout bounds all of it (a handle has none of its own, and its router waits for
+ever for a free replica); when it fires, the call is cancelled where it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from fusion.errors import ConduError
+from serving.errors import NotReadyError, OverloadedError
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+
+async def call(method: Any, *args: Any) -> Any:
+    """`await method.remote(*args)`; `method` is one of a `DeploymentHandle`. Runs until answered or cancelled.
+
+    Raises the `ConduError` that the replica raised, `OverloadedError`, `NotReadyError`; anything else is a bug there.
+    """
+    pause = _FIRST_PAUSE_S
+    while True:
+        response = method.remote(*args)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except BackPressureError as error:
+            raise OverloadedError(f"{error} Try again in a moment") from None
+        except DeploymentUnavailableError as error:
+            raise NotReadyError(error.message) from None
+        except (RayActorError, ReplicaUnavailableError) as error:
+            logger.warning("a replica died under a call, sending it again: %s", str(error).partition("\n")[0])
+        except RayTaskError as error:
+            if isinstance(error.cause, ConduError):
+                raise error.cause from None
+            raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -1,0 +1,78 @@
+"""What a service counts. Labels come from small closed sets; a task's name is none of them, a request's text never."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+LOAD_SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+REQUEST_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
+
+
+class Metrics(Protocol):
+    """What the ingress reports."""
+
+    def requested(self, label_space: str, status: int) -> None: ...
+
+    def predicted(self, label_space: str, seconds: float, num_images: int) -> None: ...
+
+    def serving(self, version: int) -> None: ...
+
+
+class NoMetrics:
+    """For a service that runs outside a cluster."""
+
+    def requested(self, label_space: str, status: int) -> None: ...
+
+    def predicted(self, label_space: str, seconds: float, num_images: int) -> None: ...
+
+    def serving(self, version: int) -> None: ...
+
+
+class IngressMetrics:
+    """`ray_condu_requests_total`, `ray_condu_request_seconds`, `ray_condu_images_total`, `ray_condu_version`."""
+
+    def __init__(self) -> None:
+        from ray.serve import metrics
+
+        Counter: Any = metrics.Counter  # its annotation takes one tag, its code any number
+        self._requests = Counter(
+            "condu_requests", description="Predictions by outcome.", tag_keys=("label_space", "status")
+        )
+        self._images = Counter("condu_images", description="Images predicted.", tag_keys=("label_space",))
+        self._seconds = metrics.Histogram(
+            "condu_request_seconds",
+            description="Time of a prediction that succeeded.",
+            boundaries=REQUEST_SECONDS,
+            tag_keys=("label_space",),
+        )
+        self._version = metrics.Gauge("condu_version", description="The version in hand.")
+
+    def requested(self, label_space: str, status: int) -> None:
+        self._requests.inc(tags={"label_space": label_space, "status": str(status)})
+
+    def predicted(self, label_space: str, seconds: float, num_images: int) -> None:
+        self._images.inc(num_images, tags={"label_space": label_space})
+        self._seconds.observe(seconds, tags={"label_space": label_space})
+
+    def serving(self, version: int) -> None:
+        self._version.set(version)
+
+
+class ExpertMetrics:
+    """`ray_condu_expert_requests_total` by outcome (hit, miss), `ray_condu_expert_load_seconds`."""
+
+    def __init__(self) -> None:
+        from ray.serve.metrics import Counter, Histogram
+
+        self._asked = Counter(
+            "condu_expert_requests", description="Requests by whether the expert was in memory.", tag_keys=("outcome",)
+        )
+        self._loads = Histogram(
+            "condu_expert_load_seconds", description="Time to rebuild an expert.", boundaries=LOAD_SECONDS
+        )
+
+    def asked(self, *, hit: bool) -> None:
+        self._asked.inc(tags={"outcome": "hit" if hit else "miss"})
+
+    def loaded(self, seconds: float) -> None:
+        self._loads.observe(seconds)

@@ -1,0 +1,191 @@
+"""What requests and answers look like, and what a request's fields mean together.
+
+A field that a form repeats (`labels`, `templates`) may also come once, as a JSON array of strings. An empty value of a
+field that is given once counts as absent, because HTML forms send those.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fusion.clip import DEFAULT_TEMPLATES
+from fusion.errors import LabelSpaceError
+from fusion.labelspaces import Prediction, Query
+from serving.errors import RequestError
+
+Text = Annotated[str, Field(max_length=256)]
+_REPEATED = ("labels", "templates")
+
+
+class PredictFields(BaseModel):
+    """Everything of a prediction beside the images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    label_space: Literal["task", "labels", "seen"] | None = None
+    """How to answer. Absent: `task` where a task is given, `labels` where labels are, else `seen`."""
+    task: Text | None = None
+    """The task to ask, with its own classes and templates. For label space `task`."""
+    labels: tuple[Text, ...] = ()
+    """The class names to choose from; repeat the field, or give one JSON array. For label space `labels`."""
+    templates: tuple[Text, ...] = ()
+    """Prompts with one `{}` each; repeated like labels. Default: `a photo of a {}.` For label space `labels`."""
+    top_k: int | None = Field(default=None, ge=1)
+    """How many experts are consulted for an image. Without effect in label space `task`, which asks one."""
+    version: int | None = Field(default=None, ge=1)
+    """The version to ask. Absent: the newest that this replica knows."""
+
+    @classmethod
+    def read(cls, items: Iterable[tuple[str, str]]) -> PredictFields:
+        """From a form's fields or a query string. Raises `RequestError` with every mistake."""
+        given: dict[str, list[str]] = {}
+        for name, value in items:
+            given.setdefault(name, []).append(value)
+        values: dict[str, Any] = {}
+        for name, found in given.items():
+            if name in _REPEATED:
+                values[name] = _strings(name, found)
+            elif len(found) > 1:
+                raise RequestError(f"{name} is given {len(found)} times, it takes one value")
+            elif found[0]:
+                values[name] = found[0]
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise RequestError(describe(error.errors())) from None
+
+    def query(self, *, default_top_k: int, max_top_k: int, max_texts: int) -> Query:
+        """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or the limits.
+
+        What only a version can tell (is there such a task?) is left to `Query.check`.
+        """
+        if self.task and self.labels:
+            raise LabelSpaceError(
+                "task and labels contradict each other: a task brings its own classes. Give one of them"
+            )
+        space = self.label_space or ("task" if self.task else "labels" if self.labels else "seen")
+        if self.templates and space != "labels":
+            raise LabelSpaceError(f"label space {space!r} takes no templates: drop them, or give labels too")
+        templates = self.templates or DEFAULT_TEMPLATES
+        for template in templates:
+            if any(brace in template.replace("{}", "", 1) for brace in "{}"):
+                raise LabelSpaceError(
+                    f"template {template!r}: one '{{}}', where the class name goes, and no other braces"
+                )
+        if (num_texts := len(self.labels) * len(templates)) > max_texts:
+            raise LabelSpaceError(
+                f"{len(self.labels)} labels in {len(templates)} templates are {num_texts} texts, "
+                f"one request may ask for {max_texts}"
+            )
+        top_k = self.top_k or default_top_k
+        if top_k > max_top_k:
+            raise LabelSpaceError(f"top_k is {top_k}, this service consults at most {max_top_k} experts for an image")
+        return Query(label_space=space, task=self.task, labels=self.labels, templates=templates, top_k=top_k)
+
+
+class Candidate(BaseModel):
+    task: str | None
+    label: str
+    probability: float
+
+
+class ImagePrediction(BaseModel):
+    image: str = Field(description="The file's name as uploaded")
+    label: str
+    task: str | None = Field(description="Whose class it is; null in label space `labels`")
+    probability: float = Field(description="Softmax over all candidates")
+    experts: list[str] = Field(description="The experts that were consulted, nearest first")
+    top: list[Candidate] = Field(description="Up to five candidates, best first")
+
+    @classmethod
+    def of(cls, name: str, answer: Prediction) -> ImagePrediction:
+        top = [Candidate(task=task, label=label, probability=p) for task, label, p in answer.top]
+        return cls(
+            image=name,
+            label=answer.label,
+            task=answer.task,
+            probability=answer.probability,
+            experts=list(answer.experts),
+            top=top,
+        )
+
+
+class PredictResponse(BaseModel):
+    version: int = Field(description="The one version that everything in this answer comes from")
+    label_space: str
+    predictions: list[ImagePrediction] = Field(description="One for each image, in their order")
+    seconds: float
+
+
+class TaskInfo(BaseModel):
+    name: str
+    classes: list[str]
+    templates: list[str]
+    session: int = Field(description="In which session it was fused, from 1")
+    expert: str = Field(description="`task@hash`: changes when a publish changes this task's expert")
+    routable: bool = Field(description="Whether images are routed to it; false for plain weights without classes")
+
+
+class TasksResponse(BaseModel):
+    version: int
+    tasks: list[TaskInfo] = Field(description="In fused order")
+
+
+class VersionInfo(BaseModel):
+    version: int
+    created: str | None = Field(default=None, description="When, ISO 8601 in UTC")
+    why: str | None = None
+    mode: dict[str, Any] | None = None
+    num_tasks: int | None = None
+    problem: str | None = Field(default=None, description="Why the version can't be read, where it can't")
+
+
+class VersionsResponse(BaseModel):
+    serving: int | None = Field(description="The version that answers now")
+    versions: list[VersionInfo] = Field(description="Newest first, at most 50")
+    before: int | None = Field(description="`?before=` for the next page; null on the last")
+
+
+class ReadyResponse(BaseModel):
+    ready: bool
+    version: int | None
+    tasks: int
+    models: str = Field(description="`ready`, or what the base and the experts are waiting for")
+    problem: str | None = Field(
+        description="What is wrong with the store or its newest version; the version in hand goes on"
+    )
+
+
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+def describe(errors: Iterable[Any]) -> str:
+    """Pydantic's errors as one line: `top_k: Input should be …; …`."""
+    parts = []
+    for error in errors:
+        where = ".".join(str(part) for part in error["loc"] if part not in ("query", "path", "body"))
+        what = "there is no such field" if error["type"] == "extra_forbidden" else error["msg"]
+        parts.append(f"{where}: {what}" if where else what)
+    return "; ".join(parts)
+
+
+def _strings(name: str, found: list[str]) -> tuple[str, ...]:
+    if len(found) > 1 or not found[0].lstrip().startswith("["):
+        return tuple(found)
+    try:
+        values = json.loads(found[0])
+    except ValueError as error:
+        raise RequestError(f"{name} looks like a JSON array and is none: {error}") from None
+    if not all(isinstance(value, str) for value in values):
+        raise RequestError(f"{name}: a JSON array of strings is wanted")
+    return tuple(values)

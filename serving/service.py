@@ -1,0 +1,178 @@
+"""One request from images to answer: fixes the version, routes, asks the models, puts their logits together.
+
+Knows the rules of `fusion.labelspaces` and a `Models`; neither HTTP nor Ray. The ingress replica gives it models that
+live in other replicas, a test gives it models of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
+from fusion.labelspaces import Job, Prediction, Query, answer, needs_base, plan
+from fusion.view import View
+from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
+from serving.images import Cropper, Upload
+from serving.options import ServeOptions
+from serving.schemas import ImagePrediction, PredictFields, PredictResponse
+from serving.watch import VersionWatcher
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+_DECODERS = 2
+_GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
+
+
+class Models(Protocol):
+    """Where the forwards run. Crops are uint8 [B, H, W, 3], what comes back is float32."""
+
+    async def features(self, crops: np.ndarray) -> np.ndarray:
+        """Unit image features of the base, [B, D]."""
+        ...
+
+    async def base_logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
+        """The base's logits of each job, [len(job.images), len(job.classes)]; `features` are of all images."""
+        ...
+
+    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
+        """An expert's logits, [len(job.images), len(job.classes)]; `crops` are the job's own."""
+        ...
+
+
+class Service:
+    """Answers predictions. At most `max_queued_requests` are in flight, each for at most `request_timeout_s`."""
+
+    def __init__(self, options: ServeOptions, watcher: VersionWatcher, models: Models) -> None:
+        self.options = options
+        self.watcher = watcher
+        self.models_state = "starting"
+        self._models = models
+        self._in_flight = 0
+        self._draining = False
+        self._cropper: Cropper | None = None
+        # decoding is bounded apart: an image of max_pixels takes several times that in bytes
+        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+
+    @property
+    def ready(self) -> bool:
+        return self.watcher.current is not None and self.models_state == "ready" and not self._draining
+
+    async def drain(self) -> None:
+        """Let no more predictions in, and return when those in flight are done, which their timeout bounds."""
+        self._draining = True
+        while self._in_flight:
+            await asyncio.sleep(0.05)
+
+    def query(self, fields: PredictFields) -> Query:
+        """What a request's fields mean, under the limits of this service. Raises `LabelSpaceError`."""
+        limits = self.options
+        return fields.query(default_top_k=limits.top_k, max_top_k=limits.max_top_k, max_texts=limits.max_texts)
+
+    async def predict(self, uploads: Sequence[Upload], query: Query, version: int | None = None) -> PredictResponse:
+        """Answers for the images, in their order, all from one version (None: the one in hand).
+
+        Raises what is wrong with the request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
+        """
+        started = time.perf_counter()
+        with self._slot():
+            try:
+                async with asyncio.timeout(self.options.request_timeout_s):
+                    view, answers = await self._predict(uploads, query, version)
+            except TimeoutError:
+                raise RequestTimeoutError(
+                    f"no answer within {self.options.request_timeout_s:g} s: the service is loaded, or an expert is "
+                    "still being rebuilt. Send the request again, or fewer images at once"
+                ) from None
+        return PredictResponse(
+            version=view.version,
+            label_space=query.label_space,
+            predictions=[ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)],
+            seconds=round(time.perf_counter() - started, 4),
+        )
+
+    async def _predict(
+        self, uploads: Sequence[Upload], query: Query, version: int | None
+    ) -> tuple[View, list[Prediction]]:
+        view = await self.watcher.view(version)
+        query.check(view)
+        crops = await self._crops(uploads, view)
+        try:
+            return view, await self._answer(view, query, crops)
+        except _GONE as error:
+            if version is not None and version != getattr(self.watcher.current, "version", None):
+                raise VersionGoneError(f"version {version} was removed by gc while it was asked ({error})") from error
+            # gc took a blob of the version in hand: a newer one must exist. The request starts over on it, whole
+            await self.watcher.poll(listing=True)
+            newer = await self.watcher.view(None)
+            if version is not None or newer.version == view.version:
+                raise
+            query.check(newer)
+            return newer, await self._answer(newer, query, crops)
+
+    async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
+        features = await self._models.features(crops) if needs_base(query) else None
+        unit = None if features is None else torch.from_numpy(np.array(features))
+        steps = await asyncio.to_thread(plan, query, view, unit, num_images=len(crops))
+        base_jobs = [job for job in steps.jobs if job.task is None]
+        calls: list[Coroutine[Any, Any, Any]] = [
+            self._models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
+        ]
+        if base_jobs:
+            assert features is not None
+            calls.append(self._models.base_logits(features, base_jobs))
+        results = await gather(calls)
+        base_logits = iter(results.pop() if base_jobs else ())
+        expert_logits = iter(results)
+        logits = [
+            torch.from_numpy(np.array(next(base_logits if job.task is None else expert_logits))) for job in steps.jobs
+        ]
+        return await asyncio.to_thread(answer, steps, logits)
+
+    async def _crops(self, uploads: Sequence[Upload], view: View) -> np.ndarray:
+        if self._cropper is None:  # all versions of a store share one base
+            cfg = view.manifest.base.preprocess_cfg
+            assert cfg is not None, "`start` refuses a base that has no architecture"
+            self._cropper = Cropper(cfg, max_pixels=self.options.max_pixels)
+        loop, cropper = asyncio.get_running_loop(), self._cropper
+        calls = [loop.run_in_executor(self._decoders, cropper.crop, upload) for upload in uploads]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        bad = [(i, error) for i, error in enumerate(found) if isinstance(error, BaseException)]
+        for _, error in bad:
+            if not isinstance(error, ImageError):
+                raise error
+        if bad:
+            many = len(uploads) > 1
+            raise ImageError("; ".join(f"image {i + 1} of {len(uploads)}: {e}" if many else str(e) for i, e in bad))
+        return np.stack([crop for crop in found if isinstance(crop, np.ndarray)])
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        if self._draining:
+            raise NotReadyError("the service is stopping: send the request to another one")
+        if self._in_flight >= self.options.max_queued_requests:
+            raise OverloadedError(f"{self._in_flight} predictions are in flight already: try again in a moment")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+
+async def gather(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results; the first error cancels what still runs, so that nobody computes for an answer that won't come."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()

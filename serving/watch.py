@@ -1,0 +1,159 @@
+"""The version in hand: watches the store for the next one, stages it off the request path, and swaps by one assignment.
+
+A poll costs one request. What goes wrong (the store does not answer, the newest manifest is damaged, gc took a blob
+while it was read) keeps the version in hand, is logged once and shown by `/readyz`; it never reaches a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from fusion.cache import NodeCache
+from fusion.errors import DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
+from fusion.manifest import Manifest
+from fusion.versions import Versions
+from fusion.view import View, ViewLoader
+from serving.errors import NotReadyError
+
+logger = logging.getLogger(__name__)
+
+_POLLS_PER_LISTING = 30
+_PINNED_VIEWS = 8
+
+Stage = Callable[[View | None, View], Awaitable[None]]
+"""Called with the version in hand and the next one before the swap: warms what will be asked for."""
+
+
+class VersionWatcher:
+    """Which version answers. `current` is read once by a request, at its start, and passed on from there.
+
+    Args:
+        cache: the node's cache before the store.
+        poll_s: seconds between two polls, on average.
+        stage: runs before each swap; an error in it is logged and does not hold the swap up.
+    """
+
+    def __init__(self, cache: NodeCache, *, poll_s: float, stage: Stage | None = None) -> None:
+        self.current: View | None = None
+        self.problem: str | None = None
+        self._store = cache.store
+        self._loader = ViewLoader(cache)
+        self._versions = Versions(cache.store)
+        self._pinned: OrderedDict[int, View] = OrderedDict()
+        self._poll_s = poll_s
+        self._stage = stage
+        self._polls = 0
+        self._lock = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(self._poll_s * random.uniform(0.75, 1.25))  # replicas must not ask in step
+
+    async def poll(self, *, listing: bool = False) -> bool:
+        """Look once. True: another version is in hand now. Never raises.
+
+        Args:
+            listing: list the versions instead of probing for the next number. gc may have removed that one while we
+                were cut off from the store, and then a probe never finds what came after it; done now and then anyway.
+        """
+        async with self._lock:
+            self._polls += 1
+            if listing or self._polls % _POLLS_PER_LISTING == 0:
+                self._versions = Versions(self._store)
+            before, started = self.current, time.perf_counter()
+            try:
+                view = await asyncio.to_thread(self._next)
+            except Exception as error:
+                self._report(error)
+                return False
+            if view is None:
+                return False
+            if self._stage is not None:
+                try:
+                    await self._stage(before, view)
+                except Exception as error:
+                    logger.warning("staging failed version=%d: %s", view.version, error)
+            self.current = view  # the swap
+            seconds = time.perf_counter() - started
+            old = before.version if before else None
+            logger.info("swap version=%d from=%s tasks=%d s=%.2f", view.version, old, len(view.tasks), seconds)
+            return True
+
+    async def view(self, version: int | None) -> View:
+        """The version of a request: the one in hand, or the one that it names.
+
+        Raises `NotReadyError` (nothing in hand), `UnknownVersionError`, `VersionGoneError`, and what the store raises.
+        """
+        current = self.current
+        if version is None:
+            if current is None:
+                raise NotReadyError(
+                    self.problem or f"{self._store.url} has no version yet: `condu run CONFIG` makes one"
+                )
+            return current
+        if current is not None and version == current.version:
+            return current
+        if version not in self._pinned:
+            view = await asyncio.to_thread(lambda: self._loader.load(Versions(self._store).read(version)))
+            self._pinned[version] = view
+            while len(self._pinned) > _PINNED_VIEWS:
+                self._pinned.popitem(last=False)
+        self._pinned.move_to_end(version)
+        return self._pinned[version]
+
+    def _next(self) -> View | None:
+        if self.current is None:
+            manifest, damaged = newest_readable(self._versions)
+            first = self._loader.load(manifest)
+            if damaged:
+                self._report(damaged)
+            else:
+                self._recovered()
+            return first
+        number = self._versions.newest_number()
+        if number < self.current.version:
+            raise UnknownVersionError(
+                f"{self._store.url} ends at version {number}, below the one in hand: was the store emptied?"
+            )
+        view = self._loader.load(self._versions.read(number)) if number > self.current.version else None
+        self._recovered()
+        return view
+
+    def _report(self, error: Exception) -> None:
+        problem = f"{type(error).__name__}: {error}"
+        if problem != self.problem:
+            kept = f"version {self.current.version} goes on" if self.current else "no version to serve"
+            logger.warning("watching %s: %s (%s)", self._store.url, problem, kept)
+        self.problem = problem
+
+    def _recovered(self) -> None:
+        if self.problem:
+            logger.info("watching %s: well again after: %s", self._store.url, self.problem)
+        self.problem = None
+
+
+def newest_readable(versions: Versions) -> tuple[Manifest, Exception | None]:
+    """The newest version whose manifest is whole, and what is wrong with newer ones.
+
+    A replica that starts while the newest manifest is damaged serves what the others have in hand.
+
+    Raises `UnknownVersionError` when nothing was published, `DamagedBlobError` or `FormatError` when nothing is whole.
+    """
+    first: DamagedBlobError | FormatError | None = None
+    for number in range(versions.newest_number(), 0, -1):
+        try:
+            return versions.read(number), first
+        except (DamagedBlobError, FormatError) as error:
+            first = first or error
+        except (VersionGoneError, UnknownVersionError):
+            break
+    raise first or UnknownVersionError(
+        f"nothing was published in {versions.store.url} yet: `condu run CONFIG` or `condu fuse` makes a version"
+    )

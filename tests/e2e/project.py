@@ -1,0 +1,99 @@
+"""A user's project: a tiny base, a few tasks in folders, a configuration, and the real `condu` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusion.store import Store, open_store
+from tests.tiny import COLOURS, MODEL_CFG, PREPROCESS_CFG, SHAPES, tiny_base, tiny_parquet, tiny_task
+
+CONDU = Path(sys.executable).parent / "condu"
+ROOT = Path(__file__).resolve().parents[2]
+FAST = {
+    "steps": 20,
+    "batch_size": 16,
+    "lr": 2.0e-3,
+    "warmup_steps": 2,
+    "augment": "none",
+    "flip": False,
+    "label_smoothing": 0.0,
+    "save_every_steps": 5,
+}
+
+
+class Project:
+    """A folder with everything that `condu` needs.
+
+    Args:
+        folder: made where missing.
+        store: URL of its store; None: a folder of its own.
+        env: additional environment of the commands.
+    """
+
+    def __init__(self, folder: Path, *, store: str | None = None, env: dict[str, str] | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.config = folder / "condu.yaml"
+        self.store_url = store or (folder / "store").as_uri()
+        self.env = {
+            **os.environ,
+            "HOME": str(folder / "home"),
+            "CONDU_CACHE": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "160",
+            **(env or {}),
+        }
+        (folder / "home").mkdir(exist_ok=True)
+        scratch = open_store((folder / "scratch").as_uri())
+        weights = tiny_base(scratch).weights
+        (folder / "base.safetensors").write_bytes(scratch.get(weights.key))
+        (folder / "tiny.json").write_text(json.dumps({"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}))
+        self.tasks = {
+            "colours": tiny_task(folder / "data" / "colours", classes=tuple(COLOURS)),
+            "shapes": tiny_parquet(
+                folder / "data" / "shapes", tiny_task(folder / "data" / "shapes-folders", classes=SHAPES, seed=1)
+            ),
+        }
+        self.unseen = {"red-or-circle": tiny_task(folder / "data" / "unseen", classes=("red", "circle"), seed=5)}
+        self.write_config()
+
+    @property
+    def store(self) -> Store:
+        return open_store(self.store_url)
+
+    def write_config(self, **changes: Any) -> None:
+        """Write `condu.yaml`; `changes` replace whole sections, None removes one."""
+        values: dict[str, Any] = {
+            "store": self.store_url,
+            "base": {"architecture": "tiny.json", "weights": "base.safetensors"},
+            "tasks": [{"name": name, "data": data} for name, data in self.tasks.items()],
+            "unseen": [{"name": name, "data": data} for name, data in self.unseen.items()],
+            "train": {"lanes": 2, **FAST},
+            "ray": {"num_cpus": 4},
+            "serve": {"num_cpus": 0.5, "poll_s": 0.3},
+            **changes,
+        }
+        self.config.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+
+    def condu(self, *arguments: str | Path, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        command = [str(CONDU), *map(str, arguments)]
+        return subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+        """Start the command in a process group of its own."""
+        command = [str(CONDU), *map(str, arguments)]
+        log = (self.folder / "log.txt").open("w")
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
+        )
+
+    def log(self) -> str:
+        return (self.folder / "log.txt").read_text()

@@ -1,0 +1,51 @@
+"""Golden parity through `condu fuse` and `condu export`, on both stores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fusion.cache import NodeCache
+from fusion.store import open_store
+from fusion.versions import Versions
+from tests.e2e.project import Project
+from tests.fusion.test_golden import assert_version_is
+from tests.golden import FILES, Golden
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("stem", FILES)
+def test_fuse_and_export_agree_with_the_reference(stem: str, store_url: str, project: Project, tmp_path: Path) -> None:
+    # the fixture of the S3 store sets this process's environment: the command gets the same
+    import os
+
+    project.env |= {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    golden = Golden(stem)
+    base, experts = golden.write(tmp_path)
+    named = [f"--expert={task}={path}" for task, path in zip(golden.tasks, experts, strict=True)]
+    each = ["--each"] if golden.mode == "iterative" else []
+    done = project.condu("fuse", "--store", store_url, "--base", base, *named, "--mode", golden.mode, *each, "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert len(results) == (golden.num_tasks if each else 1)
+    store = open_store(store_url)
+    cache = NodeCache(store, tmp_path / "cache")
+    for number, result in enumerate(results):
+        assert_version_is(cache, Versions(store).read(result["version"]), golden, golden.session(number))
+    last = golden.session(golden.num_tasks - 1)
+    for i in (0, golden.num_tasks - 1):
+        out = tmp_path / f"{i}.safetensors"
+        done = project.condu("export", "--store", store_url, "--base", base, "--task", golden.tasks[i], out)
+        assert done.returncode == 0, done.stderr
+        exported = load_file(out)
+        for name, mask in last.masks[i].items():
+            want = last.rescalers[i] * mask * last.unified[name]
+            np.testing.assert_allclose(exported[name], want, rtol=2e-6, atol=1e-12, err_msg=name)

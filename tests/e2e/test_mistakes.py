@@ -1,0 +1,163 @@
+"""What users get wrong: one clear message, an exit code, no traceback, and nothing half done."""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.cli import main
+from fusion.tensors import write_tensors
+from tests.e2e.project import Project
+from tests.golden import Golden
+from tests.tiny import tiny_task
+
+
+def refused(project: Project, *arguments: str | Path, code: int, says: str) -> None:
+    """The real command, in this process: starting one costs more than the mistake."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(project.folder)
+        patch.setattr(sys, "argv", ["condu", *map(str, arguments)])
+        for name, value in project.env.items():
+            patch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    message = " ".join(err.getvalue().split())
+    assert ended.value.code == code, out.getvalue() + err.getvalue()
+    assert says in message, message
+    assert "Traceback" not in out.getvalue() + err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("mistakes"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trian": {}}, "trian: unknown key; did you mean 'train'?"),
+        ({"train": {"step": 3}}, "train.step: unknown key; did you mean 'steps'?"),
+        ({"train": {"lr": -1.0}}, "lr is -1.0, it has to be above 0"),
+        ({"store": None}, "store: is required"),
+        ({"store": "ftp://x/y"}, "names no store"),
+        ({"tasks": []}, "tasks: is empty"),
+        ({"tasks": [{"name": "A b", "data": "x"}]}, "task name 'A b' is ill-formed"),
+        ({"fusion": {"mode": "iterative", "bits": 2}}, "bits: 2 has no effect in mode 'iterative'"),
+        (
+            {"base": {"architecture": "tiny.json", "weights": "nowhere.safetensors"}},
+            "nowhere.safetensors: no such file",
+        ),
+        ({"base": {"architecture": "ViT-B-61", "weights": "base.safetensors"}}, "did you mean ViT-B-16"),
+        ({"base": {"architecture": "ViT-B-16", "weights": "opnai"}}, "open_clip has no weights 'opnai'"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_bad_configuration_is_refused_with_what_is_wrong(changes: dict[str, Any], says: str, shared: Project) -> None:
+    shared.write_config(**changes)
+    refused(shared, "run", "condu.yaml", code=2, says=says)
+
+
+def test_a_missing_or_broken_configuration_is_named(shared: Project) -> None:
+    refused(shared, "run", "nowhere.yaml", code=2, says="nowhere.yaml: no such file")
+    (shared.folder / "broken.yaml").write_text("a: [1")
+    refused(shared, "run", "broken.yaml", code=2, says="broken.yaml is not YAML")
+
+
+def test_bad_data_fails_its_task_with_a_reason_and_the_others_go_on(project: Project) -> None:
+    broken = tiny_task(project.folder / "data" / "broken", seed=3)
+    victim = next((Path(broken) / "train" / "red").iterdir())
+    victim.write_bytes(b"no image")
+    empty = tiny_task(project.folder / "data" / "empty", seed=4)
+    for path in (Path(empty) / "train" / "red").iterdir():
+        path.unlink()
+    tasks = [
+        {"name": "broken", "data": broken},
+        {"name": "colours", "data": project.tasks["colours"]},
+        {"name": "empty", "data": empty},
+        {"name": "missing", "data": "data/nowhere"},
+    ]
+    project.write_config(tasks=tasks)
+    done = project.condu("run", "condu.yaml", "--no-evaluate")
+    message = " ".join(done.stderr.split())
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert victim.name in message
+    assert "no training images for 'red'" in message
+    assert "nowhere" in message
+    assert "fused, version 1" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Path) -> None:
+    golden = Golden("iterative_t2")
+    base, experts = golden.write(tmp_path)
+    store = tmp_path / "store"
+    good = ("fuse", "--store", store, "--base", base, "--expert", f"a={experts[0]}")
+    refused(shared, "fuse", "--store", store, "--expert", f"a={experts[0]}", code=2, says="name theta_0 with --base")
+    refused(shared, *good[:-1], "a", code=2, says="write NAME=FILE")
+    refused(shared, *good[:-1], "a=nowhere.safetensors", code=1, says="nowhere.safetensors: no such file")
+    refused(shared, *good, "--mode", "best", code=2, says="'best' is unknown: take iterative, joint or signed")
+    refused(shared, *good, "--mode", "joint", "--bits", "2", code=2, says="--bits 2 has no effect")
+    (tmp_path / "pickled.safetensors").write_bytes(b"\x80\x04K\x01.")
+    refused(shared, *good[:-1], f"a={tmp_path}/pickled.safetensors", code=1, says="reads safetensors only")
+    assert shared.condu(*good).returncode == 0
+    refused(shared, "fuse", "--store", store, "--expert", f"a={experts[1]}", code=1, says="task name 'a' is taken")
+    write_tensors(tmp_path / "other.safetensors", {"x": __import__("torch").zeros(2)})
+    refused(
+        shared, "fuse", "--store", store, "--expert", f"b={tmp_path}/other.safetensors", code=1, says="is no expert"
+    )
+    refused(shared, *good[:4], tmp_path / "other.safetensors", *good[5:], code=1, says="is not the base of")
+    refused(shared, "export", "--store", store, "--task", "b", "x.safetensors", code=1, says="did you mean a?")
+    refused(shared, "export", "--store", store, "--task", "a", "no/where/x", code=2, says="can't be written")
+    refused(shared, "export", "--store", store, "--task", "a", "--version", "9", "x", code=1, says="has no version 9")
+    refused(shared, "versions", "show", "--store", tmp_path / "none", code=1, says="nothing was published")
+
+
+def test_a_store_that_can_not_be_written_is_told(shared: Project, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    base, experts = Golden("iterative_t2").write(tmp_path)
+    arguments = ("--base", base, "--expert", f"a={experts[0]}")
+    refused(shared, "fuse", "--store", tmp_path / "file" / "store", *arguments, code=1, says="file")
+    refused(shared, "fuse", "--store", "s3://no-credentials-here/x", *arguments, code=1, says="credentials")
+
+
+def test_predict_refuses_what_it_can_not_answer(shared: Project, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    refused(shared, "predict", tmp_path / "none.png", code=1, says="no such file")
+    refused(shared, "predict", tmp_path / "empty.png", code=1, says="is empty")
+    refused(shared, "predict", tmp_path / "text.png", "--task", "a", "--labels", "b", code=2, says="contradict")
+    refused(shared, "predict", tmp_path / "text.png", "--server", "http://127.0.0.1:9", code=1, says="does not answer")
+    refused(shared, "predict", tmp_path / "text.png", "--store", tmp_path / "x", code=1, says="nothing was published")
+
+
+def test_a_cluster_that_is_not_there_or_too_small_is_told(project: Project) -> None:
+    project.write_config(ray={"address": "127.0.0.1:1"})
+    done = project.condu("run", "condu.yaml")
+    assert done.returncode == 2
+    assert "ray.address: '127.0.0.1:1' can't be used" in " ".join(done.stderr.split())
+    project.write_config(train={"num_gpus": 8})
+    done = project.condu("run", "condu.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "GPU" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_serving_refuses_an_empty_store_and_a_port_in_use(finished: Project, shared: Project) -> None:
+    shared.write_config()
+    done = shared.condu("serve", "condu.yaml")
+    assert done.returncode == 1
+    assert "nothing was published" in " ".join(done.stderr.split())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = finished.condu("serve", "condu.yaml", "--port", port)
+    assert done.returncode == 2
+    assert f"can't listen on 127.0.0.1:{port}" in " ".join(done.stderr.split())

@@ -1,0 +1,358 @@
+"""The HTTP face, over a service whose models are in this process: what is answered, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fusion.cache import NodeCache
+from fusion.errors import BlobNotFoundError
+from fusion.labelspaces import Job, Query
+from fusion.predictor import Predictor
+from fusion.store import Store, open_store
+from fusion.versions import manifest_key
+from fusion.view import View
+from tests.serving.helpers import error_of, form_of, pictures, png, publish_tasks
+from tests.serving.plain import PlainModels, PlainService
+
+Story = Callable[[httpx.AsyncClient], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    publish_tasks(store)
+    publish_tasks(store, {"late": ("green", "square")})
+    return store
+
+
+def run(store: Store, story: Story, **options: object) -> PlainService:
+    service = PlainService(store, **options)
+
+    async def whole() -> None:
+        async with service as client:
+            await story(client)
+
+    asyncio.run(asyncio.wait_for(whole(), 60))
+    return service
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query("task", task="colours"),
+        Query("labels", labels=("red", "circle", "a tree"), templates=("a {}.", "{}!"), top_k=2),
+        Query("seen", top_k=2),
+    ],
+    ids=lambda query: query.label_space,
+)
+def test_every_label_space_answers_as_the_plain_predictor_does(store: Store, query: Query) -> None:
+    images = pictures("red", "circle", "blue", "square")
+    wanted = Predictor(NodeCache(store)).predict(images, query)
+    data: dict[str, Any] = {"top_k": query.top_k, "labels": list(query.labels)}
+    data |= {"task": query.task} if query.task else {}
+    data |= {"templates": list(query.templates)} if query.label_space == "labels" else {}
+
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/predict", files=form_of(images), data=data)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["label_space"] == query.label_space
+        assert body["version"] == 2
+        for i, (got, want) in enumerate(zip(body["predictions"], wanted, strict=True)):
+            assert (got["image"], got["label"], got["task"]) == (f"{i}.png", want.label, want.task)
+            assert got["experts"] == list(want.experts)
+            assert got["probability"] == pytest.approx(want.probability, abs=1e-4)
+            assert [(c["task"], c["label"]) for c in got["top"]] == [(task, label) for task, label, _ in want.top]
+
+    run(store, story)
+
+
+def test_only_what_a_label_space_needs_is_run(store: Store) -> None:
+    async def story() -> None:
+        service = PlainService(store)
+        async with service as client:
+
+            async def asked(**data: Any) -> tuple[list[str], list[str]]:
+                service.models.asked.clear()
+                answer = await client.post("/v1/predict", files=form_of(pictures("red")), data=data)
+                return service.models.asked, answer.json()["predictions"][0]["experts"]
+
+            assert await asked(task="colours") == (["colours"], ["colours"])  # the base does not run
+            for data in ({"labels": ["a", "b"], "top_k": 2}, {"top_k": 2}):
+                models, experts = await asked(**data)
+                assert len(experts) == 2
+                assert sorted(models) == sorted(["features", "base", *experts])
+
+    asyncio.run(story())
+
+
+GOOD = png(pictures("red")[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "data", "status", "says"),
+    [
+        ([GOOD], {"task": "colour"}, 404, "did you mean colours"),
+        ([GOOD], {"label_space": "task"}, 422, "needs the name of a task"),
+        ([GOOD], {"label_space": "labels"}, 422, "at least one label"),
+        ([GOOD], {"label_space": "seen", "task": "colours"}, 422, "takes no task"),
+        ([GOOD], {"label_space": "everything"}, 422, "label_space"),
+        ([GOOD], {"labels": ["a", "a"]}, 422, "'a' is given twice"),
+        ([GOOD], {"labels": ["a", " "]}, 422, "label is empty"),
+        ([GOOD], {"labels": ["a"], "templates": "no place"}, 422, "each needs one"),
+        ([GOOD], {"top_k": "none"}, 422, "top_k"),
+        ([GOOD], {"top_k": "0"}, 422, "top_k"),
+        ([GOOD], {"version": "77"}, 404, "no version 77"),
+        ([GOOD], {"colour": "red"}, 422, "colour: there is no such field"),
+        ([GOOD, b"not an image", GOOD], {}, 422, "image 2 of 3: 1.png is no image"),
+        ([GOOD, b"", GOOD[:60]], {}, 422, "image 2 of 3: 1.png is empty; image 3 of 3: 2.png is damaged"),
+        ([GOOD] * 4, {}, 422, "more than 3 images"),
+        ([], {"task": "colours"}, 415, "can't be read"),
+    ],
+)
+def test_a_bad_request_is_refused_with_the_reason_and_the_next_one_is_answered(
+    store: Store, images: list[bytes], data: dict[str, Any], status: int, says: str
+) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/predict", files=form_of(images) or None, data=data)
+        assert answer.status_code == status, answer.text
+        assert says in error_of(answer)
+        assert store.url not in error_of(answer)
+        assert (await client.post("/v1/predict", files=form_of([GOOD]))).status_code == 200
+
+    run(store, story, max_images=3)
+
+
+def test_one_image_may_be_the_whole_body(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        async def send(body: bytes, kind: str, **fields: Any) -> httpx.Response:
+            return await client.post("/v1/predict", content=body, headers={"Content-Type": kind}, params=fields)
+
+        raw = await send(GOOD, "image/png", labels=["red", "blue"], top_k=2)
+        form = await client.post("/v1/predict", files=form_of([GOOD]), data={"labels": ["red", "blue"], "top_k": "2"})
+        assert raw.status_code == 200, raw.text
+        got, want = raw.json()["predictions"][0], form.json()["predictions"][0]
+        assert got == {**want, "image": "image"}
+        assert "no image" in error_of(await send(b"what", "image/png"))
+        assert "`image`" in error_of(await send(GOOD, "application/x-www-form-urlencoded"))  # curl without -H
+
+    run(store, story)
+
+
+def test_a_form_that_is_none_is_refused(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        async def send(body: bytes, kind: str) -> httpx.Response:
+            return await client.post("/v1/predict", content=body, headers={"Content-Type": kind})
+
+        for answer in (
+            await send(b"--x\r\n", "multipart/form-data"),
+            await send(b"\x00\xff" * 40, "multipart/form-data; boundary=x"),
+            await client.post("/v1/predict", files=[("image", (None, b"text"))]),
+            await client.post("/v1/predict", files=[("picture", ("a.png", GOOD))]),
+            await client.post("/v1/predict", files=form_of([GOOD]), params={"task": "colours"}),
+        ):
+            assert answer.status_code == 422, answer.text
+            assert error_of(answer)
+
+    run(store, story)
+
+
+def test_a_body_above_the_limit_is_cut_off_whether_announced_or_not(store: Store) -> None:
+    sent: list[int] = []
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(1000):
+            sent.append(1)
+            yield b"x" * 1000
+
+    async def story(client: httpx.AsyncClient) -> None:
+        headers = {"Content-Type": "image/png"}
+        announced = await client.post("/v1/predict", content=b"x" * 5001, headers=headers)
+        streamed = await client.post("/v1/predict", content=endless(), headers=headers)
+        for answer in (announced, streamed):
+            assert answer.status_code == 413
+            assert "5000" in error_of(answer)
+
+    run(store, story, max_body_bytes=5000)
+
+
+class SlowModels(PlainModels):
+    """Models that hold every answer back until they are let go."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.go = asyncio.Event()
+
+    async def features(self, crops: np.ndarray) -> np.ndarray:
+        await self.go.wait()
+        return await super().features(crops)
+
+
+def slow_service(store: Store, **options: object) -> tuple[PlainService, SlowModels]:
+    service, models = PlainService(store, **options), SlowModels(store)
+    service.service._models = models
+    return service, models
+
+
+def test_overload_is_429_at_once_and_passes(store: Store) -> None:
+    async def story() -> None:
+        service, models = slow_service(store, max_queued_requests=2)
+        async with service as client:
+            waiting = [asyncio.create_task(client.post("/v1/predict", files=form_of([GOOD]))) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            refused = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert refused.status_code == 429
+            assert refused.headers["Retry-After"] == "1"
+            assert "in flight" in error_of(refused)
+            assert (await client.get("/healthz")).status_code == 200
+            models.go.set()
+            assert [(await answer).status_code for answer in waiting] == [200, 200]
+            assert (await client.post("/v1/predict", files=form_of([GOOD]))).status_code == 200
+
+    asyncio.run(story())
+
+
+def test_an_answer_that_takes_too_long_is_504(store: Store) -> None:
+    async def story() -> None:
+        service, _ = slow_service(store, request_timeout_s=0.2)
+        async with service as client:
+            late = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert late.status_code == 504
+            assert "within 0.2 s" in error_of(late)
+
+    asyncio.run(story())
+
+
+def test_a_bug_is_500_without_its_traceback(store: Store) -> None:
+    class BrokenModels(PlainModels):
+        async def features(self, crops: np.ndarray) -> np.ndarray:
+            raise RuntimeError("secret")
+
+    async def story() -> None:
+        service = PlainService(store)
+        service.service._models = BrokenModels(store)
+        async with service as client:
+            answer = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert answer.status_code == 500
+            assert "secret" not in error_of(answer)
+
+    asyncio.run(story())
+
+
+def test_a_version_can_be_pinned_and_one_that_gc_took_is_410(local_store: Store) -> None:
+    publish_tasks(local_store, {"a": ("red", "blue")})
+    publish_tasks(local_store, {"b": ("red", "green")})
+    publish_tasks(local_store, {"c": ("red", "green")})
+
+    async def story(client: httpx.AsyncClient) -> None:
+        async def ask(version: int) -> httpx.Response:
+            return await client.post("/v1/predict", files=form_of([GOOD]), data={"version": str(version)})
+
+        old = await ask(2)
+        assert old.json()["version"] == 2
+        assert sorted(old.json()["predictions"][0]["experts"]) == ["a", "b"]
+        local_store.delete(manifest_key(1))
+        assert (await ask(1)).status_code == 410
+        tasks = await client.get("/v1/tasks", params={"version": 2})
+        assert [task["name"] for task in tasks.json()["tasks"]] == ["a", "b"]
+        assert (await client.get("/v1/tasks", params={"version": 9})).status_code == 404
+        assert (await client.get("/v1/tasks", params={"version": "x"})).status_code == 422
+
+    run(local_store, story)
+
+
+def test_a_request_whose_blobs_gc_took_starts_over_on_the_newest_version(local_store: Store) -> None:
+    publish_tasks(local_store, {"a": ("red", "blue")})
+
+    class GoneModels(PlainModels):
+        async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
+            if view.version == 1:
+                raise BlobNotFoundError("blobs/ab/abc")
+            return await super().expert_logits(view, job, crops)
+
+    async def story() -> None:
+        service = PlainService(local_store)
+        service.service._models = GoneModels(local_store)
+        async with service as client:
+            lost = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert lost.status_code == 503
+            assert "blobs/" not in error_of(lost)  # where the store is, and what in it, is for the log
+            publish_tasks(local_store, {"b": ("red", "green")})
+            assert (await client.post("/v1/predict", files=form_of([GOOD]))).json()["version"] == 2
+            pinned = await client.post("/v1/predict", files=form_of([GOOD]), data={"version": "1"})
+            assert pinned.status_code == 410, pinned.text
+
+    asyncio.run(story())
+
+
+def test_versions_come_newest_first_in_pages(local_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.catalogue.PAGE", 2)
+    for name in ("a", "b", "c"):
+        publish_tasks(local_store, {name: ("red",)})
+
+    async def story(client: httpx.AsyncClient) -> None:
+        first = (await client.get("/v1/versions")).json()
+        assert [v["version"] for v in first["versions"]] == [3, 2]
+        assert first["serving"] == 3
+        assert first["versions"][0]["num_tasks"] == 3
+        assert first["versions"][0]["mode"] == {"name": "signed", "bits": 2}
+        rest = (await client.get("/v1/versions", params={"before": first["before"]})).json()
+        assert [v["version"] for v in rest["versions"]] == [1]
+        assert rest["before"] is None
+
+    run(local_store, story)
+
+
+def test_readiness_waits_for_a_version_and_for_warm_models(store: Store, local_store: Store) -> None:
+    async def story() -> None:
+        service = PlainService(store)
+        service.service.models_state = "starting"
+        async with service as client:
+            early = await client.get("/readyz")
+            assert (early.status_code, early.json()["models"]) == (503, "starting")
+            service.service.models_state = "ready"
+            ready = await client.get("/readyz")
+            assert ready.status_code == 200
+            assert ready.json() == {"ready": True, "version": 2, "tasks": 4, "models": "ready", "problem": None}
+            service.watcher.current = None
+            assert (await client.get("/readyz")).status_code == 503
+            assert (await client.get("/healthz")).status_code == 200
+            nothing = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert nothing.status_code == 503
+            assert nothing.headers["Retry-After"]
+
+    asyncio.run(story())
+
+
+def test_unknown_routes_and_methods_answer_in_the_same_shape(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        for answer, status in ((await client.get("/v1/nothing"), 404), (await client.get("/v1/predict"), 405)):
+            assert answer.status_code == status
+            assert "/docs" in error_of(answer)
+
+    run(store, story)
+
+
+def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_field(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        page = (await client.get("/docs")).text
+        assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
+        assert "://" not in page
+        spec = (await client.get("/openapi.json")).json()
+        assert set(spec["paths"]) == {"/v1/predict", "/v1/tasks", "/v1/versions", "/healthz", "/readyz"}
+        predict = spec["paths"]["/v1/predict"]["post"]
+        form = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+        names = ["label_space", "task", "labels", "templates", "top_k", "version"]
+        assert sorted(form) == sorted(["image", *names])
+        assert all(field["description"] for field in form.values())
+        assert [parameter["name"] for parameter in predict["parameters"]] == names
+        assert "429" in predict["responses"]
+
+    run(store, story)
