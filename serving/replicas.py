@@ -179,25 +179,16 @@ class ExpertReplica(ModelReplica):
         # leaves the load to the others
         loading = self._loading.get(key)
         if loading is None:
-            if (model := self._in_memory(key)) is not None:
+            if (model := self.shelf.experts.peek(key)) is not None:
                 self._metrics.asked(hit=True)
                 return model
             for used in self._seats.taken:
-                self._in_memory(used)  # counts as use: what makes room is an expert that nobody uses now
+                self.shelf.experts.peek(used)  # counts as use: what makes room is an expert that nobody uses now
             loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._get, key, version, task)
             self._loading[key] = loading
             loading.add_done_callback(lambda done: self._loaded(key, done))
         self._metrics.asked(hit=False)
         return await asyncio.shield(loading)
-
-    def _in_memory(self, key: str) -> ExpertModel | None:
-        def absent() -> ExpertModel:
-            raise LookupError(key)
-
-        try:  # asking whether it is there and then getting it would be two steps, with an eviction between them
-            return self.shelf.experts.get(key, absent)
-        except LookupError:
-            return None
 
     def _loaded(self, key: str, done: asyncio.Future[ExpertModel]) -> None:
         self._loading.pop(key, None)
