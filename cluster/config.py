@@ -131,8 +131,8 @@ class FusionConfig(Section):
     """Bits a parameter and task, `signed` only. Default 2."""
     archive_experts: bool = False
     """Keep every expert named by its version, so that other modes stay possible. A full checkpoint a task."""
-    num_cpus: float = Field(default=1.0, ge=0)
-    """Cores that the fusion actor reserves."""
+    num_cpus: float = Field(default=0.0, ge=0)
+    """Cores that the fusion actor reserves; 0: none, it fuses beside the lanes instead of waiting for one to end."""
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> FusionConfig:

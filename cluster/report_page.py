@@ -23,7 +23,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
   color: #1c2430; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .6rem 0; } caption { caption-side: bottom; text-align: left; color: #5b6675; }
+table { border-collapse: collapse; margin: .6rem 0; }
+caption { caption-side: bottom; text-align: left; color: #5b6675; }
 th, td { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #e3e7ec; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #9aa5b1; }
 img { max-width: 100%; } .note { color: #5b6675; }

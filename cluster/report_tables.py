@@ -1,4 +1,4 @@
-"""The report as tables for a terminal."""
+"""The report as tables: the same four on a terminal and on the page."""
 
 from __future__ import annotations
 
@@ -17,71 +17,87 @@ METHOD_NAMES = {
     "continual_finetuning": "continual fine-tuning",
     "zero_shot": "zero-shot base",
 }
+_MODE_ORDER = ("iterative", "joint", "signed")
 
 
 def report_tables(report: dict[str, Any]) -> list[Table]:
-    """The report for a terminal."""
-    modes = [name for name in ("iterative", "joint", "signed") if name in report["loss_to_experts"]]
-    rows = [
-        [t["name"], t["classes"], t["n_test"], _with_interval(t["zero_shot"], t["zero_shot_interval"]),
-         _with_interval(t["expert"], t["expert_interval"]), *(t["fused"].get(name) for name in modes)]
-        for t in report["tasks"]
-    ]  # fmt: skip
-    rows.append(["mean", None, sum(t["n_test"] for t in report["tasks"]), _mean(report, "zero_shot"), _mean(report, "expert"),
-                 *(float(np.mean([t["fused"][name] for t in report["tasks"]])) for name in modes)])  # fmt: skip
-    losses = ", ".join(f"{name} {_signed_interval(report['loss_to_experts'][name])}" for name in modes)
-    columns = ["task", "classes", "test", "zero-shot", "expert", *modes]
-    tables = [
-        table(
-            "Accuracy, task known (%, 95 % intervals)", columns, rows, caption=f"points lost to the experts: {losses}"
-        )
-    ]
-    names = {
-        "condu": f"condu ({report['mode']['name']})",
-        "condu_unknown": "condu, task unknown",
-        "condu_union": "condu, union of all classes",
-        "continual_finetuning": "continual fine-tuning",
-        "zero_shot": "zero-shot base",
-    }
-    rows = [
-        [names[key], *(report["metrics"][key][m] for m in ("transfer", "avg", "last"))]
-        for key in names
-        if key in report["metrics"]
-    ]
-    tables.append(table("Over all sessions (%)", ["method", "Transfer", "Avg", "Last"], rows))
-    if report["unseen"]:
-        rows = [
-            [u["name"], u["classes"], u["n_test"], _with_interval(u["zero_shot"], u["zero_shot_interval"]),
-             _with_interval(u["aggregated"], u["aggregated_interval"])]
-            for u in report["unseen"]
-        ]  # fmt: skip
-        gain = f"base and experts against the base alone: {_signed_interval(report['unseen_gain'])} points on average"
-        tables.append(
-            table(
-                "Never trained (%)", ["task", "classes", "test", "zero-shot base", "base + experts"], rows, caption=gain
-            )
-        )
+    """Accuracy per task, the sessions' metrics, the never-trained tasks (where there are any), and the cost."""
+    unseen = [_unseen(report)] if report["unseen"] else []
+    return [_accuracy(report), _sessions(report), *unseen, _cost(report)]
+
+
+def _accuracy(report: dict[str, Any]) -> Table:
+    tasks = report["tasks"]
+    modes = [name for name in _MODE_ORDER if name in report["loss_to_experts"]]
     rows = [
         [
-            "routing accuracy, top-1",
-            f"{report['routing_accuracy']:.1f} %" if report["routing_accuracy"] is not None else None,
-        ],
+            task["name"],
+            task["classes"],
+            task["n_test"],
+            _with_interval(task["zero_shot"], task["zero_shot_interval"]),
+            _with_interval(task["expert"], task["expert_interval"]),
+            *(task["fused"].get(name) for name in modes),
+        ]
+        for task in tasks
+    ]
+    means = [float(np.mean([task[key] for task in tasks])) for key in ("zero_shot", "expert")]
+    means += [float(np.mean([task["fused"][name] for task in tasks])) for name in modes]
+    rows.append(["mean", None, sum(task["n_test"] for task in tasks), *means])
+    losses = ", ".join(f"{name} {_difference(report['loss_to_experts'][name])}" for name in modes)
+    return table(
+        "Accuracy, task known (%, 95 % intervals)",
+        ["task", "classes", "test", "zero-shot", "expert", *modes],
+        rows,
+        caption=f"points lost to the experts: {losses}",
+    )
+
+
+def _sessions(report: dict[str, Any]) -> Table:
+    names = {**METHOD_NAMES, "condu": f"condu ({report['mode']['name']})"}
+    rows = [
+        [name, *(report["metrics"][key][figure] for figure in ("transfer", "avg", "last"))]
+        for key, name in names.items()
+        if key in report["metrics"]
+    ]
+    return table("Over all sessions (%)", ["method", "Transfer", "Avg", "Last"], rows)
+
+
+def _unseen(report: dict[str, Any]) -> Table:
+    rows = [
+        [
+            item["name"],
+            item["classes"],
+            item["n_test"],
+            _with_interval(item["zero_shot"], item["zero_shot_interval"]),
+            _with_interval(item["aggregated"], item["aggregated_interval"]),
+        ]
+        for item in report["unseen"]
+    ]
+    means = [float(np.mean([item[key] for item in report["unseen"]])) for key in ("zero_shot", "aggregated")]
+    rows.append(["mean", None, sum(item["n_test"] for item in report["unseen"]), *means])
+    return table(
+        "Never trained (%)",
+        ["task", "classes", "test", "zero-shot base", "base + experts"],
+        rows,
+        caption=f"base and experts against the base alone: {_difference(report['unseen_gain'])} points on average",
+    )
+
+
+def _cost(report: dict[str, Any]) -> Table:
+    routing = report["routing_accuracy"]
+    rows = [
+        ["routing accuracy, top-1", f"{routing:.1f} %" if routing is not None else None],
         ["stored per task", human_bytes(report["bytes_per_task"])],
         ["stored once for all", human_bytes(report["shared_bytes"])],
         ["a checkpoint per task", human_bytes(report["checkpoint_bytes"])],
-        *([f"time: {name}", f"{value:.0f} s"] for name, value in report["seconds"].items()),
+        *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report["seconds"].items()),
     ]
-    tables.append(table("Cost", ["what", "figure"], rows))
-    return tables
-
-
-def _mean(report: dict[str, Any], key: str) -> float:
-    return float(np.mean([task[key] for task in report["tasks"]]))
+    return table("Cost", ["what", "figure"], rows)
 
 
 def _with_interval(value: float, interval: Sequence[float]) -> str:
     return f"{value:.1f} ({interval[0]:.0f}–{interval[1]:.0f})"
 
 
-def _signed_interval(value: dict[str, float]) -> str:
+def _difference(value: dict[str, float]) -> str:
     return f"{value['mean']:+.1f} ({value['low']:+.1f} to {value['high']:+.1f})"

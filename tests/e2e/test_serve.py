@@ -1,0 +1,127 @@
+"""`condu serve` as a user runs it: answers, picks up a new task, agrees with the exported expert, stops clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fusion.versions import Versions
+from tests.e2e.project import Project
+from tests.tiny import tiny_task
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def service(finished: Project) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port()
+    process = finished.start("serve", "condu.yaml", "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            assert process.poll() is None, finished.log()
+            assert time.monotonic() < deadline, finished.log()
+            time.sleep(0.2)
+        yield url, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+
+
+def test_the_command_line_asks_the_service(service: tuple[str, subprocess.Popen[str]], finished: Project) -> None:
+    url, _ = service
+    image = next((finished.folder / "data" / "colours" / "test" / "blue").iterdir())
+    done = finished.condu("predict", image, "--server", url, "--task", "colours", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["predictions"][0]["label"] == "blue"
+    wrong = finished.condu("predict", image, "--server", url, "--task", "colour")
+    assert wrong.returncode == 1
+    assert "did you mean colours" in " ".join(wrong.stderr.split())
+
+
+def test_the_service_gives_the_exported_experts_probabilities(
+    service: tuple[str, subprocess.Popen[str]], finished: Project, tmp_path: Path
+) -> None:
+    """An expert exported and run by plain open_clip, against the answers over HTTP, image by image."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    url, _ = service
+    task = json.loads((finished.folder / "data" / "colours" / "task.json").read_text())
+    model_folder = tmp_path / "model"
+    model_folder.mkdir()
+    out = model_folder / "open_clip_model.safetensors"
+    assert finished.condu("export", "--store", finished.store_url, "--task", "colours", out).returncode == 0
+    (model_folder / "open_clip_config.json").write_bytes((finished.folder / "tiny.json").read_bytes())
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
+    model.eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model_folder}")
+    paths = sorted(
+        p for split in ("test", "train") for p in (finished.folder / "data" / "colours" / split).rglob("*.png")
+    )
+    files = [("image", (path.name, path.read_bytes(), "image/png")) for path in paths[:60]]
+    answer = httpx.post(f"{url}/v1/predict", data={"task": "colours"}, files=files, timeout=60)
+    assert answer.status_code == 200, answer.text
+    with torch.inference_mode():
+        pixels = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths[:60]])
+        features = model.encode_image(pixels, normalize=True)
+        texts = [template.replace("{}", name) for name in task["classes"] for template in task["templates"]]
+        words = model.encode_text(tokenizer(texts), normalize=True)
+        words = words.reshape(len(task["classes"]), -1, words.shape[-1]).mean(1)
+        logits = 100 * features @ torch.nn.functional.normalize(words, dim=-1).T
+    for row, prediction in zip(logits.softmax(1), answer.json()["predictions"], strict=True):
+        assert prediction["label"] == task["classes"][int(row.argmax())]
+        assert prediction["probability"] == pytest.approx(float(row.max()), abs=1e-4)
+
+
+def test_a_task_that_is_added_is_served_without_a_restart(
+    service: tuple[str, subprocess.Popen[str]], finished: Project, tmp_path: Path
+) -> None:
+    url, _ = service
+    data = tiny_task(tmp_path / "late", classes=("green", "yellow"), seed=11)
+    done = finished.condu("add-task", "condu.yaml", "late", "--data", data)
+    assert done.returncode == 0, done.stdout + done.stderr
+    newest = Versions(finished.store).newest_number()
+    deadline = time.monotonic() + 30
+    while httpx.get(f"{url}/v1/tasks", timeout=10).json()["version"] != newest:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    image = next((Path(data) / "test" / "green").iterdir())
+    answer = httpx.post(f"{url}/v1/predict", data={"task": "late"}, files={"image": image.read_bytes()}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["version"] == newest
+
+
+def test_ctrl_c_stops_the_service_and_leaves_nothing_running(
+    service: tuple[str, subprocess.Popen[str]], finished: Project
+) -> None:
+    _, process = service
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 0, finished.log()
+    deadline = time.monotonic() + 20
+    while left := subprocess.run(["pgrep", "-s", str(process.pid)], capture_output=True, text=True, check=False).stdout:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+    assert "Traceback" not in finished.log()
