@@ -85,7 +85,7 @@ def _unseen(report: dict[str, Any]) -> Table:
 
 def _cost(report: dict[str, Any]) -> Table:
     routing = report["routing_accuracy"]
-    rows = [
+    rows: list[list[Any]] = [
         ["routing accuracy, top-1", f"{routing:.1f} %" if routing is not None else None],
         ["stored per task", human_bytes(report["bytes_per_task"])],
         ["stored once for all", human_bytes(report["shared_bytes"])],

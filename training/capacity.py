@@ -1,0 +1,133 @@
+"""What a lane asks of a cluster, and how many fit: answered before anything is started, since Ray waits for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fusion.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LaneOptions:
+    """How tasks are spread over a cluster. Raises `ConfigError` for what can't be meant."""
+
+    lanes: int | Literal["auto"] = "auto"
+    """Trainers that run at once. `auto`: as many as fit what is free now."""
+    workers: int = 1
+    """Workers of one lane, which share every batch."""
+    num_cpus: float = 1.0
+    """CPUs a worker, and threads it computes with."""
+    num_gpus: float = 0.0
+    """GPUs a worker; a fraction shares one between lanes."""
+    memory_gib: float | None = None
+    """Memory that Ray books for a worker. It is not a limit."""
+    accelerator_type: str | None = None
+    """Only on nodes with this accelerator, such as `A100`."""
+    labels: Mapping[str, str] | None = None
+    """Only on nodes with these labels."""
+    num_loader_threads: int = 0
+    """Threads a worker that decode the next batch. Worth it where a GPU waits for images."""
+    max_attempts: int = 3
+    """Trainings of one task that may be cut short before it counts as failed."""
+    startup_timeout_s: float = 600.0
+    """How long to wait until the first lane runs."""
+    autoscaling: bool = False
+    """The cluster grows on demand: do not compare the demand with what it has now. Needs a number of lanes."""
+    quiet: bool = True
+    """Keep Ray Train's own log lines below warnings."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.lanes != "auto" and self.lanes < 1:
+            problems.append(f"lanes is {self.lanes}, it can be 'auto' or at least 1")
+        if self.workers < 1 or self.max_attempts < 1:
+            problems.append("workers and max_attempts have to be at least 1")
+        if self.num_cpus <= 0 or self.num_gpus < 0:
+            problems.append("num_cpus has to be above 0, num_gpus can't be negative")
+        if self.workers > 1 and 0 < self.num_gpus < 1:
+            problems.append(
+                f"num_gpus {self.num_gpus} with workers {self.workers}: NCCL refuses two workers of a lane on one GPU. "
+                "Take workers: 1, or whole GPUs"
+            )
+        if self.num_gpus == 0 and self.accelerator_type:
+            problems.append(f"accelerator_type {self.accelerator_type!r} has no effect with num_gpus: 0")
+        if self.autoscaling and self.lanes == "auto":
+            problems.append("lanes: auto counts what the cluster has now: with autoscaling name a number of lanes")
+        if problems:
+            raise ConfigError("lanes: " + "; ".join(problems))
+
+    def demand(self) -> dict[str, float]:
+        """Ray resources of one worker."""
+        demand = {"CPU": self.num_cpus}
+        if self.num_gpus:
+            demand["GPU"] = self.num_gpus
+        if self.memory_gib:
+            demand["memory"] = self.memory_gib * 2**30
+        return demand
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's resources, busy or free, and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
+def lanes_that_fit(options: LaneOptions, nodes: Sequence[Node], free: Mapping[str, float], num_tasks: int) -> int:
+    """Number of lanes to start, at least 1.
+
+    Args:
+        nodes: the living nodes.
+        free: what is free in the whole cluster now. It caps `auto`; a given number of lanes may wait for its turn.
+        num_tasks: more lanes than tasks are of no use.
+    Raises:
+        ConfigError: one lane would not fit even an idle cluster; it names the resource that is missing.
+    """
+    wanted = num_tasks if options.lanes == "auto" else min(options.lanes, num_tasks)
+    if options.autoscaling:
+        return wanted
+    demand = dict(options.demand())
+    if options.accelerator_type:
+        demand[f"accelerator_type:{options.accelerator_type}"] = 0.001
+    fitting = [node for node in nodes if _has_labels(node, options.labels or {})]
+    if not fitting:
+        raise ConfigError(f"train.labels: no node of the cluster has the labels {dict(options.labels or {})}")
+    workers = sum(_times(demand, node.resources) for node in fitting)
+    if workers < options.workers:
+        raise ConfigError(_shortage(options, demand, fitting, workers))
+    if options.lanes == "auto":
+        workers = min(workers, _times(options.demand(), free))
+    return max(1, min(wanted, workers // options.workers))
+
+
+def _shortage(options: LaneOptions, demand: Mapping[str, float], nodes: Sequence[Node], workers: int) -> str:
+    """Why one lane can't be placed, in the words of its scarcest resource."""
+    for name, need in demand.items():
+        best = max(node.resources.get(name, 0.0) for node in nodes)
+        if best < need:
+            return (
+                f"training needs {_amount(name, need)} a worker, the largest node of this cluster has "
+                f"{_amount(name, best)}: ask for less, add a node, or set autoscaling if the cluster grows on demand"
+            )
+    return (
+        f"one lane needs {options.workers} workers with {', '.join(_amount(*item) for item in demand.items())} each, "
+        f"this cluster holds {workers} of them: take fewer workers, or add nodes"
+    )
+
+
+def _amount(name: str, value: float) -> str:
+    if name.startswith("accelerator_type:"):
+        kind = name.partition(":")[2]
+        return f"accelerator {kind}" if value else f"no {kind}"
+    return f"{value / 2**30:.1f} GiB memory" if name == "memory" else f"{value:g} {name}"
+
+
+def _times(demand: Mapping[str, float], resources: Mapping[str, float]) -> int:
+    return int(min((resources.get(name, 0.0) + 1e-6) // need for name, need in demand.items()))
+
+
+def _has_labels(node: Node, labels: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in labels.items())

@@ -1,0 +1,148 @@
+"""A task's data: named classes, prompt templates, and labelled images in two splits, from wherever they lie.
+
+What a data set is does not depend on where it lies: `TaskData.sha256` is over contents, training images are kept in the
+order of their hashes, and a missing test split is cut by content hash. So the same images in a folder, in Parquet or in
+a bucket give the same expert.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fusion.blobs import canonical_json
+from fusion.clip import DEFAULT_TEMPLATES
+from fusion.errors import DataError
+from fusion.store import S3Options
+from training.images import ImageSet, Sample, raise_all
+from training.sources import RawTask, read_raw, read_tree
+from training.zoo import PREFIX, read_torchvision
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task, ready to train and to measure.
+
+    Attributes:
+        name: the task's.
+        classes: names, in the order of the labels.
+        templates: prompt templates with `{}` where the class goes; the first is what training uses by default.
+        train, test: images; `train` is empty for a task that is only ever tested.
+        sha256: over the training images' hashes and labels, the classes and the templates.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: ImageSet
+    test: ImageSet
+    sha256: str
+
+
+def load_task_data(
+    name: str,
+    source: str,
+    *,
+    classes: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    few_shot: int | None = None,
+    verify: bool = True,
+    options: S3Options | None = None,
+) -> TaskData:
+    """Read a task's data.
+
+    Args:
+        name: the task's name.
+        source: a folder (path, `file://` or `s3://bucket/prefix/`) with `train/` and `test/` of class folders, or with
+            class folders only (80/20 by content hash), or with `train.parquet`, `test.parquet` and `task.json`; or
+            `torchvision:NAME`.
+        classes: names in place of the source's, in the order of its labels (of its sorted folders).
+        templates: in place of the source's; where neither has any, `a photo of a {}.`.
+        few_shot: keep only the first so many training images a class, in the order of their hashes.
+        verify: decode every image once; without it a broken one is found when it is used.
+        options: how to reach S3.
+    Raises:
+        DataError: naming the folder, class, file or row, and all problems of a kind at once.
+    """
+    raw = _read(source, options)
+    if raw.train is None:
+        raise DataError(
+            f"task {name!r}: {source} has a test split only: a task to train needs train/ (or train.parquet)"
+        )
+    data = _task_data(name, source, raw, classes, templates, few_shot)
+    counts = Counter(data.train.labels.tolist())
+    if empty := [data.classes[label] for label in range(len(data.classes)) if not counts[label]]:
+        raise DataError(
+            f"task {name!r}: no training images for {', '.join(map(repr, empty))} in {source}: add some, or remove the "
+            "class" + ("" if few_shot is None or few_shot > 0 else " (few_shot is 0)")
+        )
+    if verify:
+        raise_all(data.train.broken() + data.test.broken())
+    return data
+
+
+def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Options | None = None) -> TaskData:
+    """Read a task that is never trained: its test split alone, whether or not the source has another."""
+    raw = _read(source, options)
+    if not raw.test:
+        raise DataError(f"task {name!r}: {source} has no test images")
+    data = _task_data(name, source, RawTask(raw.classes, raw.templates, [], raw.test), None, None, None)
+    if verify:
+        raise_all(data.test.broken())
+    return data
+
+
+def _read(source: str, options: S3Options | None) -> RawTask:
+    return read_torchvision(source) if source.startswith(PREFIX) else read_raw(read_tree(source, options))
+
+
+def _task_data(
+    name: str,
+    source: str,
+    raw: RawTask,
+    classes: Sequence[str] | None,
+    templates: Sequence[str] | None,
+    few_shot: int | None,
+) -> TaskData:
+    names = tuple(classes) if classes is not None else raw.classes
+    prompts = tuple(templates) if templates is not None else raw.templates or DEFAULT_TEMPLATES
+    problems = [f"class {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
+    if len(names) != len(raw.classes):
+        problems.append(f"{len(names)} class names are given, the data has {len(raw.classes)} classes")
+    problems += [f"template {prompt!r} {problem}" for prompt in prompts if (problem := _template_problem(prompt))]
+    if not prompts:
+        problems.append("the list of templates is empty")
+    samples = [*(raw.train or []), *(raw.test or [])]
+    wrong = [sample for sample in samples if not 0 <= sample.label < len(raw.classes)]
+    problems += [f"{sample.origin} has label {sample.label} of {len(raw.classes)} classes" for sample in wrong]
+    raise_all([f"task {name!r} ({source}): {problem}" for problem in problems])
+    train = sorted(raw.train or [], key=lambda sample: (sample.label, sample.sha256))
+    if few_shot is not None:
+        train = _first_of_each_class(train, few_shot)
+    identity = {
+        "classes": names,
+        "templates": prompts,
+        "images": [[sample.label, sample.sha256] for sample in train],
+    }
+    sha256 = hashlib.sha256(canonical_json(identity)).hexdigest()
+    return TaskData(name, names, prompts, ImageSet(train), ImageSet(raw.test or []), sha256)
+
+
+def _first_of_each_class(train: Sequence[Sample], count: int) -> list[Sample]:
+    seen: Counter[int] = Counter()
+    kept = []
+    for sample in train:
+        if seen[sample.label] < count:
+            seen[sample.label] += 1
+            kept.append(sample)
+    return kept
+
+
+def _template_problem(template: str) -> str | None:
+    try:
+        said = template.format("x")
+    except (IndexError, KeyError, ValueError) as error:
+        return f"can't be filled in ({error}): it takes one {{}} and no other braces"
+    return None if "{}" in template and said != template else "has no {} for the class"

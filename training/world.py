@@ -1,0 +1,47 @@
+"""The workers that train one task together, and what they exchange beside gradients: numbers, never objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import distributed
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's place among `size` workers of one process group. Alone, every call is free.
+
+    `device` is where the process group moves tensors: `cpu` for gloo, the rank's own `cuda:N` for NCCL.
+    """
+
+    size: int = 1
+    rank: int = 0
+    device: str = "cpu"
+
+    def from_first(self, number: int) -> int:
+        """Rank 0's number, in every rank."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor([number], dtype=torch.int64, device=self.device)
+        distributed.broadcast(tensor, src=0)
+        return int(tensor.item())
+
+    def any(self, here: bool) -> bool:
+        """Whether it holds in some rank."""
+        return self.sum(float(here)) > 0
+
+    def sum(self, number: float) -> float:
+        """Sum over the ranks."""
+        if self.size == 1:
+            return number
+        tensor = torch.tensor([number], dtype=torch.float64, device=self.device)
+        distributed.all_reduce(tensor)
+        return float(tensor.item())
+
+    def copy_from_first(self, tensor: torch.Tensor) -> None:
+        """Overwrite a tensor (of one shape and dtype everywhere, on any device) with rank 0's."""
+        if self.size > 1:
+            moved = tensor.detach().to(self.device).contiguous()
+            distributed.broadcast(moved, src=0)
+            tensor.data.copy_(moved)
