@@ -23,6 +23,7 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import S3Options, open_store
 from training.continual import continual_finetuning
 from training.data import load_task_data
+from training.environment import WORKER_ENVIRONMENT
 from training.task_queue import TaskJob
 
 MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
@@ -74,7 +75,7 @@ def _measure_everything(
     config = run.config
     names = run.fused()
     work = {job.name: job for job in jobs(config)}
-    remote = ray.remote(num_cpus=1)(_continual)
+    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(_continual)
     generator = remote.remote(config.store, run.options, config.cache, run.base.sha256, [work[n] for n in names])
     measuring = measure_run(run, ray, modes=scratch_stores)
     labels = dict(zip(measuring, [*names, *(task.name for task in config.unseen)], strict=True))

@@ -19,6 +19,7 @@ from fusion.store import S3Options, open_store
 from fusion.versions import Versions
 from fusion.view import ViewLoader
 from training.data import TaskData, load_task_data, load_test_data
+from training.environment import WORKER_ENVIRONMENT
 from training.evaluate import SetMeasure, measure_set, measure_weights
 
 
@@ -73,7 +74,7 @@ def measure(job: MeasureJob) -> MeasuredSet:
 
 def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
     """Start every job as a Ray task on one core; returns references to `MeasuredSet`s, in order."""
-    remote = ray.remote(num_cpus=1, max_retries=2)(measure)
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(measure)
     return [remote.remote(job) for job in jobs]
 
 

@@ -29,6 +29,7 @@ from fusion.experts import find_expert, num_attempts
 from fusion.store import S3Options, open_store
 from training.capacity import LaneOptions, Node, lanes_that_fit
 from training.data import load_task_data
+from training.environment import WORKER_ENVIRONMENT
 from training.expert import identity_of
 from training.lane import CrashReporter, LaneConfig, LaneError, one_line
 from training.lane_worker import run_worker
@@ -43,11 +44,6 @@ _TRAIN_SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # 600 s by default: longer than most trainings
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default: short where several lanes start on few cores
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-_WORKER_SETTINGS = {  # glibc gives large buffers back after every operator: an augmentation batch took 30 x as long
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
 }
 
 
@@ -214,7 +210,7 @@ class _Lanes:
                 storage_path=str(self._folder),
                 failure_config=FailureConfig(max_failures=-1),  # attempts are counted per task, in the store
                 callbacks=[CrashReporter(config.queue, name)],  # type: ignore[list-item]
-                worker_runtime_env={"env_vars": _WORKER_SETTINGS},
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
                 logging_config=LoggingConfig(log_level="WARNING" if options.quiet else "INFO"),
             ),
         )
