@@ -32,13 +32,15 @@ MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {
 def run_demo(run: Run, scratch: Path, ray: Any) -> dict[str, Any]:
     """Train, fuse, compare and measure. Returns the report, still without the answers over HTTP."""
     console.rule("1. Fine-tune the experts, fuse them as they come")
+    baseline = _start_baseline(run, ray)
     train_and_fuse(run)
     console.print(f"version {run.newest().version} in {run.config.store}: {', '.join(run.fused())}")
-    console.rule("2. The same experts in the other modes, and one model trained on task after task")
+    console.rule("2. The same experts in the other modes; measure everything")
     with run.stage("fuse"):
         scratch_stores = _fuse_other_modes(run, scratch, ray)
     with run.stage("evaluate"):
-        forgetting, measured = _measure_everything(run, scratch_stores, ray)
+        measured = _measure(run, scratch_stores, ray)
+        forgetting = _finish_baseline(run, baseline, ray)
     return build_report(run, measured, forgetting=forgetting)
 
 
@@ -68,33 +70,36 @@ def _fuse_mode(
     fuse_experts(NodeCache(store), put_base(store, Path(base_path)), experts, mode=mode)
 
 
-def _measure_everything(
-    run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any
-) -> tuple[list[list[int]], list[MeasuredSet]]:
-    """Continual fine-tuning on one core, measuring on the others; a line for whatever is finished."""
-    config = run.config
-    names = run.fused()
-    work = {job.name: job for job in jobs(config)}
-    remote = ray.remote(num_cpus=1, runtime_env={"env_vars": WORKER_ENVIRONMENT})(_continual)
-    generator = remote.remote(config.store, run.options, config.cache, run.base.sha256, [work[n] for n in names])
+def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> list[MeasuredSet]:
+    """Measure every test set, and tell which are done."""
     measuring = measure_run(run, ray, modes=scratch_stores)
-    labels = dict(zip(measuring, [*names, *(task.name for task in config.unseen)], strict=True))
-    waiting: list[Any] = [generator, *measuring]
-    forgetting: list[list[int]] = []
+    names = dict(zip(measuring, [*run.fused(), *(task.name for task in run.config.unseen)], strict=True))
+    waiting = measuring
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1)
-        if ready[0] is not generator:
-            console.print(f"measured {labels[ready[0]]}")
-            continue
-        try:
-            forgetting.append(ray.get(next(generator)))
-        except StopIteration:
-            continue
-        console.print(
-            f"continual fine-tuning: session {len(forgetting)} of {len(names)} ({names[len(forgetting) - 1]})"
-        )
-        waiting.append(generator)
-    return forgetting, ray.get(measuring)
+        console.print(f"measured {names[ready[0]]}")
+    return list(ray.get(measuring))
+
+
+def _start_baseline(run: Run, ray: Any) -> Any:
+    """Start continual fine-tuning: one task after another, so it starts first and takes what the lanes leave it."""
+    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
+        _continual
+    )
+    return remote.remote(run.config.store, run.options, run.config.cache, run.base.sha256, jobs(run.config))
+
+
+def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | None:
+    """Its rows, one a session. None when the baseline has tasks that the run has not: a failed one has no column."""
+    names = [job.name for job in jobs(run.config)]
+    if run.fused() != names:
+        ray.cancel(baseline)
+        return None
+    rows = []
+    for name, row in zip(names, baseline, strict=True):
+        rows.append(ray.get(row))
+        console.print(f"continual fine-tuning: session {len(rows)} of {len(names)} ({name})")
+    return rows
 
 
 def _continual(
