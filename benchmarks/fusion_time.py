@@ -107,7 +107,7 @@ def _measure(way: str, folder: Path, num_tasks: int) -> None:
 
 
 def _packed(mode: str, folder: Path, num_tasks: int) -> tuple[int, int, float]:
-    settings = {"name": mode, "bits": 2} if mode == "signed" else {"name": mode}
+    settings: dict[str, object] = {"name": mode, "bits": 2} if mode == "signed" else {"name": mode}
     with tempfile.TemporaryDirectory(prefix="store-", dir=folder) as store_folder:
         store = open_store(store_folder)
         base = put_base(store, folder / "base.safetensors")

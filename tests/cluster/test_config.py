@@ -1,0 +1,125 @@
+"""The configuration: every mistake in one message, paths that mean the same from everywhere, recipes that inherit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import Config, load_config, parse_config
+from cluster.run import config_hash
+from cluster.serving_config import serve_options
+from fusion.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "store": "store",
+    "base": {"architecture": "ViT-B-16", "weights": "openai"},
+    "tasks": [{"name": "pets", "data": "data/pets"}],
+}
+
+
+def parse(folder: Path, **changes: Any) -> Config:
+    return parse_config({**MINIMAL, **changes}, folder=folder, where="condu.yaml")
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, trian={}, train={"lane": 2, "lr": "fast"}, serve={"port": 0, "replicas": {"min": 3, "max": 1}})
+    said = str(caught.value)
+    for part in (
+        "trian: unknown key; did you mean 'train'?",
+        "train.lane: unknown key; did you mean 'lanes'?",
+        "train.lr: Input should be a valid number",
+        "serve.port: ",
+        "serve.replicas: max: 1 is below min: 3",
+    ):
+        assert part in said
+    assert len(said.splitlines()) == 6
+
+
+def test_a_key_of_a_nested_list_gets_its_own_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tasks\.1\.temlates: unknown key; did you mean 'templates'\?"):
+        parse(tmp_path, tasks=[{"name": "a", "data": "x"}, {"name": "b", "data": "y", "temlates": []}])
+
+
+def test_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    path = tmp_path / "configs" / "x.yaml"
+    tasks = [
+        {"name": "a", "data": "../data/a"},
+        {"name": "b", "data": "s3://bucket/b/"},
+        {"name": "c", "data": "torchvision:DTD"},
+    ]
+    base = {"architecture": "tiny.json", "weights": "w.safetensors"}
+    path.write_text(yaml.safe_dump({**MINIMAL, "store": "../store", "tasks": tasks, "base": base}))
+    config = load_config(path)
+    assert config.store == str(tmp_path / "store")
+    assert [task.data for task in config.tasks] == [str(tmp_path / "data" / "a"), "s3://bucket/b/", "torchvision:DTD"]
+    assert config.base.architecture == str(tmp_path / "configs" / "tiny.json")
+    assert parse(tmp_path).base.weights == "openai"
+
+
+def test_a_tasks_settings_go_before_the_runs_before_the_papers(tmp_path: Path) -> None:
+    config = parse(
+        tmp_path,
+        train={"steps": 50, "warmup_steps": 5, "lr": 0.1},
+        tasks=[{"name": "a", "data": "x", "lr": 0.2, "train_templates": "all"}, {"name": "b", "data": "y"}],
+    )
+    first, second = (config.recipe(task) for task in config.tasks)
+    assert (first.steps, first.lr, first.templates, first.label_smoothing) == (50, 0.2, "all", 0.2)
+    assert (second.lr, second.templates) == (0.1, "first")
+
+
+def test_a_recipe_that_can_not_work_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="warmup_steps is 100, it has to be below steps"):
+        parse(tmp_path, train={"steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("fusion", "settings"),
+    [
+        ({}, {"name": "signed", "bits": 2}),
+        ({"bits": 1}, {"name": "signed", "bits": 1}),
+        ({"mode": "iterative"}, {"name": "iterative"}),
+    ],
+    ids=str,
+)
+def test_a_mode_is_recorded_with_what_decides_it(fusion: Any, settings: Any, tmp_path: Path) -> None:
+    assert parse(tmp_path, fusion=fusion).fusion.settings() == settings
+
+
+def test_a_name_stands_once_among_trained_and_never_trained_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="task name 'pets' stands twice"):
+        parse(tmp_path, unseen=[{"name": "pets", "data": "x"}])
+
+
+def test_the_hash_tells_configurations_apart(tmp_path: Path) -> None:
+    assert config_hash(parse(tmp_path)) == config_hash(parse(tmp_path))
+    assert config_hash(parse(tmp_path)) != config_hash(parse(tmp_path, seed=1))
+
+
+def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
+    config = parse(
+        tmp_path,
+        serve={"replicas": {"min": 2, "max": 8}, "port": 9000, "cached_experts": 7},
+        predict={"top_k": 3},
+        s3={"endpoint_url": "http://127.0.0.1:9"},
+    )
+    options = serve_options(config)
+    assert (options.min_replicas, options.max_replicas, options.port, options.cached_experts) == (2, 8, 9000, 7)
+    assert options.top_k == 3
+    assert options.store_options is not None
+    assert options.store_options.endpoint_url == "http://127.0.0.1:9"
+    assert serve_options(config, port=1234).port == 1234
+
+
+@pytest.mark.parametrize("name", ["demo.yaml"])
+def test_the_shipped_configurations_are_sound(name: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    config = load_config(root / "configs" / name)
+    assert len(config.tasks) >= 6
+    assert len(config.unseen) >= 2
+    for task in (*config.tasks, *config.unseen):
+        assert (Path(task.data) / "task.json").is_file()
