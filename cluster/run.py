@@ -146,7 +146,10 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
             fuser.update(statuses)
 
         with run.stage("train"):
-            run.statuses = run_lanes(config.store, run.options, run.base, jobs(config), lanes, on_status)
+            cache = Path(config.cache) if config.cache else None
+            run.statuses = run_lanes(
+                config.store, run.options, run.base, jobs(config), lanes, on_status, cache_folder=cache
+            )
         with run.stage("fuse"):
             fuser.update(run.statuses)
             run.versions = fuser.finish()

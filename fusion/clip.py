@@ -63,7 +63,9 @@ class Clip:
         features = [
             self.model.encode_image(  # type: ignore[operator]
                 batch.to(self.device, memory_format=torch.channels_last), normalize=True
-            ).float().cpu()  # type: ignore[operator]
+            )
+            .float()
+            .cpu()  # type: ignore[operator]
             for batch in pixels.split(batch_size)
         ]
         return torch.cat(features) if features else torch.empty(0, self.embed_dim)

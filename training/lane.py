@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ class LaneConfig:
     base: Base
     store_url: str
     store_options: S3Options | None
+    cache_folder: Path | None
     num_threads: int
     num_loader_threads: int
     gpu_share: float

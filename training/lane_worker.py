@@ -44,7 +44,7 @@ def run_worker(config: dict[str, Any]) -> None:
     world = World(context.get_world_size(), context.get_world_rank(), str(device))
     worker = f"{socket.gethostname()}:{os.getpid()}"
     store = open_store(lane.store_url, lane.store_options)
-    cache = NodeCache(store)
+    cache = NodeCache(store, lane.cache_folder)
     while True:
         index = world.from_first(_call(lane, "take", worker) if world.rank == 0 else 0)
         if index < 0:

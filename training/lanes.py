@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from training.environment import WORKER_ENVIRONMENT
 from training.expert import identity_of
 from training.lane import CrashReporter, LaneConfig, LaneError, one_line
 from training.lane_worker import run_worker
+from training.sources import absolute_source
 from training.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,8 @@ def run_lanes(
     jobs: Sequence[TaskJob],
     options: LaneOptions | None = None,
     on_status: Callable[[list[TaskStatus]], None] | None = None,
+    *,
+    cache_folder: Path | None = None,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
 
@@ -64,6 +68,7 @@ def run_lanes(
         options: lanes and their resources.
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
+        cache_folder: of every node's cache; None: the default.
     Returns: the last statuses, each `done` or `failed`.
     Raises:
         ConfigError: a lane's demand is more than the cluster has.
@@ -71,6 +76,8 @@ def run_lanes(
         LaneError: no lane ran within `startup_timeout_s`.
     """
     options = options or LaneOptions()
+    store_url = open_store(store_url, store_options).url  # absolute: workers have another working directory
+    jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
     report = on_status or (lambda _: None)
     statuses, planned = plan_tasks(store_url, store_options, base, jobs)
     report(list(statuses))
@@ -80,7 +87,7 @@ def run_lanes(
         raise BlobNotFoundError(f"{store_url} has no base {base.sha256[:12]}… to train from: put it there first")
     num_lanes = lanes_that_fit(options, _nodes(), ray.available_resources(), len(planned))
     queue = _start_queue(store_url, store_options, list(planned.values()), options)
-    lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, planned)
+    lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, cache_folder, planned)
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
@@ -148,6 +155,7 @@ class _Lanes:
         base: Base,
         store_url: str,
         store_options: S3Options | None,
+        cache_folder: Path | None,
         planned: dict[int, PlannedTask],
     ) -> None:
         self.errors: list[str] = []
@@ -170,6 +178,7 @@ class _Lanes:
                 base=base,
                 store_url=store_url,
                 store_options=store_options,
+                cache_folder=cache_folder,
                 num_threads=max(1, int(options.num_cpus)),
                 num_loader_threads=options.num_loader_threads,
                 gpu_share=options.num_gpus or 1.0,

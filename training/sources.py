@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,11 @@ class Tree:
 def is_test_share(sha256: str) -> bool:
     """Whether an image belongs to the test split, decided by its content alone: adding images moves no other one."""
     return int(sha256[:8], 16) < TEST_SHARE * 2**32
+
+
+def absolute_source(source: str) -> str:
+    """The same source for a process with another working directory: a relative path is made absolute."""
+    return source if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", source) else os.path.abspath(os.path.expanduser(source))
 
 
 def read_tree(source: str, options: S3Options | None) -> Tree:
