@@ -8,7 +8,7 @@ from typing import Any
 from cluster.client import predict_over_http
 from cluster.output import console
 from cluster.run import Run
-from cluster.serving_config import serve_options
+from cluster.serving_config import serve_options, start_service
 from training.data import TaskData, load_task_data, load_test_data
 
 
@@ -18,12 +18,12 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dic
     For every trained task an image with its task named and the same one with nothing said; for every never-trained
     task an image with the task's classes as labels.
     """
-    from serving.app import start, stop
+    from serving.app import stop
 
     options = serve_options(run.config, port=port)
     server = f"http://{options.host}:{options.port}"
     try:
-        start(options)
+        start_service(options)
         console.print(f"serving on {server}")
         answers = []
         for task in run.config.tasks:

@@ -1,11 +1,20 @@
-"""From a configuration to the options of a service."""
+"""From a configuration to a service that runs."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from cluster.config import Config
 from serving.options import ServeOptions
+
+
+def start_service(options: ServeOptions) -> None:
+    """Start a service in the Ray session that is open. Raises what `serving.app.start` raises."""
+    from serving.app import start
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing Serve sets it to INFO
+    start(options)
 
 
 def serve_options(config: Config, *, port: int | None = None) -> ServeOptions:

@@ -37,7 +37,6 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
     if quiet:
         # what raylets report is printed to standard output, where JSON may be expected; this drops every line of it
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
     import ray
 
     if ray.is_initialized():  # somebody else's session: theirs to end

@@ -108,8 +108,8 @@ class FusionClient:
                 self._handle = None
                 time.sleep(0.2 * 2**attempt)
         raise StoreUnavailableError(
-            f"the fusion actor died {_MAX_ATTEMPTS} times over one call. Usually it ran out of memory: `ray memory` and "
-            "the node's log tell. What was published is untouched, and the same command goes on from there"
+            f"the fusion actor died {_MAX_ATTEMPTS} times over one call. Usually it ran out of memory: `ray memory` "
+            "and the node's log tell. What was published is untouched, and the same command goes on from there"
         )
 
     def _actor(self) -> Any:

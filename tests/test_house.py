@@ -58,7 +58,8 @@ def test_nothing_that_is_read_is_unpickled() -> None:
 def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "import fusion.predictor, fusion.fuse, training.finetune, training.evaluate, training.data, training.continual\n"
+        "import fusion.predictor, fusion.fuse\n"
+        "import training.finetune, training.evaluate, training.data, training.continual\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ import typer
 from cluster.commands.run import ConfigArgument
 from cluster.config import load_config
 from cluster.output import console
-from cluster.serving_config import serve_options
+from cluster.serving_config import serve_options, start_service
 from cluster.session import ray_session
 
 
@@ -24,10 +24,10 @@ def serve(
     options = serve_options(settings, port=port)
     stopped = threading.Event()
     with ray_session(settings.ray):
-        from serving.app import start, stop
+        from serving.app import stop
 
         try:
-            start(options)
+            start_service(options)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stopped.set())
             console.print(
