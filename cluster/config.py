@@ -119,6 +119,12 @@ class TrainConfig(RecipeConfig):
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs of a worker; fractions share one."""
     accelerator_type: str | None = None
+    labels: dict[str, str] | None = None
+    """Only on nodes with these labels."""
+    autoscaling: bool = False
+    """The cluster grows on demand: let a lane wait for nodes that are not there yet."""
+    startup_timeout_s: float = Field(default=600.0, gt=0)
+    """How long the first lane may wait for its resources."""
     max_attempts: int = Field(default=3, ge=1)
     """How often a task is started before it counts as failed."""
 
@@ -130,7 +136,7 @@ class FusionConfig(Section):
     bits: int | None = Field(default=None, ge=1, le=4)
     """Bits a parameter and task, `signed` only. Default 2."""
     archive_experts: bool = False
-    """Keep every expert named by its version, so that other modes stay possible. A full checkpoint a task."""
+    """Let a version name every expert's file, which `joint` reads again (and always does). A checkpoint a task."""
     num_cpus: float = Field(default=0.0, ge=0)
     """Cores that the fusion actor reserves; 0: none, it fuses beside the lanes instead of waiting for one to end."""
 
@@ -171,8 +177,8 @@ class ServeConfig(Section):
     num_gpus: float = Field(default=0.0, ge=0)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    cached_experts: int = Field(default=4, ge=1)
-    """Rebuilt experts that a replica keeps in memory."""
+    cached_experts: int = Field(default=8, ge=1)
+    """Rebuilt experts that a replica keeps in memory. With fewer than are in use, each request rebuilds some."""
     max_batch_size: int = Field(default=16, ge=1)
     batch_wait_s: float = Field(default=0.01, ge=0)
     poll_s: float = Field(default=2.0, gt=0)

@@ -15,7 +15,7 @@ from cluster.measure import MeasuredSet
 from cluster.output import console
 from cluster.report import build_report
 from cluster.run import Run, jobs, measure_run, train_and_fuse
-from fusion.bases import get_base, put_base
+from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
 from fusion.clip import build_clip
 from fusion.experts import ExpertRecord
@@ -86,7 +86,7 @@ def _start_baseline(run: Run, ray: Any) -> Any:
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
         _continual
     )
-    return remote.remote(run.config.store, run.options, run.config.cache, run.base.sha256, jobs(run.config))
+    return remote.remote(run.config.store, run.options, run.config.cache, run.base, jobs(run.config))
 
 
 def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | None:
@@ -103,11 +103,10 @@ def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | Non
 
 
 def _continual(
-    url: str, options: S3Options | None, cache_folder: str | None, base_sha256: str, work: Sequence[TaskJob]
+    url: str, options: S3Options | None, cache_folder: str | None, base: Base, work: Sequence[TaskJob]
 ) -> Iterator[list[int]]:
     store = open_store(url, options)
     cache = NodeCache(store, Path(cache_folder) if cache_folder else None)
-    base = get_base(store, base_sha256)
     clip = build_clip(base, cache.tensors(base.weights))
     tasks = [
         (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def measure(job: MeasureJob) -> MeasuredSet:
     """Run a job in this process."""
     store = open_store(job.store_url, job.store_options)
     cache = NodeCache(store, Path(job.cache_folder) if job.cache_folder else None)
-    base = _base_model(job.store_url, job.store_options, job.cache_folder, job.base.sha256)
+    base = _base_model(cache, job.base)
     test = load_test(job)
     versions, views = Versions(store), ViewLoader(cache)
     loaded = [views.load(versions.read(number)) for number in job.sessions]
@@ -118,10 +117,12 @@ def _measure_mode(url: str, base: Clip, test: TaskData, top_k: int) -> np.ndarra
     return right
 
 
-@lru_cache(maxsize=1)
-def _base_model(url: str, options: S3Options | None, cache_folder: str | None, sha256: str) -> Clip:
-    from fusion.bases import get_base
+_loaded: dict[str, Clip] = {}
 
-    cache = NodeCache(open_store(url, options), Path(cache_folder) if cache_folder else None)
-    base = get_base(cache.store, sha256)
-    return build_clip(base, cache.tensors(base.weights))
+
+def _base_model(cache: NodeCache, base: Base) -> Clip:
+    """The base's model: a Ray worker measures one set after another, and builds it once."""
+    if base.sha256 not in _loaded:
+        _loaded.clear()
+        _loaded[base.sha256] = build_clip(base, cache.tensors(base.weights))
+    return _loaded[base.sha256]

@@ -27,6 +27,7 @@ from fusion.experts import ExpertRecord, find_expert
 from fusion.manifest import Manifest
 from fusion.store import S3Options, Store, open_store
 from fusion.versions import Versions
+from training.capacity import LaneOptions
 from training.evaluate import KINDS
 from training.task_queue import TaskJob, TaskStatus
 
@@ -84,6 +85,7 @@ def open_run(config: Config) -> Run:
     """
     if not config.tasks:
         raise ConfigError("tasks: is empty: a run needs at least one task")
+    lane_options(config)
     store = open_store(config.store, config.s3.options())
     base = resolve_base(config.base, store)
     check_store_matches(Versions(store).newest(), base, config, store.url)
@@ -112,7 +114,6 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
     Raises: TaskNameError when a configured name holds another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
-    from training.capacity import LaneOptions
     from training.lanes import run_lanes
 
     config = run.config
@@ -124,15 +125,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
         "replace": replace,
         "created": {"config": config_hash(config)},
     }
-    train = config.train
-    lanes = LaneOptions(
-        lanes=train.lanes,
-        workers=train.workers,
-        num_cpus=train.num_cpus,
-        num_gpus=train.num_gpus,
-        accelerator_type=train.accelerator_type,
-        max_attempts=train.max_attempts,
-    )
+    lanes = lane_options(config)
     with TaskProgress(enabled=show) as progress:
         fuser = OrderedFuser(client, run.store, run.base, options, progress.fused)
         first = True
@@ -218,6 +211,22 @@ def jobs(config: Config) -> list[TaskJob]:
         )
         for task in config.tasks
     ]
+
+
+def lane_options(config: Config) -> LaneOptions:
+    """How the configuration spreads training over a cluster. Raises `ConfigError` for what can't be meant."""
+    train = config.train
+    return LaneOptions(
+        lanes=train.lanes,
+        workers=train.workers,
+        num_cpus=train.num_cpus,
+        num_gpus=train.num_gpus,
+        accelerator_type=train.accelerator_type,
+        labels=train.labels,
+        autoscaling=train.autoscaling,
+        startup_timeout_s=train.startup_timeout_s,
+        max_attempts=train.max_attempts,
+    )
 
 
 def config_hash(config: Config) -> str:

@@ -84,7 +84,7 @@ def check_sha256(actual: str, ref: BlobRef, url: str) -> None:
     if actual != ref.sha256:
         raise DamagedBlobError(
             f"{url}/{ref.key} is damaged: its bytes hash to {actual[:12]}…, who names it says {ref.sha256[:12]}…. "
-            "Restore the object from a backup, or serve an older version"
+            "Restore the object from a backup"
         )
 
 

@@ -75,7 +75,7 @@ class Versions:
             newest = self.newest_number() if number != self._known else 0
             if 0 < number < newest:
                 raise VersionGoneError(
-                    f"version {number} of {self.store.url} was removed by gc: the newest is {newest}"
+                    f"version {number} of {self.store.url} is gone: the newest is {newest}"
                 ) from None
             raise UnknownVersionError(
                 f"{self.store.url} has no version {number}: "

@@ -95,7 +95,8 @@ def stop(*, timeout_s: float = 60.0) -> None:
         except Exception as error:
             logger.warning("the ingress did not run dry, stopping all the same: %s", error)
         serve.delete(APP_NAME)
-    serve.shutdown()
+    if not serve.status().applications:  # other applications of the cluster keep their Serve
+        serve.shutdown()
 
 
 def check_store(options: ServeOptions) -> None:

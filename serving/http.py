@@ -40,7 +40,7 @@ nearest tasks compete, and the answer names task and class. Every answer names t
 _RETRY = {429: "1", 503: "2"}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": ErrorResponse, "description": "No such task or version"},
-    410: {"model": ErrorResponse, "description": "gc has removed that version"},
+    410: {"model": ErrorResponse, "description": "that version is gone"},
     413: {"model": ErrorResponse, "description": "The body is too large"},
     415: {"model": ErrorResponse, "description": "The body is neither a form nor an image"},
     422: {"model": ErrorResponse, "description": "An image or a field that can't be used; the message names it"},

@@ -110,7 +110,7 @@ class Service:
             return view, await self._answer(view, query, crops)
         except _GONE as error:
             if version is not None and version != getattr(self.watcher.current, "version", None):
-                raise VersionGoneError(f"version {version} was removed by gc while it was asked ({error})") from error
+                raise VersionGoneError(f"version {version} went away while it was asked ({error})") from error
             # gc took a blob of the version in hand: a newer one must exist. The request starts over on it, whole
             await self.watcher.poll(listing=True)
             newer = await self.watcher.view(None)

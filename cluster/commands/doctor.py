@@ -43,7 +43,7 @@ def doctor(
 ) -> None:
     """Check this machine, and the store and port of a configuration. The store is really written to, and cleaned up."""
     settings = load_config(config) if config else None
-    findings = [_python(), _packages(), _machine(), _disk(), _ray_token()]
+    findings = [_python(), _packages(), _machine(), _disk(settings), _ray_token()]
     url = store or (settings.store if settings else None)
     if url:
         findings += _store(url, settings)
@@ -89,15 +89,14 @@ def _machine() -> Finding:
     return Finding("machine", f"{os.cpu_count()} cores, {human_bytes(memory)} memory, {', '.join(gpus) or 'no GPU'}")
 
 
-def _disk() -> Finding:
-    folder = default_cache_folder()
+def _disk(settings: Config | None) -> Finding:
+    chosen = Path(settings.cache) if settings and settings.cache else default_cache_folder()
+    folder = chosen
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     problem = f"less than {human_bytes(_MIN_FREE_BYTES)} are free: set CONDU_CACHE to a larger disk"
-    return Finding(
-        "cache", f"{default_cache_folder()}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None
-    )
+    return Finding("cache", f"{chosen}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None)
 
 
 def _ray_token() -> Finding:

@@ -1,7 +1,8 @@
 """How experts become one unified model plus triggers: one small interface, one file a mode.
 
 A mode turns a fused state and new experts into the next fused state, writing what changed as blobs, and it rebuilds one
-tensor of one task's vector from what was written. It streams: at most a few tensors are in memory, however many tasks.
+tensor of one task's vector from what was written. It streams: a few copies of one tensor are in memory, however many
+tasks (`joint`: one a task).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Suffixes: N elements of one tensor. Source: ConDU (arXiv 2503.10705), unify and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,8 +20,8 @@ import numpy as np
 
 from fusion.modes import NewExpert, Workbench
 from fusion.planes import pack, plane_bytes, unpack
-from fusion.state import FusedState
-from fusion.tensors import TensorSpec, check_same_layout, task_vector
+from fusion.state import FusedState, TaskEntry
+from fusion.tensors import TensorFile, TensorSpec, check_same_layout, task_vector
 
 _MAX_UINT8_SESSION = 255
 
@@ -39,7 +39,7 @@ class FusedTensor:
 def fuse_tensor(
     unified_N: np.ndarray,
     last_flip_N: np.ndarray,
-    masks: Sequence[np.ndarray],
+    masks: Iterable[np.ndarray],
     scales: Sequence[float],
     delta_N: np.ndarray,
     session: int,
@@ -52,7 +52,7 @@ def fuse_tensor(
     Args:
         unified_N: tau, float32.
         last_flip_N: last session in which the sign of tau changed or became 0, unsigned.
-        masks: b_i, bool [N], of every old task, as they are before this session.
+        masks: b_i, bool [N], of every old task, as they are before this session. Iterated twice.
         scales: lambda_i before this session.
         delta_N: the new task vector, float32.
         session: number of this session, from 1.
@@ -100,6 +100,21 @@ def mask_tensor(plane_B: np.ndarray, last_flip_N: np.ndarray, session: int) -> n
     return unpack(plane_B, last_flip_N.size) & (last_flip_N <= session)
 
 
+class _Masks:
+    """The old tasks' masks of one tensor, unpacked one by one each time they are asked for."""
+
+    def __init__(
+        self, triggers: Sequence[TensorFile], entries: Sequence[TaskEntry], name: str, flip_N: np.ndarray
+    ) -> None:
+        self._planes = [file.array(f"plane/0/{name}") for file in triggers]
+        self._sessions = [entry.session for entry in entries]
+        self._flip_N = flip_N
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for plane_B, session in zip(self._planes, self._sessions, strict=True):
+            yield mask_tensor(plane_B, self._flip_N, session)
+
+
 class Iterative:
     """Mode `iterative` over whole states."""
 
@@ -139,10 +154,7 @@ class Iterative:
                 delta_N = task_vector(base, weights, name)
                 unified_N = unified.array(name).reshape(-1) if unified else np.zeros_like(delta_N)
                 flip_N = last_flip.array(name).reshape(-1) if last_flip else np.zeros(delta_N.size, np.uint8)
-                masks = [
-                    mask_tensor(file.array(f"plane/0/{name}"), flip_N, entry.session)
-                    for file, entry in zip(triggers, entries, strict=True)
-                ]
+                masks = _Masks(triggers, entries, name, flip_N)
                 flip_N = flip_N.astype(np.uint8 if flip_dtype == "U8" else np.uint16)
                 fused = fuse_tensor(
                     unified_N, flip_N, masks, [entry.scale or 0.0 for entry in entries], delta_N, session

@@ -94,7 +94,7 @@ class Joint:
         if record.archive is None:
             raise ConfigError(
                 f"mode 'joint' re-reads every expert, and that of task {task!r} was not archived: set "
-                "fusion.archive_experts: true from the first task on, or take mode iterative or signed"
+                "fusion.archive_experts: true from the first task on, in a new store"
             )
         describe = {
             "classes": record.classes,

@@ -74,7 +74,9 @@ def _read(store: Store, key: str, problems: list[str]) -> None:
 
 def _list(store: Store, key: str, problems: list[str]) -> None:
     if [info.key for info in store.list(key)] != [key]:
-        problems.append(f"{store.url} does not list an object that it holds ({key}): gc and `versions list` need that.")
+        problems.append(
+            f"{store.url} does not list an object that it holds ({key}): finding the newest version needs that."
+        )
     if any(info.key <= key for info in store.list("probe/", start_after=key)):
         problems.append(f"{store.url} ignores where a listing should start: old versions would be taken for new ones.")
 

@@ -49,8 +49,8 @@ def check_range(url: str, key: str, start: int, stop: int | None) -> None:
 def not_found(url: str, key: str) -> BlobNotFoundError:
     """The error for an object that is not there."""
     return BlobNotFoundError(
-        f"{url} has no object {key!r}. If a version names it, gc removed that version or somebody deleted the "
-        "object: read the newest version again, and see `condu versions verify`"
+        f"{url} has no object {key!r}. If a version names it, somebody deleted the "
+        "object, or the version is gone: read the newest version again"
     )
 
 

@@ -133,7 +133,7 @@ def test_a_manifest_of_a_later_format_asks_for_an_upgrade(three_versions: Store)
 
 def test_a_version_that_is_gone_and_one_that_never_was_are_told_apart(three_versions: Store) -> None:
     three_versions.delete(manifest_key(1))
-    with pytest.raises(VersionGoneError, match=r"version 1 .* was removed"):
+    with pytest.raises(VersionGoneError, match=r"version 1 .* is gone"):
         Versions(three_versions).read(1)
     with pytest.raises(UnknownVersionError, match="has no version 9: the newest is 3"):
         Versions(three_versions).read(9)
