@@ -115,10 +115,16 @@ def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
     assert serve_options(config, port=1234).port == 1234
 
 
-@pytest.mark.parametrize("name", ["demo.yaml"])
-def test_the_shipped_configurations_are_sound(name: str) -> None:
-    root = Path(__file__).resolve().parents[2]
-    config = load_config(root / "configs" / name)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_shipped_configurations_are_sound(path: Path) -> None:
+    assert load_config(path).tasks
+
+
+def test_the_demo_finds_its_data_in_the_repository() -> None:
+    config = load_config(ROOT / "configs" / "demo.yaml")
     assert len(config.tasks) >= 6
     assert len(config.unseen) >= 2
     for task in (*config.tasks, *config.unseen):
