@@ -22,7 +22,6 @@ from fusion.experts import ExpertRecord
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import S3Options, open_store
 from training.continual import continual_finetuning
-from training.data import load_task_data
 from training.environment import WORKER_ENVIRONMENT
 from training.task_queue import TaskJob
 
@@ -108,20 +107,5 @@ def _continual(
     store = open_store(url, options)
     cache = NodeCache(store, Path(cache_folder) if cache_folder else None)
     clip = build_clip(base, cache.tensors(base.weights))
-    tasks = [
-        (
-            load_task_data(
-                job.name,
-                job.source,
-                classes=job.classes,
-                templates=job.templates,
-                few_shot=job.recipe.few_shot,
-                verify=False,
-                options=options,
-            ),
-            job.recipe,
-            job.seed,
-        )
-        for job in work
-    ]
+    tasks = [(job.load(options, verify=False), job.recipe, job.seed) for job in work]
     yield from continual_finetuning(clip, tasks)

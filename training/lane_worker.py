@@ -17,7 +17,7 @@ import torch
 from fusion.cache import NodeCache
 from fusion.errors import BaseMismatchError, DataError, StateDictError
 from fusion.store import open_store
-from training.data import TaskData, load_task_data
+from training.data import TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.lane import LaneConfig
@@ -80,15 +80,7 @@ def _load(lane: LaneConfig, job: TaskJob, index: int, world: World) -> TaskData 
     """The task's data, or None when some rank can't read it: it may lie on one node and not on another."""
     data = None
     try:
-        data = load_task_data(
-            job.name,
-            job.source,
-            classes=job.classes,
-            templates=job.templates,
-            few_shot=job.recipe.few_shot,
-            verify=False,  # the driver did
-            options=lane.store_options,
-        )
+        data = job.load(lane.store_options, verify=False)  # the driver did
     except DataError as error:
         _call(lane, "failed", index, f"on {socket.gethostname()}: {error}")
     return None if world.any(data is None) else data

@@ -29,7 +29,6 @@ from fusion.errors import BlobNotFoundError, DataError
 from fusion.experts import find_expert, num_attempts
 from fusion.store import S3Options, open_store
 from training.capacity import LaneOptions, Node, lanes_that_fit
-from training.data import load_task_data
 from training.environment import WORKER_ENVIRONMENT
 from training.expert import identity_of
 from training.lane import CrashReporter, LaneConfig, LaneError, one_line
@@ -120,14 +119,7 @@ def plan_tasks(
 
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
-            data = load_task_data(
-                job.name,
-                job.source,
-                classes=job.classes,
-                templates=job.templates,
-                few_shot=job.recipe.few_shot,
-                options=store_options,
-            )
+            data = job.load(store_options, verify=True)
         except DataError as error:
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)

@@ -13,6 +13,7 @@ from typing import Literal
 
 from fusion.experts import find_expert, num_attempts
 from fusion.store import S3Options, open_store
+from training.data import TaskData, load_task_data
 from training.recipe import Recipe
 
 State = Literal["waiting", "training", "done", "failed"]
@@ -28,6 +29,18 @@ class TaskJob:
     seed: int = 0
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
+
+    def load(self, options: S3Options | None, *, verify: bool) -> TaskData:
+        """Read the task's data, as `load_task_data` does. Raises `DataError`."""
+        return load_task_data(
+            self.name,
+            self.source,
+            classes=self.classes,
+            templates=self.templates,
+            few_shot=self.recipe.few_shot,
+            verify=verify,
+            options=options,
+        )
 
 
 @dataclass(frozen=True)
