@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from cluster.config import RayConfig
 from fusion.errors import ConfigError
 
 _LOOPBACK = "127.0.0.1"
+_CONNECT_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 256 << 20
 """References travel, not tensors: what lies in Ray's object store here are small results."""
 
@@ -58,8 +60,9 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
     else:
         options["address"] = config.address
     try:
+        _check_reachable(config.address)
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address: {config.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on this "
             "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`"
@@ -68,6 +71,13 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError when nobody listens at `host:port`: Ray itself would go on asking for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit() and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _prepare_local() -> None:
