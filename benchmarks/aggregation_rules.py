@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     config = load_config(parser.parse_args().config)
-    cache = NodeCache(open_store(config.store, config.s3.options()), Path(config.cache) if config.cache else None)
+    cache = NodeCache(open_store(config.store, config.s3.options()), config.cache)
     predictor = Predictor(cache)
     view = predictor.view()
     base = predictor.shelf.base

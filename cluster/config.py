@@ -16,6 +16,7 @@ from fusion.errors import ConduError, ConfigError
 from fusion.manifest import check_task_name
 from fusion.store import S3Options
 from training.recipe import Recipe
+from training.sources import absolute_source
 
 
 class Section(BaseModel):
@@ -209,7 +210,7 @@ class Config(Section):
     ray: RayConfig = RayConfig()
     s3: S3Config = S3Config()
     seed: int = 0
-    cache: str | None = None
+    cache: Path | None = None
     """Folder of the node cache; None: the user's cache folder."""
 
     @model_validator(mode="after")
@@ -255,27 +256,23 @@ def parse_config(values: dict[str, Any], *, folder: Path, where: str) -> Config:
 
 
 def _with_absolute_paths(config: Config, folder: Path) -> Config:
-    base = config.base.model_copy(
-        update={
-            "architecture": _absolute(config.base.architecture, folder, only=".json"),
-            "weights": _absolute(config.base.weights, folder, only=".safetensors"),
-        }
-    )
+    files = {"architecture": ".json", "weights": ".safetensors"}  # other endings name something published
+    base = {
+        key: absolute_source(value, folder) if value.endswith(ending) else value
+        for key, ending in files.items()
+        for value in [getattr(config.base, key)]
+    }
     sets = {
-        name: tuple(task.model_copy(update={"data": _absolute(task.data, folder)}) for task in getattr(config, name))
+        name: tuple(t.model_copy(update={"data": absolute_source(t.data, folder)}) for t in getattr(config, name))
         for name in ("tasks", "unseen")
     }
-    update = {"store": _absolute(config.store, folder), "base": base, **sets}
-    if config.cache is not None:
-        update["cache"] = _absolute(config.cache, folder)
+    update = {
+        "store": absolute_source(config.store, folder),
+        "base": config.base.model_copy(update=base),
+        "cache": config.cache and Path(absolute_source(str(config.cache), folder)),
+        **sets,
+    }
     return config.model_copy(update=update)
-
-
-def _absolute(value: str, folder: Path, *, only: str = "") -> str:
-    """A local path made absolute; URLs, torchvision names and (with `only`) other endings stay as they are."""
-    if ":" in value.split("/", 1)[0] or (only and not value.endswith(only)):
-        return value
-    return str((folder / Path(value).expanduser()).resolve())
 
 
 def _describe(problem: Any) -> str:

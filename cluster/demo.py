@@ -18,7 +18,6 @@ from cluster.run import Run, jobs, measure_run, train_and_fuse
 from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
 from fusion.clip import build_clip
-from fusion.experts import ExpertRecord
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import S3Options, open_store
 from training.continual import continual_finetuning
@@ -48,25 +47,20 @@ def _fuse_other_modes(run: Run, scratch: Path, ray: Any) -> list[tuple[str, str]
     shutil.rmtree(scratch, ignore_errors=True)
     own = run.config.fusion.settings()
     others = [mode for mode in MODES if mode["name"] != own["name"]]
-    records = [run.record(name) for name in run.fused()]
-    cache = run.cache
-    weights = {name: str(cache.path(record.expert)) for name, record in zip(run.fused(), records, strict=True)}
+    experts = []
+    for name in run.fused():
+        record = run.record(name)
+        experts.append(ExpertToFuse(name, run.cache.path(record.expert), record.classes, record.templates))
     remote = ray.remote(num_cpus=1)(_fuse_mode)
     urls = {mode["name"]: (scratch / mode["name"]).as_uri() for mode in others}
-    base = str(cache.path(run.base.weights))
-    ray.get([remote.remote(urls[mode["name"]], base, weights, records, mode) for mode in others])
+    base = run.cache.path(run.base.weights)
+    ray.get([remote.remote(urls[mode["name"]], base, experts, mode) for mode in others])
     return list(urls.items())
 
 
-def _fuse_mode(
-    url: str, base_path: str, weights: dict[str, str], records: Sequence[ExpertRecord], mode: dict[str, Any]
-) -> None:
+def _fuse_mode(url: str, base_path: Path, experts: Sequence[ExpertToFuse], mode: dict[str, Any]) -> None:
     store = open_store(url)
-    experts = [
-        ExpertToFuse(name, Path(path), record.classes, record.templates)
-        for (name, path), record in zip(weights.items(), records, strict=True)
-    ]
-    fuse_experts(NodeCache(store), put_base(store, Path(base_path)), experts, mode=mode)
+    fuse_experts(NodeCache(store), put_base(store, base_path), experts, mode=mode)
 
 
 def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> list[MeasuredSet]:
@@ -102,10 +96,9 @@ def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | Non
 
 
 def _continual(
-    url: str, options: S3Options | None, cache_folder: str | None, base: Base, work: Sequence[TaskJob]
+    url: str, options: S3Options | None, cache_folder: Path | None, base: Base, work: Sequence[TaskJob]
 ) -> Iterator[list[int]]:
-    store = open_store(url, options)
-    cache = NodeCache(store, Path(cache_folder) if cache_folder else None)
+    cache = NodeCache(open_store(url, options), cache_folder)
     clip = build_clip(base, cache.tensors(base.weights))
     tasks = [(job.load(options, verify=False), job.recipe, job.seed) for job in work]
     yield from continual_finetuning(clip, tasks)

@@ -7,9 +7,9 @@ from typing import Any
 
 from cluster.client import predict_over_http
 from cluster.output import console
-from cluster.run import Run
+from cluster.run import Run, jobs
 from cluster.serving_config import serve_options, start_service
-from training.data import TaskData, load_task_data, load_test_data
+from training.data import TaskData, load_test_data
 
 
 def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dict[str, Any]]:
@@ -26,15 +26,15 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dic
         start_service(options)
         console.print(f"serving on {server}")
         answers = []
-        for task in run.config.tasks:
-            if task.name not in run.versions:
+        for job in jobs(run.config):
+            if job.name not in run.versions:
                 continue
-            data = load_task_data(task.name, task.data, classes=task.classes, templates=task.templates, verify=False)
+            data = job.load(run.options, verify=False)
             for index in _spread(len(data.test), images_per_set):
                 answers.append(_ask(server, data, index, "task"))
                 answers.append(_ask(server, data, index, "seen"))
         for unseen in run.config.unseen:
-            data = load_test_data(unseen.name, unseen.data, verify=False)
+            data = load_test_data(unseen.name, unseen.data, verify=False, options=run.options)
             answers += [_ask(server, data, index, "labels") for index in _spread(len(data.test), images_per_set)]
         return answers
     finally:

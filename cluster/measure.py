@@ -17,9 +17,10 @@ from fusion.manifest import Manifest
 from fusion.store import S3Options, open_store
 from fusion.versions import Versions
 from fusion.view import ViewLoader
-from training.data import TaskData, load_task_data, load_test_data
+from training.data import load_test_data
 from training.environment import WORKER_ENVIRONMENT
-from training.evaluate import SetMeasure, measure_set, measure_weights
+from training.evaluate import LoadedSet, SetMeasure, load_set, measure_set, measure_weights
+from training.task_queue import TaskJob
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,17 @@ class MeasureJob:
 
     Attributes:
         sessions: versions, session by session; the last one is the one that serves.
+        task: whose test set; as configured for training, or just a name and a source.
         expert: weights of the task's own expert, as trained; None for a task that is never trained.
         modes: other stores that hold the same experts in another mode: (mode, store URL).
     """
 
     store_url: str
     store_options: S3Options | None
-    cache_folder: str | None
+    cache_folder: Path | None
     base: Base
     sessions: tuple[int, ...]
-    name: str
-    source: str
-    classes: tuple[str, ...] | None
-    templates: tuple[str, ...] | None
+    task: TaskJob
     expert: BlobRef | None
     kinds: tuple[str, ...]
     top_k: int
@@ -58,16 +57,18 @@ class MeasuredSet:
 
 def measure(job: MeasureJob) -> MeasuredSet:
     """Run a job in this process."""
-    store = open_store(job.store_url, job.store_options)
-    cache = NodeCache(store, Path(job.cache_folder) if job.cache_folder else None)
-    base = _base_model(cache, job.base)
-    test = load_test(job)
-    versions, views = Versions(store), ViewLoader(cache)
-    loaded = [views.load(versions.read(number)) for number in job.sessions]
+    cache = NodeCache(open_store(job.store_url, job.store_options), job.cache_folder)
+    if job.expert:
+        test = job.task.load(job.store_options, verify=False)
+    else:
+        test = load_test_data(job.task.name, job.task.source, verify=False, options=job.store_options)
+    loaded = load_set(_base_model(cache, job.base), test)
+    versions, views = Versions(cache.store), ViewLoader(cache)
+    sessions = [views.load(versions.read(number)) for number in job.sessions]
     return MeasuredSet(
-        sessions=measure_set(cache, base, loaded, test, kinds=job.kinds, top_k=job.top_k),
-        expert=measure_weights(cache, base, job.expert, test) if job.expert else None,
-        modes={mode: _measure_mode(url, base, test, job.top_k) for mode, url in job.modes},
+        sessions=measure_set(cache, loaded, sessions, kinds=job.kinds, top_k=job.top_k),
+        expert=measure_weights(cache, loaded, job.expert) if job.expert else None,
+        modes={mode: _measure_mode(url, loaded, job.top_k) for mode, url in job.modes},
     )
 
 
@@ -75,20 +76,6 @@ def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
     """Start every job as a Ray task on one core; returns references to `MeasuredSet`s, in order."""
     remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(measure)
     return [remote.remote(job) for job in jobs]
-
-
-def load_test(job: MeasureJob) -> TaskData:
-    """The job's test set, with the classes and templates that the task is configured with."""
-    if job.expert is None:
-        return load_test_data(job.name, job.source, verify=False, options=job.store_options)
-    return load_task_data(
-        job.name,
-        job.source,
-        classes=job.classes,
-        templates=job.templates,
-        verify=False,
-        options=job.store_options,
-    )
 
 
 def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]) -> list[int]:
@@ -107,12 +94,12 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
     return [found[t] for t in sorted(found)]
 
 
-def _measure_mode(url: str, base: Clip, test: TaskData, top_k: int) -> np.ndarray:
+def _measure_mode(url: str, loaded: LoadedSet, top_k: int) -> np.ndarray:
     cache = NodeCache(open_store(url))
     manifest = Versions(cache.store).newest()
     assert manifest is not None
     view = ViewLoader(cache).load(manifest)
-    right = measure_set(cache, base, [view], test, kinds=("known",), top_k=top_k).right["known"][0]
+    right = measure_set(cache, loaded, [view], kinds=("known",), top_k=top_k).right["known"][0]
     assert right is not None
     return right
 

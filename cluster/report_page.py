@@ -11,13 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 
 from cluster.report_tables import METHOD_NAMES, report_tables
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -47,6 +43,9 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 
 def heat_map(report: dict[str, Any]) -> bytes:
     """PNG of A[t, i]: rows are sessions, columns tasks; condu beside plain continual fine-tuning where it was run."""
+    from matplotlib import pyplot as plt  # half a second that no other command should wait for
+
+    plt.switch_backend("Agg")  # there may be no display
     names = [task["name"] for task in report["tasks"]]
     panels = [(title, report["matrices"][key]) for title, key in _PANELS if key in report["matrices"]]
     width = 1.6 + 0.62 * len(names)

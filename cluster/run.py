@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from cluster.base_source import resolve_base
@@ -22,8 +22,9 @@ from cluster.progress import TaskProgress
 from fusion.bases import Base
 from fusion.blobs import canonical_json
 from fusion.cache import NodeCache
-from fusion.errors import BaseMismatchError, ConfigError, TaskNameError
+from fusion.errors import ConfigError, TaskNameError
 from fusion.experts import ExpertRecord, find_expert
+from fusion.fuse import check_parent
 from fusion.manifest import Manifest
 from fusion.store import S3Options, Store, open_store
 from fusion.versions import Versions
@@ -47,9 +48,14 @@ class Run:
     def options(self) -> S3Options:
         return self.config.s3.options()
 
-    @property
+    @cached_property
     def cache(self) -> NodeCache:
-        return NodeCache(self.store, Path(self.config.cache) if self.config.cache else None)
+        """One for the whole run: it remembers which files it has verified."""
+        return NodeCache(self.store, self.config.cache)
+
+    @cached_property
+    def _published(self) -> Versions:
+        return Versions(self.store)
 
     @contextmanager
     def stage(self, name: str) -> Any:
@@ -68,7 +74,7 @@ class Run:
         return record
 
     def newest(self) -> Manifest:
-        manifest = Versions(self.store).newest()
+        manifest = self._published.newest()
         assert manifest is not None, "a run that fused a task published a version"
         return manifest
 
@@ -88,24 +94,9 @@ def open_run(config: Config) -> Run:
     lane_options(config)
     store = open_store(config.store, config.s3.options())
     base = resolve_base(config.base, store)
-    check_store_matches(Versions(store).newest(), base, config, store.url)
+    if parent := Versions(store).newest():
+        check_parent(parent, base, config.fusion.settings(), store.url)
     return Run(config, store, base)
-
-
-def check_store_matches(parent: Manifest | None, base: Base, config: Config, url: str) -> None:
-    """Refuse a configuration whose base or mode is not the store's, before anything is spent."""
-    if parent is None:
-        return
-    if parent.base.sha256 != base.sha256:
-        raise BaseMismatchError(
-            f"base: {url} holds experts of another base ({parent.base.architecture}, {parent.base.sha256[:12]}…; the "
-            f"configured one is {base.sha256[:12]}…): one store has one base; use another store"
-        )
-    if dict(parent.mode) != config.fusion.settings():
-        raise ConfigError(
-            f"fusion: {url} is fused with {dict(parent.mode)}, the configuration says {config.fusion.settings()}: "
-            "a store keeps its mode; use the same one, or another store"
-        )
 
 
 def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> None:
@@ -139,9 +130,8 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
             fuser.update(statuses)
 
         with run.stage("train"):
-            cache = Path(config.cache) if config.cache else None
             run.statuses = run_lanes(
-                config.store, run.options, run.base, jobs(config), lanes, on_status, cache_folder=cache
+                config.store, run.options, run.base, jobs(config), lanes, on_status, cache_folder=config.cache
             )
         with run.stage("fuse"):
             fuser.update(run.statuses)
@@ -161,15 +151,12 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
         "base": run.base,
         "top_k": config.predict.top_k,
     }
-    settings = {task.name: task for task in config.tasks}
+    tasks = {job.name: job for job in jobs(config)}
     work = [
         MeasureJob(
             **common,
             sessions=sessions,
-            name=name,
-            source=settings[name].data,
-            classes=settings[name].classes,
-            templates=settings[name].templates,
+            task=tasks[name],
             expert=run.record(name).expert,
             kinds=KINDS,
             modes=tuple(modes),
@@ -178,14 +165,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
     ]
     work += [
         MeasureJob(
-            **common,
-            sessions=sessions[-1:],
-            name=task.name,
-            source=task.data,
-            classes=None,
-            templates=None,
-            expert=None,
-            kinds=("unknown",),
+            **common, sessions=sessions[-1:], task=TaskJob(task.name, task.data), expert=None, kinds=("unknown",)
         )
         for task in config.unseen
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from cluster.config import Config
 from serving.options import ServeOptions
@@ -23,7 +22,7 @@ def serve_options(config: Config, *, port: int | None = None) -> ServeOptions:
     return ServeOptions(
         store_url=config.store,
         store_options=config.s3.options(),
-        cache_folder=Path(config.cache) if config.cache else None,
+        cache_folder=config.cache,
         top_k=config.predict.top_k,
         host=serve.host,
         port=port or serve.port,

@@ -35,8 +35,8 @@ _logger = logging.getLogger(__name__)
 class FusionActor:
     """Fuses experts into one store, one call after the other (Ray queues callers in the order of their arrival)."""
 
-    def __init__(self, store_url: str, store_options: S3Options | None, cache_folder: str | None) -> None:
-        self._cache = NodeCache(open_store(store_url, store_options), Path(cache_folder) if cache_folder else None)
+    def __init__(self, store_url: str, store_options: S3Options | None, cache_folder: Path | None) -> None:
+        self._cache = NodeCache(open_store(store_url, store_options), cache_folder)
 
     def fuse(
         self,
@@ -76,7 +76,7 @@ class FusionClient:
         store_options: S3Options | None = None,
         *,
         num_cpus: float = 1.0,
-        cache_folder: str | None = None,
+        cache_folder: Path | None = None,
     ) -> None:
         self._arguments = (store_url, store_options, cache_folder)
         self._num_cpus = num_cpus

@@ -65,7 +65,7 @@ class Clip:
                 batch.to(self.device, memory_format=torch.channels_last), normalize=True
             )
             .float()
-            .cpu()  # type: ignore[operator]
+            .cpu()
             for batch in pixels.split(batch_size)
         ]
         return torch.cat(features) if features else torch.empty(0, self.embed_dim)

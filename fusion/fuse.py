@@ -6,7 +6,6 @@ Fusing an expert that the newest version already holds is a no-op; another exper
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
@@ -18,11 +17,11 @@ import torch
 from fusion.bases import Base
 from fusion.blobs import BlobRef, get_json, new_nonce, put_file
 from fusion.cache import NodeCache
-from fusion.errors import BaseMismatchError, ConfigError, TaskNameError, UnknownTaskError
+from fusion.errors import BaseMismatchError, ConfigError, TaskNameError
 from fusion.experts import ExpertRecord, expert_identity, put_expert_file
-from fusion.manifest import Manifest, check_task_name
+from fusion.manifest import Manifest, check_task_name, unknown_task
 from fusion.modes import NewExpert, Workbench, open_mode
-from fusion.state import FusedState, TaskRecord
+from fusion.state import FusedState, TaskEntry, TaskRecord
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions import Draft, Versions, publish
 
@@ -92,7 +91,7 @@ def fuse_experts(
         bench = Workbench(cache, cache.tensors(base.weights), nonce)
         state = parent.state if parent else FusedState()
         if parent:
-            _check_parent(parent, base, method.settings(), cache.store.url)
+            check_parent(parent, base, method.settings(), cache.store.url)
         new = []
         for expert, sha256 in zip(experts, hashes, strict=True):
             entry = state.tasks.get(expert.task)
@@ -133,10 +132,9 @@ def decoupled_tensors(cache: NodeCache, manifest: Manifest, task: str) -> Iterat
 
     Raises `UnknownTaskError`.
     """
-    if task not in manifest.state.tasks:
-        raise UnknownTaskError(unknown_task(task, manifest))
+    entry = _entry(manifest, task)
     bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
-    trigger = bench.trigger(manifest.state.tasks[task])
+    trigger = bench.trigger(entry)
     for name in bench.base.buffer_names():
         key = f"buffer/{name}"
         yield name, trigger.tensor(key) if key in trigger else bench.base.tensor(name)
@@ -147,18 +145,17 @@ def decoupled_tensors(cache: NodeCache, manifest: Manifest, task: str) -> Iterat
 
 def read_record(cache: NodeCache, manifest: Manifest, task: str) -> TaskRecord:
     """A task's record in a version. Raises `UnknownTaskError`."""
+    return TaskRecord.from_json(get_json(cache.store, _entry(manifest, task).record))
+
+
+def _entry(manifest: Manifest, task: str) -> TaskEntry:
     if task not in manifest.state.tasks:
-        raise UnknownTaskError(unknown_task(task, manifest))
-    return TaskRecord.from_json(get_json(cache.store, manifest.state.tasks[task].record))
+        raise unknown_task(task, manifest.version, manifest.state.tasks)
+    return manifest.state.tasks[task]
 
 
-def unknown_task(task: str, manifest: Manifest) -> str:
-    """The message for a task that a version lacks, with the nearest names."""
-    near = difflib.get_close_matches(task, manifest.state.tasks, n=3) or list(manifest.state.tasks)[:5]
-    return f"version {manifest.version} has no task {task!r}" + (f": did you mean {', '.join(near)}?" if near else "")
-
-
-def _check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str) -> None:
+def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str) -> None:
+    """Refuse to build on a version of another base or mode. Raises `BaseMismatchError`, `ConfigError`."""
     if parent.base.sha256 != base.sha256:
         raise BaseMismatchError(
             f"{url} holds experts of base {parent.base.sha256[:12]}…, this one is of {base.sha256[:12]}…: "

@@ -14,14 +14,14 @@ Letters: B images, C classes, D dimensions, T tasks. Source: ConDU (arXiv 2503.1
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fusion.clip import DEFAULT_TEMPLATES
-from fusion.errors import LabelSpaceError, UnknownTaskError
+from fusion.errors import LabelSpaceError
+from fusion.manifest import unknown_task
 from fusion.prototypes import route_scores, top_tasks
 from fusion.view import View
 
@@ -72,9 +72,7 @@ class Query:
         if not self.task:
             raise LabelSpaceError("label space 'task' needs the name of a task")
         if self.task not in view.tasks:
-            near = difflib.get_close_matches(self.task, view.tasks, n=3) or list(view.tasks)[:5]
-            hint = f": did you mean {', '.join(near)}?" if near else ": it has none yet"
-            raise UnknownTaskError(f"version {view.version} has no task {self.task!r}{hint}")
+            raise unknown_task(self.task, view.version, view.tasks)
         if not view.tasks[self.task].classes:
             raise LabelSpaceError(
                 f"task {self.task!r} was fused from plain weights and has no classes: ask in label space 'labels'"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusion.bases import Base
 from fusion.blobs import canonical_json
-from fusion.errors import DamagedBlobError, FormatError, TaskNameError
+from fusion.errors import DamagedBlobError, FormatError, TaskNameError, UnknownTaskError
 from fusion.state import FusedState
 
 FORMAT = "condu/1"
@@ -110,6 +111,13 @@ class Manifest:
             )
         except KeyError as error:
             raise FormatError(f"{where} lacks {error}") from error
+
+
+def unknown_task(task: str, version: int, tasks: Collection[str]) -> UnknownTaskError:
+    """The error for a task that a version lacks, with the nearest names that it has."""
+    near = difflib.get_close_matches(task, tasks, n=3) or list(tasks)[:5]
+    hint = f": did you mean {', '.join(near)}?" if near else ": it has none yet"
+    return UnknownTaskError(f"version {version} has no task {task!r}{hint}")
 
 
 def check_task_name(name: str) -> str:

@@ -9,7 +9,7 @@ Letters: N test images, C classes, D dimensions, T versions (session t is versio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,56 +49,68 @@ class SetMeasure:
     routed: np.ndarray | None
 
 
+@dataclass(frozen=True)
+class LoadedSet:
+    """A test set that the base has seen: what every measurement of it starts from.
+
+    Attributes:
+        test: its `test` images count.
+        base: the base's model, which all versions share.
+        pixels: preprocessed, float32 [N, 3, H, W].
+        features: the base's unit image features, float32 [N, D].
+    """
+
+    test: TaskData
+    base: ExpertModel
+    pixels: torch.Tensor
+    features: torch.Tensor
+
+
+def load_set(base: Clip, test: TaskData) -> LoadedSet:
+    """Decode a test set and show it to the base, once."""
+    pixels = load_pixels(base, test)
+    return LoadedSet(test, ExpertModel(base), pixels, base.image_features(pixels))
+
+
 def measure_set(
-    cache: NodeCache,
-    base: Clip,
-    views: Sequence[View],
-    test: TaskData,
-    *,
-    kinds: Sequence[str] = KINDS,
-    top_k: int,
+    cache: NodeCache, loaded: LoadedSet, views: Sequence[View], *, kinds: Sequence[str] = KINDS, top_k: int
 ) -> SetMeasure:
     """Measure versions on one test set.
 
     Args:
-        base: the base's model, which all versions share.
         views: session by session.
-        test: its `test` images count.
         kinds: which matrices.
         top_k: experts consulted for an image in `labels` and `seen`.
     """
-    pixels = load_pixels(base, test)
-    model = ExpertModel(base)
-    features = base.image_features(pixels)
+    test = loaded.test
     questions = [
-        (kind, t, query, plan(query, views[t], features, num_images=len(test.test)))
+        (kind, t, query, plan(query, views[t], loaded.features, num_images=len(test.test)))
         for kind in kinds
         for t, view in enumerate(views)
         if (query := _query(kind, test, view, top_k)) is not None
     ]
-    logits = _Logits(cache, model, features, pixels)
-    answers = dict(_answers(logits, [(views[t], steps) for _, t, _, steps in questions]))
+    answers = _answers(cache, loaded, [(views[t], steps) for _, t, _, steps in questions])
     right: dict[str, list[np.ndarray | None]] = {kind: [None] * len(views) for kind in kinds}
     routed = None
-    for k, (kind, t, query, steps) in enumerate(questions):
-        right[kind][t] = _right(answers[k], test, with_task=query.label_space == "seen")
+    for (kind, t, query, steps), predictions in zip(questions, answers, strict=True):
+        right[kind][t] = _right(predictions, test, with_task=query.label_space == "seen")
         if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
             routed = np.array([consulted[0] == test.name for consulted in steps.consulted])
     return SetMeasure(
         name=test.name,
         num_classes=len(test.classes),
         num_images=len(test.test),
-        zero_shot=right_of(model, features, test),
+        zero_shot=right_of(loaded.base, loaded.features, test),
         right={kind: tuple(values) for kind, values in right.items()},
         routed=routed,
     )
 
 
-def measure_weights(cache: NodeCache, base: Clip, weights: BlobRef, test: TaskData) -> np.ndarray:
+def measure_weights(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> np.ndarray:
     """Right answers, bool [N], of an expert's own weights, as it left its training, over its task's classes."""
     file = cache.tensors(weights)
-    expert = ExpertModel(base.copy_with((name, file.tensor(name)) for name in file.specs))
-    return right_of(expert, expert.clip.image_features(load_pixels(base, test)), test)
+    expert = ExpertModel(loaded.base.clip.copy_with((name, file.tensor(name)) for name in file.specs))
+    return right_of(expert, expert.clip.image_features(loaded.pixels), loaded.test)
 
 
 def right_of(model: ExpertModel, features: torch.Tensor, test: TaskData) -> np.ndarray:
@@ -121,48 +133,25 @@ def _query(kind: str, test: TaskData, view: View, top_k: int) -> Query | None:
     return Query("labels", labels=tuple(test.classes), templates=tuple(test.templates), top_k=top_k)
 
 
-class _Logits:
-    """Image features of every expert that is needed, on the images that it is needed for; one expert in memory."""
-
-    def __init__(self, cache: NodeCache, base: ExpertModel, features: torch.Tensor, pixels: torch.Tensor) -> None:
-        self._cache = cache
-        self._base = base
-        self._base_features = features
-        self._pixels = pixels
-
-    def of_expert(self, view: View, task: str, images: torch.Tensor) -> tuple[ExpertModel, torch.Tensor]:
-        """An expert and its unit features, [N, D] with rows only where `images`, bool [N], says so."""
-        expert = ExpertModel(self._base.clip.copy_with(decoupled_tensors(self._cache, view.manifest, task)))
-        features = torch.full_like(self._base_features, torch.nan)
-        features[images] = expert.clip.image_features(self._pixels[images])
-        return expert, features
-
-    def of_base(self) -> tuple[ExpertModel, torch.Tensor]:
-        return self._base, self._base_features
-
-
-def _answers(logits: _Logits, plans: Sequence[tuple[View, Plan]]) -> Iterator[tuple[int, list[Prediction]]]:
-    """Answers of every plan, by its index. Experts are taken one after the other."""
-    needed: dict[str | None, list[tuple[int, int]]] = {None: []}
+def _answers(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Plan]]) -> list[list[Prediction]]:
+    """Answers of every plan. Experts are taken one after the other, each for all that any plan wants of it."""
+    needed: dict[str | None, list[tuple[int, int]]] = {}
     for p, (view, steps) in enumerate(plans):
         for j, job in enumerate(steps.jobs):
-            key = view.tasks[job.task].expert if job.task else None
-            needed.setdefault(key, []).append((p, j))
+            needed.setdefault(view.tasks[job.task].expert if job.task else None, []).append((p, j))
     found: dict[tuple[int, int], torch.Tensor] = {}
-    for key, places in needed.items():
-        if not places:
-            continue
-        view, steps = plans[places[0][0]]
-        task = steps.jobs[places[0][1]].task
-        wanted = torch.zeros(len(steps.consulted), dtype=torch.bool)
-        for p, j in places:
-            wanted[list(plans[p][1].jobs[j].images)] = True
-        model, features = logits.of_expert(view, task, wanted) if key and task else logits.of_base()
-        for p, j in places:
-            job = plans[p][1].jobs[j]
-            found[p, j] = model.feature_logits(features[list(job.images)], job.classes, job.templates)
-    for p, (_, steps) in enumerate(plans):
-        yield p, answer(steps, [found[p, j] for j in range(len(steps.jobs))])
+    for places in needed.values():
+        jobs = [plans[p][1].jobs[j] for p, j in places]
+        model, features = loaded.base, loaded.features
+        if (task := jobs[0].task) is not None:
+            manifest = plans[places[0][0]][0].manifest
+            model = ExpertModel(loaded.base.clip.copy_with(decoupled_tensors(cache, manifest, task)))
+            wanted = sorted({image for job in jobs for image in job.images})
+            features = torch.full_like(loaded.features, torch.nan)
+            features[wanted] = model.clip.image_features(loaded.pixels[wanted])
+        for place, job in zip(places, jobs, strict=True):
+            found[place] = model.feature_logits(features[list(job.images)], job.classes, job.templates)
+    return [answer(steps, [found[p, j] for j in range(len(steps.jobs))]) for p, (_, steps) in enumerate(plans)]
 
 
 def _right(predictions: Iterable[Prediction], test: TaskData, *, with_task: bool) -> np.ndarray:

@@ -49,9 +49,14 @@ def is_test_share(sha256: str) -> bool:
     return int(sha256[:8], 16) < TEST_SHARE * 2**32
 
 
-def absolute_source(source: str) -> str:
-    """The same source for a process with another working directory: a relative path is made absolute."""
-    return source if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", source) else os.path.abspath(os.path.expanduser(source))
+def absolute_source(source: str, folder: Path | None = None) -> str:
+    """The same source for a process with another working directory: a relative path is made absolute.
+
+    It is relative to `folder` (None: the working directory); URLs and `torchvision:` names stay as they are.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", source):
+        return source
+    return os.path.abspath((folder or Path()) / os.path.expanduser(source))
 
 
 def read_tree(source: str, options: S3Options | None) -> Tree:

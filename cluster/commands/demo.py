@@ -57,7 +57,7 @@ def demo(
 def _into_folder(config: Config, output: Path) -> tuple[Config, Path]:
     """The configuration with its store inside the output folder, and the file that says so, to go on with."""
     output.mkdir(parents=True, exist_ok=True)
-    settings = config.model_copy(update={"store": (output / "store").as_uri(), "cache": str(output / "cache")})
+    settings = config.model_copy(update={"store": (output / "store").as_uri(), "cache": output / "cache"})
     written = output / "condu.yaml"
     values = settings.model_dump(mode="json", exclude_defaults=True)
     written.write_text(

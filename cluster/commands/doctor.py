@@ -90,7 +90,7 @@ def _machine() -> Finding:
 
 
 def _disk(settings: Config | None) -> Finding:
-    chosen = Path(settings.cache) if settings and settings.cache else default_cache_folder()
+    chosen = settings.cache if settings and settings.cache else default_cache_folder()
     folder = chosen
     while not folder.exists():
         folder = folder.parent

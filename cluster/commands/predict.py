@@ -14,6 +14,7 @@ from cluster.output import console, print_json, table
 from fusion.errors import ConfigError, DataError, ImageError
 from fusion.labelspaces import DEFAULT_TOP_K, Query
 from fusion.store import open_store
+from serving.schemas import ImagePrediction
 
 _DEFAULT_SERVER = "http://127.0.0.1:8000"
 
@@ -86,15 +87,8 @@ def _predict_from_store(
         "version": view.version,
         "label_space": space,
         "predictions": [
-            {
-                "image": name,
-                "label": p.label,
-                "task": p.task,
-                "probability": p.probability,
-                "experts": list(p.experts),
-                "top": [{"task": t, "label": label, "probability": value} for t, label, value in p.top],
-            }
-            for (name, _), p in zip(files, predictions, strict=True)
+            ImagePrediction.of(name, prediction).model_dump()
+            for (name, _), prediction in zip(files, predictions, strict=True)
         ],
     }
 

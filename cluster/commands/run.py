@@ -17,6 +17,7 @@ from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
 from fusion.errors import ConduError, TaskNameError
 from fusion.manifest import check_task_name
+from training.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow other experts under names that are taken.")]
@@ -48,8 +49,7 @@ def add_task(
     check_task_name(name)
     if any(task.name == name for task in settings.tasks):
         raise TaskNameError(f"{config} has a task {name!r} already: `condu run {config}` trains it")
-    source = data if ":" in data.split("/", 1)[0] else str(Path(data).expanduser().resolve())
-    one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=source),), "unseen": ()})
+    one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
     _run(one, replace=replace, evaluate=True, output=None, as_json=as_json)
 
 

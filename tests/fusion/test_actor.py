@@ -25,7 +25,7 @@ ITERATIVE = {"name": "iterative"}
 
 @pytest.fixture
 def client(local_store: Store, tmp_path: Path) -> FusionClient:
-    return FusionClient(local_store.url, num_cpus=0.1, cache_folder=str(tmp_path / "cache"))
+    return FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
 
 
 def killing(client: FusionClient, when: Callable[[], bool]) -> threading.Thread:
@@ -98,7 +98,7 @@ def test_callers_at_once_are_all_served(client: FusionClient, local_store: Store
     versions: list[int] = []
 
     def call(k: int) -> None:
-        own = FusionClient(local_store.url, num_cpus=0.1, cache_folder=str(tmp_path / "cache"))
+        own = FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
         versions.append(own.fuse(base, [experts[k]], mode=SIGNED))
 
     threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
