@@ -157,7 +157,7 @@ class FusionConfig(Section):
         for name in ("scales", "dtype"):
             if getattr(self, name) is not None and self.mode == "signed":
                 raise ValueError(
-                    f"{name}: {getattr(self, name)} has no effect in mode 'signed': it belongs to 'iterative' and 'joint'"
+                    f"{name}: {getattr(self, name)} has no effect in mode 'signed', only in 'iterative' and 'joint'"
                 )
         return self
 
