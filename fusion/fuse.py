@@ -51,7 +51,8 @@ class FuseCost:
     """What a fuse took.
 
     Attributes:
-        seconds: from the call to the published version.
+        seconds: from the call to the published version, with every hash and every fsync.
+        pass_seconds: the part of it that went into passes over the elements: reading, arithmetic, writing.
         peak_bytes: resident memory of the process at its highest.
         extra_bytes: what it grew by.
         written: every blob that was written.
@@ -59,6 +60,7 @@ class FuseCost:
     """
 
     seconds: float = 0.0
+    pass_seconds: float = 0.0
     peak_bytes: int = 0
     extra_bytes: int = 0
     written: tuple[BlobRef, ...] = ()
@@ -209,6 +211,7 @@ class _Meter:
     def cost(self) -> FuseCost:
         return FuseCost(
             seconds=time.perf_counter() - self._start,
+            pass_seconds=self.bench.pass_seconds if self.bench else 0.0,
             peak_bytes=self._memory.peak_bytes(),
             extra_bytes=self._memory.extra_bytes(),
             written=tuple(self.written()),

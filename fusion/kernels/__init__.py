@@ -102,10 +102,6 @@ class Kernels(Protocol):
         """sum |values|, float64 [S]; NaN or infinite where a value is."""
         ...
 
-    def fitted_scales(self, delta_N: np.ndarray, profile_N: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
-        """The mu that brings mu g nearest to |delta| in each segment: sum |delta| g / sum g^2, float32 [S]."""
-        ...
-
     def level_histogram(
         self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
     ) -> np.ndarray:

@@ -355,18 +355,6 @@ def sum_abs_segments(values_N, starts_S, sums_S):  # type: ignore[no-untyped-def
 
 
 @_compiled
-def sum_products_segments(delta_N, profile_N, starts_S, products_S, squares_S):  # type: ignore[no-untyped-def]
-    """Sums of |delta| g and of g^2 over each segment, float64: their ratio is the least-squares scale."""
-    for s in range(starts_S.size - 1):
-        products, squares = 0.0, 0.0
-        for j in range(starts_S[s], starts_S[s + 1]):
-            g = np.float64(profile_N[j])
-            products += abs(np.float64(delta_N[j])) * g
-            squares += g * g
-        products_S[s], squares_S[s] = products, squares
-
-
-@_compiled
 def level_histogram(delta_N, profile_N, scales_S, starts_S, bins_per_unit, weights_P, moments_P):  # type: ignore[no-untyped-def]
     """Add the ratios |delta| / (mu g) to a histogram, weighted by (mu g)^2; `moments_P` sums weight x ratio."""
     last_bin, one = np.int64(weights_P.size - 1), np.float32(1)

@@ -92,11 +92,6 @@ class CpuKernels:
         compiled.sum_abs_segments(values_N, starts_S, sums_S)
         return sums_S
 
-    def fitted_scales(self, delta_N: np.ndarray, profile_N: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
-        products_S, squares_S = (np.empty(starts_S.size - 1) for _ in range(2))
-        compiled.sum_products_segments(delta_N, profile_N, starts_S, products_S, squares_S)
-        return (products_S / np.where(squares_S > 0, squares_S, 1)).astype(np.float32)
-
     def level_histogram(
         self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
     ) -> np.ndarray:

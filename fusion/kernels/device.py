@@ -119,12 +119,6 @@ class DeviceKernels:
     def sum_abs(self, values_N: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
         return self._segment_sums(self._up(values_N).abs(), None, starts_S)
 
-    def fitted_scales(self, delta_N: np.ndarray, profile_N: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
-        delta, profile = self._up(delta_N).double().abs(), self._up(profile_N).double()
-        products_S = self._segment_sums(delta * profile, None, starts_S)
-        squares_S = self._segment_sums(profile * profile, None, starts_S)
-        return (products_S / np.where(squares_S > 0, squares_S, 1)).astype(np.float32)
-
     def level_histogram(
         self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
     ) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class Workbench:
         """Every blob written so far: what a failed or lost publish leaves behind, and may delete."""
         self.rounding: dict[str, float] = {}
         """Relative error of what was kept in fewer than 32 bits: of `unified`, and of a task's `archive`."""
+        self.pass_seconds = 0.0
+        """Time spent in passes over the elements: reading them, the arithmetic, writing them."""
         self._records: dict[str, TaskRecord] = {}
 
     @cached_property
@@ -74,7 +77,11 @@ class Workbench:
 
     def map(self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk] | None = None) -> list[Result]:
         """`work` for every chunk of the model, side by side; results in order."""
-        return map_chunks(work, self.chunks if chunks is None else chunks, threads=self.threads)
+        start = time.perf_counter()
+        try:
+            return map_chunks(work, self.chunks if chunks is None else chunks, threads=self.threads)
+        finally:
+            self.pass_seconds += time.perf_counter() - start
 
     def plane_specs(self, num_planes: int) -> dict[str, TensorSpec]:
         """Layout of the planes of a trigger."""
