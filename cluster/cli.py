@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from cluster.commands import demo, doctor, fuse, predict, run, serve, versions
+from cluster.commands import compare, demo, doctor, fuse, predict, run, serve, versions
 from cluster.output import errors
 from fusion.errors import ConduError, ConfigError
 
@@ -28,6 +28,7 @@ app.command("add-task")(run.add_task)
 app.command("fuse")(fuse.fuse)
 app.command("export")(fuse.export)
 app.add_typer(versions.app, name="versions")
+app.command("compare")(compare.compare)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
 app.command("doctor")(doctor.doctor)

@@ -1,0 +1,94 @@
+"""The comparison as a picture: accuracy against bytes. Higher is better, further left is cheaper."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.output import human_bytes
+
+_COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
+_NAMES = {"one model": "one merged model", "per task": "kept per task", "condu": "condu's modes"}
+_LABEL_HEIGHT = 13.0
+"""Points between the lines of two labels."""
+_NEAR = 130.0
+"""Points: labels of methods further apart along the axis of bytes can't meet."""
+
+
+def picture(report: Mapping[str, Any]) -> bytes:
+    """PNG: mean accuracy with the task known, against stored bytes a task (what tasks share is divided by them)."""
+    from matplotlib import pyplot as plt  # half a second that no other command should wait for
+    from matplotlib.ticker import FuncFormatter
+
+    plt.switch_backend("Agg")  # there may be no display
+    figure, axis = plt.subplots(figsize=(9, 5.4))
+    methods = [method for method in report["methods"] if method["total_bytes_per_task"]]
+    for kind, colour in _COLOURS.items():
+        chosen = [method for method in methods if method["kind"] == kind]
+        if not chosen:
+            continue
+        means = [method["accuracy"]["mean"] for method in chosen]
+        axis.errorbar(
+            [method["total_bytes_per_task"] for method in chosen],
+            means,
+            yerr=[
+                [mean - method["accuracy"]["low"] for mean, method in zip(means, chosen, strict=True)],
+                [method["accuracy"]["high"] - mean for mean, method in zip(means, chosen, strict=True)],
+            ],
+            fmt="o",
+            color=colour,
+            label=_NAMES[kind],
+            elinewidth=1,
+            alpha=0.9,
+        )
+    for method in report["methods"]:
+        if method["kind"] == "base":
+            axis.axhline(method["accuracy"]["mean"], color="#9aa5b1", linestyle="--", linewidth=1)
+            axis.annotate(
+                f"{method['title']}, nothing stored",
+                (0.01, method["accuracy"]["mean"]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=8,
+                color="#5b6675",
+            )
+    sizes = [method["total_bytes_per_task"] for method in methods]
+    axis.set_xscale("log")
+    axis.set_xlim(min(sizes) / 1.5, max(sizes) * 3)  # room for the labels, which stand to the right
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+    axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set_xlabel("stored a task, what tasks share divided by their number (log axis)")
+    axis.set_ylabel("accuracy, task known (%), 95 % intervals")
+    axis.set_title(f"{len(report['tasks'])} experts of one base, kept in different ways", fontsize=11)
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", fontsize=9)
+    figure.tight_layout()
+    _label(axis, methods, to_points=72 / figure.dpi)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float) -> None:
+    """Name every point, to its right. Where two names would meet the lower one moves down, with a line to its point."""
+    placed: list[tuple[float, float]] = []
+    for method in sorted(methods, key=lambda method: -method["accuracy"]["mean"]):
+        point = method["total_bytes_per_task"], method["accuracy"]["mean"]
+        x, y = (float(value) * to_points for value in axis.transData.transform(point))
+        height = y
+        while blocking := [h for at, h in placed if abs(at - x) < _NEAR and abs(h - height) < _LABEL_HEIGHT - 0.1]:
+            height = min(blocking) - _LABEL_HEIGHT
+        placed.append((x, height))
+        moved = abs(height - y) > 1
+        axis.annotate(
+            method["title"],
+            point,
+            xytext=(14, height - y),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6} if moved else None,
+        )
