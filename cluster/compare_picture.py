@@ -9,6 +9,7 @@ from typing import Any
 from cluster.output import human_bytes
 
 _COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
+_SIZES = ("bytes_per_task", "total_bytes_per_task")
 _NAMES = {"one model": "one merged model", "per task": "kept per task", "condu": "condu's modes"}
 _LABEL_HEIGHT = 13.0
 """Points between the lines of two labels."""
@@ -17,9 +18,13 @@ _NEAR = 130.0
 
 
 def picture(report: Mapping[str, Any]) -> bytes:
-    """PNG: mean accuracy with the task known, against stored bytes a task (what tasks share is divided by them)."""
+    """PNG: mean accuracy with the task known, against stored bytes a task.
+
+    A method's point counts what tasks share, divided by their number; where it shares something, a line reaches left to
+    what one more task costs.
+    """
     from matplotlib import pyplot as plt  # half a second that no other command should wait for
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     plt.switch_backend("Agg")  # there may be no display
     figure, axis = plt.subplots(figsize=(9, 5.4))
@@ -54,12 +59,18 @@ def picture(report: Mapping[str, Any]) -> bytes:
                 fontsize=8,
                 color="#5b6675",
             )
-    sizes = [method["total_bytes_per_task"] for method in methods]
+        if 0 < method["bytes_per_task"] < method["total_bytes_per_task"]:
+            reach = method["bytes_per_task"], method["total_bytes_per_task"]
+            axis.plot(reach, [method["accuracy"]["mean"]] * 2, "|-", color=_COLOURS[method["kind"]], linewidth=0.8)
+    sizes = [method[size] for method in methods for size in _SIZES if method[size]]
     axis.set_xscale("log")
     axis.set_xlim(min(sizes) / 1.5, max(sizes) * 3)  # room for the labels, which stand to the right
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value)))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
     axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axis.set_xlabel("stored a task, what tasks share divided by their number (log axis)")
+    axis.set_xlabel(
+        "stored a task, what tasks share divided by their number (log axis); lines reach to what one more task costs"
+    )
     axis.set_ylabel("accuracy, task known (%), 95 % intervals")
     axis.set_title(f"{len(report['tasks'])} experts of one base, kept in different ways", fontsize=11)
     axis.grid(alpha=0.25)
