@@ -11,10 +11,10 @@ from cluster.output import human_bytes
 _COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
 _SIZES = ("bytes_per_task", "total_bytes_per_task")
 _NAMES = {"one model": "one merged model", "per task": "kept per task", "condu": "condu's modes"}
-_LABEL_HEIGHT = 13.0
-"""Points between the lines of two labels."""
-_NEAR = 130.0
-"""Points: labels of methods further apart along the axis of bytes can't meet."""
+_LETTER_WIDTH, _LINE_HEIGHT, _GAP = 4.4, 10.0, 9.0
+"""Of names in the picture, in points: 8 point letters, and the way from a point to its name."""
+_Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
 
 
 def picture(report: Mapping[str, Any]) -> bytes:
@@ -84,22 +84,47 @@ def picture(report: Mapping[str, Any]) -> bytes:
 
 
 def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float) -> None:
-    """Name every point, to its right. Where two names would meet the lower one moves down, with a line to its point."""
-    placed: list[tuple[float, float]] = []
+    """Name every point beside it, at the nearest place where the name covers no point, line, bar or other name.
+
+    Args:
+        to_points: from the figure's pixels, which data are drawn in, to points, which letters are measured in.
+    """
+
+    def place(num_bytes: float, accuracy: float) -> tuple[float, float]:
+        x, y = axis.transData.transform((num_bytes, accuracy))
+        return float(x) * to_points, float(y) * to_points
+
+    taken: list[_Box] = []
+    for method in methods:
+        size, accuracy = method["total_bytes_per_task"], method["accuracy"]
+        x, y = place(size, accuracy["mean"])
+        taken.append((x - 5, y - 5, x + 5, y + 5))
+        taken.append((x - 1, place(size, accuracy["low"])[1], x + 1, place(size, accuracy["high"])[1]))
+        if method["bytes_per_task"]:
+            taken.append((place(method["bytes_per_task"], accuracy["mean"])[0], y - 1, x, y + 1))
     for method in sorted(methods, key=lambda method: -method["accuracy"]["mean"]):
         point = method["total_bytes_per_task"], method["accuracy"]["mean"]
-        x, y = (float(value) * to_points for value in axis.transData.transform(point))
-        height = y
-        while blocking := [h for at, h in placed if abs(at - x) < _NEAR and abs(h - height) < _LABEL_HEIGHT - 0.1]:
-            height = min(blocking) - _LABEL_HEIGHT
-        placed.append((x, height))
-        moved = abs(height - y) > 1
+        x, y = place(*point)
+        width = _LETTER_WIDTH * len(method["title"])
+        boxes = [
+            (left, y + shift - _LINE_HEIGHT / 2, left + width, y + shift + _LINE_HEIGHT / 2)
+            for shift in sorted(range(-60, 61, 4), key=abs)
+            for left in (x + _GAP, x - _GAP - width)
+        ]
+        box = next((box for box in boxes if not any(_meet(box, other) for other in taken)), boxes[0])
+        taken.append(box)
+        beside = abs((box[1] + box[3]) / 2 - y) < 1
         axis.annotate(
             method["title"],
             point,
-            xytext=(14, height - y),
+            xytext=(box[0] - x if box[0] > x else box[2] - x, (box[1] + box[3]) / 2 - y),
             textcoords="offset points",
+            ha="left" if box[0] > x else "right",
             va="center",
             fontsize=8,
-            arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6} if moved else None,
+            arrowprops=None if beside else {"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6},
         )
+
+
+def _meet(first: _Box, second: _Box) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]

@@ -57,14 +57,15 @@ def comparison_table(report: Mapping[str, Any]) -> Table:
         ]
         for method in report["methods"]
     ]
-    columns = ["method", "keeps", "accuracy", "points lost", "unseen", "a task", "shared", "all / tasks", "fuse s"]
+    columns = ["method", "kind", "accuracy", "points lost", "unseen", "a task", "shared", "all / tasks", "fuse s"]
     return table(
         f"Methods side by side: {len(report['tasks'])} tasks, task known (%)",
         columns,
         rows,
         caption=(
             "points lost: to the experts. unseen: never-trained sets, over their own labels; – where a method has no "
-            "rule for an image of no task. bytes: stored beside the base; `one model` takes the base's place."
+            "rule for an image of no task. Bytes: beside the base, for a task, for all tasks together, and both by "
+            "tasks; `one model` takes the base's place."
         ),
     )
 
