@@ -21,8 +21,9 @@ from fusion.baselines.adamerging import AdaMerging, Unlabelled
 from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
 from fusion.clip import Clip, build_clip
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.experts import ExpertRecord
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts, read_record
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.predictor import ExpertModel
 from fusion.store import S3Options, Store, open_store
 from fusion.view import ViewLoader

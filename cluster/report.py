@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.measure import MeasuredSet
 from cluster.run import Run, split_measures
-from fusion.fuse import read_record
+from fusion.decouple import read_record
 from training.evaluate import KINDS
 from training.metrics import continual, wilson_interval
 

@@ -12,11 +12,12 @@ import typer
 from cluster.output import console, human_bytes, print_json
 from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
+from fusion.decouple import DecoupledExpert, read_record
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError, UnknownVersionError
-from fusion.fuse import ExpertToFuse, FuseResult, decoupled_tensors, fuse_experts, read_record
+from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts
 from fusion.manifest import Manifest
 from fusion.store import Store, open_store
-from fusion.tensors import TensorSpec, TensorWriter, is_fused, sha256_file
+from fusion.tensors import sha256_file
 from fusion.versions import Versions
 
 StoreOption = Annotated[
@@ -83,25 +84,13 @@ def export(
     manifest = read_version(source, version)
     if base is not None and _sha256(base) != manifest.base.sha256:
         raise BaseMismatchError(f"{base} is not the base of {source.url} ({manifest.base.sha256[:12]}…)")
-    cache = NodeCache(source)
-    read_record(cache, manifest, task)  # an unknown task is refused before anything is written
-    layout = {
-        name: TensorSpec("F32", spec.shape) if is_fused(name, spec) else spec
-        for name, spec in cache.tensors(manifest.base.weights).specs.items()
-    }
+    expert = DecoupledExpert(NodeCache(source), manifest, task)  # an unknown task is refused before anything is written
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error
     os.close(handle)
-    writer = TensorWriter(Path(name), layout)
-    try:
-        for tensor_name, tensor in decoupled_tensors(cache, manifest, task):
-            writer.write(tensor_name, tensor)
-    except BaseException:
-        writer.abandon()
-        raise
-    writer.finish()
+    expert.write(Path(name))
     os.replace(name, out)
     num_bytes = out.stat().st_size
     if as_json:

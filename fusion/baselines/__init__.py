@@ -22,7 +22,8 @@ import torch
 
 from fusion.baselines.shelf import Shelf
 from fusion.errors import ConfigError
-from fusion.tensors import TensorFile, check_same_layout, task_vector
+from fusion.taskvectors import ExpertVector, check_finite
+from fusion.tensors import TensorFile, check_same_layout
 
 Experts = Mapping[str, TensorFile]
 """Task name to the expert's full state dict, in fused order."""
@@ -108,6 +109,14 @@ def fuse_baseline(method: Baseline, base: TensorFile, experts: Experts, folder: 
             if not torch.equal(expert.tensor(name), base.tensor(name)):
                 shelf.put(f"buffer/{name}", expert.tensor(name), task=task)
     return FusedBaseline(method, base, shelf)
+
+
+def task_vector(base: TensorFile, expert: TensorFile, name: str) -> np.ndarray:
+    """One whole tensor of delta = theta_i - theta_0, float32 [N]. Raises `StateDictError` on NaN or infinity."""
+    delta_N = (expert.float32(name) - base.float32(name)).reshape(-1)
+    if not np.isfinite(delta_N).all():
+        check_finite(delta_N, ExpertVector(base, expert), name)  # raises, in the words of every fusion
+    return delta_N
 
 
 def task_vectors(base: TensorFile, experts: Experts, name: str) -> list[np.ndarray]:

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fusion.baselines import Experts
+from fusion.baselines import Experts, task_vector
 from fusion.baselines.shelf import Shelf
 from fusion.planes import pack, unpack
-from fusion.tensors import TensorFile, task_vector
+from fusion.tensors import TensorFile
 
 
 @dataclass(frozen=True)

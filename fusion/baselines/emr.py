@@ -6,7 +6,7 @@ lambda_i = sum |delta_i| / sum |m_i * tau|. The model of task i is theta_0 + lam
 
 Election and masks are those of condu's mode `joint`; what differs is the rescaler, which there is a quotient of means
 per tensor, so that small tensors count as much as large ones. Stored: tau in fp32 for all, a bit a parameter and one
-number a task. Peak memory: one tensor, once for each task.
+number a task. Peak memory: one tensor, twice for each task.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import numpy as np
 
 from fusion.baselines import Experts, task_vectors
 from fusion.baselines.shelf import Shelf
-from fusion.modes.joint import unify_tensor
-from fusion.planes import pack, unpack
+from fusion.kernels import open_kernels
 from fusion.tensors import TensorFile
 
 
@@ -32,20 +31,27 @@ class Emr:
     title: ClassVar[str] = "EMR-Merging"
 
     def fuse(self, base: TensorFile, experts: Experts, shelf: Shelf) -> None:
-        own, masked = np.zeros(len(experts)), np.zeros(len(experts))
+        kernels = open_kernels()
+        own_T, masked_T = np.zeros(len(experts)), np.zeros(len(experts))
         for name in base.fused_names():
-            deltas = task_vectors(base, experts, name)
-            unified_N, masks = unify_tensor(deltas)
+            deltas_TN = np.stack(task_vectors(base, experts, name))
+            unified_N, planes_TB, masked_ST, own_ST, _ = kernels.joint(deltas_TN, _whole(deltas_TN[0]), dtype="float32")
             shelf.put(f"unified/{name}", unified_N)
-            for i, (task, delta_N, mask_N) in enumerate(zip(experts, deltas, masks, strict=True)):
-                shelf.put(f"mask/{name}", pack(mask_N), task=task)
-                own[i] += np.abs(delta_N).sum(dtype=np.float64)
-                masked[i] += np.abs(unified_N[mask_N]).sum(dtype=np.float64)
-        for task, sum_own, sum_masked in zip(experts, own, masked, strict=True):
-            scale = sum_own / sum_masked if sum_masked else 0.0  # an expert that is the base has no mask
-            shelf.put("scale", np.array(scale, np.float32), task=task)
+            for task, plane_B in zip(experts, planes_TB, strict=True):
+                shelf.put(f"mask/{name}", plane_B, task=task)
+            own_T += own_ST[0]
+            masked_T += masked_ST[0]
+        for task, own, masked in zip(experts, own_T, masked_T, strict=True):
+            scale = own / masked if masked else 0.0  # an expert that is the base has no mask
+            shelf.put("scale", np.array([scale], np.float32), task=task)
 
     def rebuild(self, base: TensorFile, shelf: Shelf, name: str, task: str) -> np.ndarray:
-        base_N, unified_N = base.float32(name).reshape(-1), shelf.get(f"unified/{name}")
-        mask_N = unpack(shelf.get(f"mask/{name}", task=task), unified_N.size)
-        return base_N + np.where(mask_N, shelf.get("scale", task=task) * unified_N, np.float32(0))
+        unified_N = shelf.get(f"unified/{name}")
+        plane_B, scale_S = shelf.get(f"mask/{name}", task=task), shelf.get("scale", task=task)
+        delta_N = open_kernels().decouple(unified_N, None, plane_B, 0, scale_S, _whole(unified_N))
+        return base.float32(name).reshape(-1) + delta_N
+
+
+def _whole(values_N: np.ndarray) -> np.ndarray:
+    """A tensor as one segment, as kernels want it."""
+    return np.array([0, values_N.size], np.int64)

@@ -17,10 +17,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from fusion.baselines import Experts
+from fusion.baselines import Experts, task_vector
 from fusion.baselines.shelf import Shelf
 from fusion.errors import ConfigError, StateDictError
-from fusion.tensors import TensorFile, task_vector
+from fusion.tensors import TensorFile
 
 _LARGEST_HALF = float(np.finfo(np.float16).max)
 

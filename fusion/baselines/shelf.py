@@ -43,8 +43,8 @@ class Shelf:
         return TensorFile(self._files[key, task]).tensor("values")
 
     def get(self, key: str, *, task: str | None = None) -> np.ndarray:
-        """The same as a numpy array (not bfloat16)."""
-        return self.tensor(key, task=task).numpy()
+        """The same as a new numpy array (uint16 for bfloat16)."""
+        return TensorFile(self._files[key, task]).array("values")
 
     def task_bytes(self, task: str) -> int:
         """Bytes kept for one task, headers of files not counted."""

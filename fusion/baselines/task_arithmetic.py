@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from fusion.baselines import Experts, OneModel
+from fusion.baselines import Experts, OneModel, task_vector
 from fusion.baselines.shelf import Shelf
-from fusion.tensors import TensorFile, task_vector
+from fusion.tensors import TensorFile
 
 
 @dataclass(frozen=True)

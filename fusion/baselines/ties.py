@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fusion.baselines import Experts, OneModel, task_vectors
+from fusion.baselines import Experts, OneModel, task_vector, task_vectors
 from fusion.baselines.shelf import Shelf
 from fusion.errors import ConfigError
-from fusion.tensors import TensorFile, task_vector
+from fusion.tensors import TensorFile
 
 _HALF_BITS = 16
 

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fusion.baselines import Baseline, FusedBaseline, fuse_baseline, open_baseline
+from fusion.baselines import Baseline, FusedBaseline, fuse_baseline, open_baseline, task_vector
 from fusion.baselines.low_rank import truncate
 from fusion.baselines.ties import elect_and_merge, trim, trim_threshold
 from fusion.errors import ConfigError, StateDictError
 from fusion.planes import plane_bytes
 from fusion.store import open_store
-from fusion.tensors import TensorFile, task_vector, write_tensors
+from fusion.tensors import TensorFile, write_tensors
 from tests.fusion.vectors import SHAPES, random_base, random_expert
 
 NAMES = ("checkpoints", "average", "task-arithmetic", "ties", "wise-ft", "emr", "bitdelta", "low-rank")
