@@ -122,13 +122,18 @@ def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
 
 
 def _collect(ray: Any, work: list[CompareJob], *, show: bool) -> list[Any]:
-    """Wait for all, telling which are done."""
+    """Wait for all, telling which are done. Raises what a job raised for the user, as it stands."""
     running = compare_all(ray, work)
     names = {reference: job.method for reference, job in zip(running, work, strict=True)}
     waiting = running
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1)
-        ray.get(ready)  # a failure is told now, not when all others are done
+        try:
+            ray.get(ready)  # a failure is told now, not when all others are done
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ConduError):
+                raise error.cause from None
+            raise
         if show:
             console.print(f"measured {names[ready[0]]}")
     return list(ray.get(running))

@@ -93,7 +93,7 @@ def fuse_baseline(method: Baseline, base: TensorFile, experts: Experts, folder: 
 
     Raises:
         ConfigError: no experts.
-        StateDictError: an expert that is no expert of this base, or not finite.
+        StateDictError: an expert that is no expert of this base, or whose task vector is wanted and not finite.
     """
     if not experts:
         raise ConfigError(f"{method.name}: there is no expert to work with")

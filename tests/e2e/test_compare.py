@@ -81,6 +81,22 @@ def test_the_folder_holds_the_same_figures_and_a_picture(compared: dict[str, Any
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_damaged_expert_is_named_and_not_measured(finished: Project) -> None:
+    path = next((finished.folder / "store" / "experts").glob("*/expert-*.safetensors"))
+    sound = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    try:
+        done = finished.condu("compare", "condu.yaml", "--methods", "average")
+    finally:
+        path.write_bytes(sound)
+    message = " ".join(done.stderr.split())
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "is damaged" in message
+    assert path.parent.name in message.replace(" ", "")
+    assert "Traceback" not in message
+
+
 def test_compare_refuses_what_it_does_not_know_or_what_has_no_effect(project: Project) -> None:
     command = ("compare", "condu.yaml")
     refused(project, *command, "--methods", "tis", code=2, says="'tis' is unknown: did you mean ties?")

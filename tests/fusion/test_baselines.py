@@ -251,3 +251,12 @@ def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: Ten
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
     with pytest.raises(StateDictError, match=r"is no expert of base"):
         fuse_baseline(open_baseline("emr"), base, {"x": TensorFile(tmp_path / "other.safetensors")}, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "checkpoints"])
+def test_an_expert_that_is_not_finite_is_refused(name: str, base: TensorFile, tmp_path: Path) -> None:
+    tensors = {n: base.tensor(n).clone() for n in base.specs}
+    tensors["text.proj"][3, 2] = math.inf
+    write_tensors(tmp_path / "diverged.safetensors", tensors)
+    with pytest.raises(StateDictError, match=r"diverged\.safetensors: tensor 'text.proj' holds NaN or infinite"):
+        fuse_baseline(open_baseline(name), base, {"x": TensorFile(tmp_path / "diverged.safetensors")}, tmp_path / "s")
