@@ -15,7 +15,7 @@ from fusion.manifest import Manifest
 from fusion.store import open_store
 from fusion.versions import Versions
 
-app = typer.Typer(help="Published versions: list, show.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Published versions: list, show.", no_args_is_help=True)
 
 
 @app.command("list")
