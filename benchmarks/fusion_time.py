@@ -1,4 +1,4 @@
-"""Claim: adding a task takes about as long as reading and writing it, in a few chunks of memory, however many there are.
+"""Claim: adding a task takes about as long as reading and writing it, in a few chunks of memory.
 
 For each mode a store is filled with random task vectors of a real model's shapes, task after task. At each K the last
 task is fused several times anew, each time in a process of its own, and beside it runs the plain way: the equations as
@@ -45,7 +45,7 @@ from fusion.versions import Versions, manifest_key
 
 _GIB = 2.0**30
 _TASKS = {"ViT-B-16": (2, 6, 11, 50), "ViT-L-14": (2, 11)}
-_TRIAL_PARAMS = 4_000_000
+_TRIAL_PARAMS = (4_000_000, 12_000_000)
 _COMMAND_AT = 11
 """The number of tasks at which the command itself is timed, beside a copy."""
 
@@ -58,13 +58,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    commit = git.stdout.strip() or "unknown"
+    print(f"machine   {available_cores()} x {_processor()}, commit {commit}; median of {options.repeat}")
     print(
-        f"machine   {available_cores()} x {_processor()}, commit {commit.strip() or 'unknown'}; median of {options.repeat}"
-    )
-    print(
-        f"{'model':<9} {'mode':<10} {'tasks':>5} {'seconds':>8} {'spread':>7} {'GB/s':>5} {'fuse':>6} {'peak GiB':>8} | "
-        f"{'plain s':>8} {'peak GiB':>8} | {'faster':>6} {'memory':>7} | {'command':>7} {'copy':>6}"
+        f"{'model':<9} {'mode':<10} {'tasks':>5} {'seconds':>8} {'spread':>7} {'GB/s':>5} {'fuse':>6} "
+        f"{'peak GiB':>8} | {'plain s':>8} {'peak GiB':>8} | {'faster':>6} {'memory':>7} | {'command':>7} {'copy':>6}"
     )
     rows = []
     with tempfile.TemporaryDirectory(prefix="condu-bench-", dir=options.folder) as name:
@@ -170,7 +169,8 @@ def _print(model: str, row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> N
 
 def _measure(store: Path, base: Path, expert: Path, mode: str, count: int) -> dict[str, Any]:
     """Fuse one expert in a process of its own."""
-    code = f"from benchmarks.fusion_time import fuse_one; fuse_one({str(store)!r}, {str(base)!r}, {str(expert)!r}, {mode!r}, {count})"  # noqa: E501
+    arguments = (str(store), str(base), str(expert), mode, count)
+    code = f"from benchmarks.fusion_time import fuse_one; fuse_one(*{arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -271,11 +271,11 @@ def _undo(store: Path, count: int) -> None:
 
 
 def _plain(folder: Path, shapes: dict[str, tuple[int, ...]], count: int) -> tuple[float | None, float | None]:
-    """Seconds and peak GiB of the plain way; None where a run at a small size says that memory does not allow it."""
+    """Seconds and peak GiB of the plain way; None where runs at small sizes say that memory does not allow it."""
     params = sum(int(np.prod(shape)) for shape in shapes.values())
-    small = {"x": (_TRIAL_PARAMS // 1000, 1000)}
-    expected = _run_plain(small, count)["total_gib"] * params / _TRIAL_PARAMS
-    if expected > 0.9 * _available_gib():
+    trials = [_run_plain({"x": (size // 1000, 1000)}, count)["total_gib"] for size in _TRIAL_PARAMS]
+    slope = (trials[1] - trials[0]) / (_TRIAL_PARAMS[1] - _TRIAL_PARAMS[0])
+    if trials[1] + slope * (params - _TRIAL_PARAMS[1]) > 0.95 * _available_gib():
         return None, None
     result = _run_plain(shapes, count)
     return result["seconds"], result["peak_gib"]

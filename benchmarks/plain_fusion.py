@@ -1,7 +1,7 @@
 """The plain way to fuse, for comparison: the equations as they are usually written in torch.
 
-A task vector is a dict of tensors and a mask is a boolean tensor. A session decouples every old task in full and unifies
-all of them with the new one. Everything is in memory before the clock starts.
+A task vector is a dict of tensors and a mask is a boolean tensor. A session decouples every old task in full and
+unifies all of them with the new one. Everything is in memory before the clock starts.
 """
 
 from __future__ import annotations
