@@ -44,7 +44,14 @@ CONDU_MODES: dict[str, dict[str, Any]] = {
     "signed-1": {"name": "signed", "bits": 1},
     "signed-2": {"name": "signed", "bits": 2},
 }
-METHODS = (*REFERENCES, *ONE_MODEL, *PER_TASK, *CONDU_MODES)
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{name}-{scales}": {"name": name, "scales": scales}
+    for name in ("iterative", "joint")
+    for scales in ("tensor", "row")
+}
+"""More scales than the paper's one a task. Measured when they are asked for."""
+DEFAULT_METHODS = (*REFERENCES, *ONE_MODEL, *PER_TASK, *CONDU_MODES)
+METHODS = (*DEFAULT_METHODS, *VARIANTS)
 
 Kind = Literal["base", "one model", "per task", "condu"]
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -120,8 +127,8 @@ def compare_method(job: CompareJob) -> Compared:
             tasks, unseen = _by_one_model(job, clip)
             sizes = {task.name: 0 for task in job.tasks}
             return Compared(job.method, "zero-shot base", "base", tasks, unseen, sizes, 0, 0.0)
-        if job.method in CONDU_MODES:
-            return _mode(job, cache, clip, open_store(Path(folder).as_uri()))
+        if settings := (CONDU_MODES | VARIANTS).get(job.method):
+            return _mode(job, settings, cache, clip, open_store(Path(folder).as_uri()))
         return _baseline(job, cache, clip, Path(folder))
 
 
@@ -172,7 +179,7 @@ def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
 
 
-def _mode(job: CompareJob, cache: NodeCache, clip: Clip, scratch: Store) -> Compared:
+def _mode(job: CompareJob, settings: dict[str, Any], cache: NodeCache, clip: Clip, scratch: Store) -> Compared:
     base = put_base(
         scratch,
         cache.path(job.base.weights),
@@ -187,7 +194,6 @@ def _mode(job: CompareJob, cache: NodeCache, clip: Clip, scratch: Store) -> Comp
         weights = cache.path(record.expert)
         experts.append(ExpertToFuse(task.name, weights, record.classes, record.templates, record.prototypes))
     own = NodeCache(scratch)
-    settings = CONDU_MODES[job.method]
     start = time.perf_counter()
     manifest = fuse_experts(own, base, experts, mode=settings).manifest
     seconds = time.perf_counter() - start
@@ -199,12 +205,14 @@ def _mode(job: CompareJob, cache: NodeCache, clip: Clip, scratch: Store) -> Comp
         assert right is not None, "label space `labels` always answers"
         unseen[test.name] = right
     note = "never-trained sets: base and routed experts together (label space `labels`)"
-    if job.method == "joint":
+    if settings["name"] == "joint":
         note += "; a next task needs every expert again, so all checkpoints have to be kept beside what is counted"
-    bits = settings.get("bits")
+    bits, scales = settings.get("bits"), settings.get("scales")
     return Compared(
         method=job.method,
-        title=f"condu {settings['name']}" + (f", {bits} bit{'s' if bits > 1 else ''}" if bits else ""),
+        title=f"condu {settings['name']}"
+        + (f", {bits} bit{'s' if bits > 1 else ''}" if bits else "")
+        + (f", a scale a {scales}" if scales else ""),
         kind="condu",
         tasks=_by_own_models(job, clip, lambda task: decoupled_tensors(own, manifest, task)),
         unseen=unseen,

@@ -13,7 +13,7 @@ import typer
 from cluster.base_source import resolve_base
 from cluster.commands.fuse import JsonOption
 from cluster.commands.run import ConfigArgument
-from cluster.compare import METHODS, REFERENCES, CompareJob, compare_all
+from cluster.compare import DEFAULT_METHODS, METHODS, REFERENCES, CompareJob, compare_all
 from cluster.compare_picture import picture
 from cluster.compare_report import build_comparison, comparison_table
 from cluster.config import load_config
@@ -33,7 +33,9 @@ def compare(
     config: ConfigArgument,
     methods: Annotated[
         str | None,
-        typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}. Default: all.", metavar="A,B,…"),
+        typer.Option(
+            help=f"Comma-separated, of {', '.join(METHODS)}. Default: all but the last four.", metavar="A,B,…"
+        ),
     ] = None,
     rank: Annotated[int | None, typer.Option(min=1, help=f"Of low-rank. Default: {_RANK}.")] = None,
     images: Annotated[
@@ -96,7 +98,7 @@ def compare(
 def _chosen(methods: str | None) -> list[str]:
     """The methods to run, references first: every figure is read against those. Raises `ConfigError`."""
     if methods is None:
-        return list(METHODS)
+        return list(DEFAULT_METHODS)
     names = [name.strip() for name in methods.split(",")]
     for name in names:
         if name not in METHODS:
