@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +23,26 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(tmp_path_factory.mktemp("golden"))
 
 
+@pytest.mark.parametrize("separately", [False, True], ids=["one command", "a process a task"])
 @pytest.mark.parametrize("stem", FILES)
-def test_fuse_and_export_agree_with_the_reference(stem: str, store_url: str, project: Project, tmp_path: Path) -> None:
+def test_fuse_and_export_agree_with_the_reference(
+    stem: str, separately: bool, store_url: str, project: Project, tmp_path: Path
+) -> None:
     # the fixture of the S3 store sets this process's environment: the command gets the same
-    import os
-
     project.env |= {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
     golden = Golden(stem)
     base, experts = golden.write(tmp_path)
     named = [f"--expert={task}={path}" for task, path in zip(golden.tasks, experts, strict=True)]
-    each = ["--each"] if golden.mode == "iterative" else []
-    done = project.condu("fuse", "--store", store_url, "--base", base, *named, "--mode", golden.mode, *each, "--json")
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
-    assert len(results) == (golden.num_tasks if each else 1)
+    each = ["--each"] if golden.mode == "iterative" and not separately else []
+    results = []
+    for group in [[one] for one in named] if separately else [named]:
+        line = ["--store", store_url, "--base", base, *group, "--mode", golden.mode, *each, "--json"]
+        done = project.condu("fuse", *line)
+        assert done.returncode == 0, done.stderr
+        results += json.loads(done.stdout)
+    if golden.mode == "joint":
+        results = results[-1:]
+    assert len(results) == (golden.num_tasks if golden.mode == "iterative" else 1)
     store = open_store(store_url)
     cache = NodeCache(store, tmp_path / "cache")
     for number, result in enumerate(results):
