@@ -71,6 +71,8 @@ class TensorFile:
     def __init__(self, path: Path, *, label: str | None = None) -> None:
         self.path = path
         self.label = label or str(path)
+        if path.is_dir():
+            raise StateDictError(f"{self.label} is a folder: name the .safetensors file in it")
         if not path.is_file():
             raise StateDictError(f"{self.label}: no such file")
         try:

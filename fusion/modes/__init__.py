@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from fusion.blobs import BlobRef, BlobWriter, get_json, put_json
 from fusion.cache import NodeCache
@@ -70,17 +71,20 @@ class Workbench:
         return TaskEntry(record=ref, expert_sha256=new.expert_sha256, **entry)
 
     def changed_buffers(self, weights: TensorFile) -> dict[str, TensorSpec]:
-        """`buffer/NAME` specs of the buffers in which an expert differs from the base."""
+        """`buffer/NAME` specs of the buffers in which an expert differs from the base, which gives the dtype."""
         return {
-            f"buffer/{name}": weights.specs[name]
+            f"buffer/{name}": self.base.specs[name]
             for name in self.base.buffer_names()
-            if not np.array_equal(weights.tensor(name).numpy(), self.base.tensor(name).numpy())
+            if not torch.equal(self._buffer(weights, name), self.base.tensor(name))
         }
 
     def copy_buffers(self, weights: TensorFile, trigger: BlobWriter, specs: Mapping[str, TensorSpec]) -> None:
         for key in specs:
             if key.startswith("buffer/"):
-                trigger.write(key, weights.tensor(key.removeprefix("buffer/")))
+                trigger.write(key, self._buffer(weights, key.removeprefix("buffer/")))
+
+    def _buffer(self, weights: TensorFile, name: str) -> torch.Tensor:
+        return weights.tensor(name).to(self.base.tensor(name).dtype)  # an expert in bf16 has its buffers in bf16 too
 
 
 class Mode(Protocol):

@@ -45,7 +45,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def flip_a_bit(store: Store, key: str, where: float = 0.5) -> None:
-    """Flip one bit of an object; `where` runs from 0 (first byte) to 1 (last byte)."""
+    """Flip one bit of an object; `where` runs from 0 (first byte) to 1 (last byte). A second flip mends it."""
     data = bytearray(store.get(key))
     data[round(where * (len(data) - 1))] ^= 1
     store.delete(key)

@@ -1,4 +1,4 @@
-"""docs/format.md tells the truth: the reader on that page, run as it stands there, gets what condu gets, byte for byte."""
+"""docs/format.md tells the truth: the reader on that page, run as it stands, gets what condu gets, byte for byte."""
 
 from __future__ import annotations
 
