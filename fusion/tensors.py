@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from fusion.disk import writing
 from fusion.errors import StateDictError
 
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
@@ -178,9 +179,14 @@ class TensorWriter:
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
         self._data_start = 8 + len(encoded)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        _write_at(self._fd, len(encoded).to_bytes(8, "little") + encoded, 0)
-        os.ftruncate(self._fd, self._data_start + offset)
+        with writing(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                _write_at(self._fd, len(encoded).to_bytes(8, "little") + encoded, 0)
+                os.ftruncate(self._fd, self._data_start + offset)
+            except BaseException:
+                self.abandon()
+                raise
 
     def write(self, name: str, values: np.ndarray | torch.Tensor) -> None:
         """Write one tensor. Its dtype and number of elements must be the announced ones."""
@@ -191,7 +197,8 @@ class TensorWriter:
             assert values.dtype == _NUMPY_DTYPES[spec.dtype], f"{name}: {values.dtype} where {spec.dtype} was announced"
             values = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         assert values.nbytes == spec.bytes, f"{name}: {values.nbytes} bytes where {spec.bytes} were announced"
-        _write_at(self._fd, values.data, self._data_start + self._offsets[name])
+        with writing(self.path):
+            _write_at(self._fd, values.data, self._data_start + self._offsets[name])
         self._left.discard(name)
 
     def finish(self) -> None:

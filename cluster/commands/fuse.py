@@ -89,6 +89,8 @@ def export(
         name: TensorSpec("F32", spec.shape) if is_fused(name, spec) else spec
         for name, spec in cache.tensors(manifest.base.weights).specs.items()
     }
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     except OSError as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fusion.errors import BaseMismatchError, StateDictError
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts
+from fusion.fuse import decoupled_tensors, fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions import Versions
