@@ -1,11 +1,11 @@
-"""What tests of faults share: copies of a store, a version read whole, a flipped bit, and a store that kills."""
+"""What tests of faults share: copies of a store, a version read whole, a flipped bit, and a store that is struck."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,17 +52,32 @@ def flip_a_bit(store: Store, key: str, where: float = 0.5) -> None:
     assert store.put_if_absent(key, bytes(data))
 
 
-class KillingStore:
-    """A store that sends SIGKILL to its own process just before its `at`-th call (from 1), or just after it.
+def kill_this_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    `calls` lists what was asked, as (method, key); with `at` 0 it only counts. A listing and a stream are one call
-    each: read to their end.
+
+class StruckStore:
+    """A store around which something happens once, just before a call or just after it: `strike`.
+
+    Args:
+        at: the call's number, from 1, or (method, beginning of the key) for the first call of that kind. None: never.
+
+    `calls` lists what was asked, as (method, key). A listing and a stream are one call each: read to their end.
     """
 
-    def __init__(self, store: Store, *, at: int = 0, after: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        at: int | tuple[str, str] | None = None,
+        after: bool = False,
+        strike: Callable[[], None] = kill_this_process,
+    ) -> None:
         self._store = store
         self._at = at
         self._after = after
+        self._strike = strike
+        self.num_strikes = 0
         self._lock = threading.Lock()
         self.calls: list[tuple[str, str]] = []
         self.url = store.url
@@ -71,12 +86,18 @@ class KillingStore:
     def _call(self, method: str, key: str) -> Iterator[None]:
         with self._lock:
             self.calls.append((method, key))
-            struck = len(self.calls) == self._at
+            struck = self._is_due(method, key)
+            self.num_strikes += struck
         if struck and not self._after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self._strike()
         yield
-        if struck:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if struck and self._after:
+            self._strike()
+
+    def _is_due(self, method: str, key: str) -> bool:
+        if isinstance(self._at, tuple):
+            return self.num_strikes == 0 and method == self._at[0] and key.startswith(self._at[1])
+        return len(self.calls) == self._at
 
     @property
     def scratch(self) -> Path:

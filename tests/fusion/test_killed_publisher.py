@@ -13,7 +13,7 @@ from fusion.cache import NodeCache
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store, open_store
 from fusion.versions import Versions, manifest_key
-from tests.fusion.faults import KillingStore, copy_store, read_whole, same
+from tests.fusion.faults import StruckStore, copy_store, read_whole, same
 from tests.fusion.vectors import cache_of, random_base, random_expert
 from tests.processes import ended, start
 
@@ -52,7 +52,7 @@ class Published:
 
     def calls(self) -> list[tuple[str, str]]:
         """What fusing asks of the store, call by call."""
-        counting = KillingStore(self.copy("counted"))
+        counting = StruckStore(self.copy("counted"))
         fuse_once(counting, self.folder / "counted", self.base, self.expert, self.mode)
         self.new = read_whole(self.open("counted"), self.folder, Versions(self.open("counted")).read(3))
         return counting.calls
@@ -65,7 +65,7 @@ def fuse_once(store: Any, cache: Path, base: Base, expert: ExpertToFuse, mode: d
 def fuse_and_die(
     url: str, cache: Path, base: Base, expert: ExpertToFuse, mode: dict[str, Any], at: int, after: bool
 ) -> None:
-    fuse_once(KillingStore(open_store(url), at=at, after=after), cache, base, expert, mode)
+    fuse_once(StruckStore(open_store(url), at=at, after=after), cache, base, expert, mode)
 
 
 def check_a_kill_at(published: Published, point: Point) -> None:
