@@ -1,4 +1,4 @@
-"""How an endpoint is reached: clock, certificates, encryption, addressing, region, profile. Behind all a real server."""
+"""How an endpoint is reached: clock, certificates, encryption, addressing, region, profile. Behind it a real server."""
 
 from __future__ import annotations
 
@@ -122,9 +122,10 @@ def test_every_write_asks_for_the_encryption_that_was_chosen(
     assert {name.lower(): value for name, value in found.items()} == headers
 
 
+@pytest.mark.parametrize("place", ["option", "profile"])
 @pytest.mark.parametrize("style", ["path", "virtual"])
 def test_the_bucket_stands_where_the_addressing_style_says(
-    style: Any, s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
+    style: Any, place: str, s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = socket.getaddrinfo
 
@@ -134,17 +135,21 @@ def test_the_bucket_stands_where_the_addressing_style_says(
     monkeypatch.setattr(socket, "getaddrinfo", with_subdomains)
     with DroppingProxy(s3_server.port) as proxy:
         endpoint = f"http://localhost:{proxy.port}"
-        store = open_store(s3_url, S3Options(endpoint_url=endpoint, addressing_style=style))
+        if place == "profile":
+            (tmp_path / "config").write_text(f"[default]\ns3 =\n  addressing_style = {style}\n")
+            monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        chosen = style if place == "option" else None
+        store = open_store(s3_url, S3Options(endpoint_url=endpoint, addressing_style=chosen))
         assert store.put_if_absent("a", b"x") is True
         assert store.get("a") == b"x"
         assert [info.key for info in store.list("")] == ["a"]
         prefix = s3_url.partition(f"{s3_server.bucket}/")[2]
-        place = {
+        path, host = {
             "path": (f" /{s3_server.bucket}/{prefix}/a ", f"Host: localhost:{proxy.port}"),
             "virtual": (f" /{prefix}/a ", f"Host: {s3_server.bucket}.localhost:{proxy.port}"),
         }[style]
-        assert place[0] in proxy.heads[0]
-        assert all(place[1] in head for head in proxy.heads)
+        assert path in proxy.heads[0]
+        assert all(host in head for head in proxy.heads)
     assert open_store(s3_url).get("a") == b"x"
 
 
