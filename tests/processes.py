@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -43,4 +44,5 @@ def barrier(parties: int) -> Any:
 def _run(environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     os.environ.clear()  # the server has the environment of the moment when it started
     os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR may have changed, too
     function(*arguments)

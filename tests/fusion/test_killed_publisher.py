@@ -24,6 +24,11 @@ Point = tuple[int, bool]
 """The call's number, and whether the kill comes after it."""
 
 
+@pytest.fixture(autouse=True)
+def _scratch_of_children_is_cleaned_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves its scratch folder
+
+
 class Published:
     """A store of two tasks, and the third expert that is to be fused into copies of it."""
 

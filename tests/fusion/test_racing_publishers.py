@@ -20,6 +20,11 @@ from tests.processes import barrier, ended, start
 MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "signed", "bits": 2}]
 
 
+@pytest.fixture(autouse=True)
+def _scratch_of_children_is_cleaned_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves its scratch folder
+
+
 def publish_in_rounds(
     url: str, cache: Path, base: Base, experts: list[ExpertToFuse], mode: dict[str, Any], together: Any
 ) -> None:
