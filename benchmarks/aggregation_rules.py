@@ -21,7 +21,7 @@ import torch
 
 from cluster.config import load_config
 from fusion.cache import NodeCache
-from fusion.fuse import decoupled_tensors
+from fusion.decouple import decoupled_tensors
 from fusion.predictor import ExpertModel, Predictor
 from fusion.prototypes import route_scores, top_tasks
 from fusion.store import open_store

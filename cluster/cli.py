@@ -2,35 +2,70 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 import tempfile
 import traceback
+from typing import Any
 
 import typer
+import typer.core
 
-from cluster.commands import demo, doctor, fuse, predict, run, serve, versions
 from cluster.output import errors
 from fusion.errors import ConduError, ConfigError
 
+_COMMANDS = {
+    "demo": ("demo", "The whole story on the embedded default."),
+    "run": ("run", "Fine-tune all tasks in parallel, fuse them in order, evaluate, report."),
+    "add-task": ("run", "Train, fuse and publish one more task."),
+    "fuse": ("fuse", "Fuse experts into the store and publish a version."),
+    "export": ("fuse", "Write a decoupled expert as a full state dict."),
+    "versions": ("versions", "Published versions: list, show, roll back, verify, prune."),
+    "compare": ("compare", "Every method side by side on the same experts."),
+    "status": ("status", "What runs now, and what the store holds."),
+    "serve": ("serve", "Answer over HTTP."),
+    "predict": ("predict", "Ask about images, by HTTP or from the store."),
+    "doctor": ("doctor", "What this machine, cluster and store can do, and what is wrong."),
+}
+"""Each command's module in `cluster.commands`, and its line in the help."""
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, each imported when it is called: torch and Ray take seconds that `condu fuse` need not wait for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: typer.core.TyperCommand(name, help=line) for name, (_, line) in _COMMANDS.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, _load(str(name)), rest
+
+
+def _load(name: str) -> Any:
+    module: Any = importlib.import_module(f"cluster.commands.{_COMMANDS[name][0]}")
+    if hasattr(module, "app"):
+        return typer.main.get_command(module.app)
+    one = typer.Typer(**_OPTIONS, add_completion=False)
+    one.command(name)(getattr(module, name.replace("-", "_")))
+    return typer.main.get_command(one)
+
+
+_OPTIONS: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": "rich",
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
 app = typer.Typer(
+    cls=_Commands,
     name="condu",
     help="One CLIP service that keeps learning: fine-tune experts per task, fuse them, serve them from one store.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    **_OPTIONS,
 )
-app.command("demo")(demo.demo)
-app.command("run")(run.run)
-app.command("add-task")(run.add_task)
-app.command("fuse")(fuse.fuse)
-app.command("export")(fuse.export)
-app.add_typer(versions.app, name="versions")
-app.command("serve")(serve.serve)
-app.command("predict")(predict.predict)
-app.command("doctor")(doctor.doctor)
 
 
 @app.callback()

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fusion.errors import ConduError, ConfigError
 from fusion.manifest import check_task_name
+from fusion.modes import open_mode
 from fusion.store import S3Options
 from training.recipe import Recipe
 from training.sources import absolute_source
@@ -136,8 +137,14 @@ class FusionConfig(Section):
     mode: Literal["iterative", "joint", "signed"] = "signed"
     bits: int | None = Field(default=None, ge=1, le=4)
     """Bits a parameter and task, `signed` only. Default 2."""
+    scales: Literal["task", "tensor", "row"] | None = None
+    """One scale a task (the paper's, and the default), tensor or row; `iterative` and `joint` only."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """What tau is kept in, `iterative` and `joint` only. Default float32; 16 bits halve it, at a rounding error."""
     archive_experts: bool = False
     """Let a version name every expert's file, which `joint` reads again (and always does). A checkpoint a task."""
+    archive_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """What is archived: the expert's file, or its task vector in 16 bits, half the size."""
     num_cpus: float = Field(default=0.0, ge=0)
     """Cores that the fusion actor reserves; 0: none, it fuses beside the lanes instead of waiting for one to end."""
 
@@ -147,11 +154,17 @@ class FusionConfig(Section):
             raise ValueError(
                 f"bits: {self.bits} has no effect in mode '{self.mode}': only 'signed' has more than one bit"
             )
+        for name in ("scales", "dtype"):
+            if getattr(self, name) is not None and self.mode == "signed":
+                raise ValueError(
+                    f"{name}: {getattr(self, name)} has no effect in mode 'signed', only in 'iterative' and 'joint'"
+                )
         return self
 
     def settings(self) -> dict[str, Any]:
         """As a manifest records them."""
-        return {"name": self.mode, "bits": self.bits or 2} if self.mode == "signed" else {"name": self.mode}
+        chosen = {name: getattr(self, name) for name in ("bits", "scales", "dtype")}
+        return open_mode({"name": self.mode, **{k: v for k, v in chosen.items() if v is not None}}).settings()
 
 
 class PredictConfig(Section):

@@ -14,7 +14,7 @@ import numpy as np
 
 from cluster.measure import MeasuredSet
 from cluster.run import Run, split_measures
-from fusion.fuse import read_record
+from fusion.decouple import read_record
 from training.evaluate import KINDS
 from training.metrics import continual, wilson_interval
 
@@ -51,12 +51,12 @@ def build_report(
         "base": {"architecture": manifest.base.architecture, "sha256": manifest.base.sha256},
         "tasks": tasks,
         "loss_to_experts": {
-            name: _paired([(item.expert, _fused(item, name, mode)) for item in trained]) for name in modes
+            name: paired([(item.expert, _fused(item, name, mode)) for item in trained]) for name in modes
         },
         "metrics": metrics,
         "matrices": {kind: _jsonable(matrix) for kind, matrix in matrices.items()},
         "unseen": [_unseen(item) for item in unseen],
-        "unseen_gain": _paired([(item.sessions.right["unknown"][-1], item.sessions.zero_shot) for item in unseen]),
+        "unseen_gain": paired([(item.sessions.right["unknown"][-1], item.sessions.zero_shot) for item in unseen]),
         "routing_accuracy": 100 * float(routed.mean()) if routed.size else None,
         "bytes_per_task": round(
             sum(r.trigger.bytes + _size(r.prototypes) for r in records.values()) / max(len(records), 1)
@@ -71,17 +71,17 @@ def build_report(
 def _task(item: MeasuredSet, mode: str) -> dict[str, Any]:
     sessions = item.sessions
     assert item.expert is not None
-    fused = {name: _percent(_fused(item, name, mode)) for name in sorted({*item.modes, mode})}
+    fused = {name: percent(_fused(item, name, mode)) for name in sorted({*item.modes, mode})}
     return {
         "name": sessions.name,
         "classes": sessions.num_classes,
         "n_test": sessions.num_images,
-        "zero_shot": _percent(sessions.zero_shot),
-        "zero_shot_interval": _interval(sessions.zero_shot),
-        "expert": _percent(item.expert),
-        "expert_interval": _interval(item.expert),
+        "zero_shot": percent(sessions.zero_shot),
+        "zero_shot_interval": interval(sessions.zero_shot),
+        "expert": percent(item.expert),
+        "expert_interval": interval(item.expert),
         "fused": fused,
-        "fused_interval": {name: _interval(_fused(item, name, mode)) for name in fused},
+        "fused_interval": {name: interval(_fused(item, name, mode)) for name in fused},
     }
 
 
@@ -92,10 +92,10 @@ def _unseen(item: MeasuredSet) -> dict[str, Any]:
         "name": item.sessions.name,
         "classes": item.sessions.num_classes,
         "n_test": item.sessions.num_images,
-        "zero_shot": _percent(item.sessions.zero_shot),
-        "zero_shot_interval": _interval(item.sessions.zero_shot),
-        "aggregated": _percent(aggregated),
-        "aggregated_interval": _interval(aggregated),
+        "zero_shot": percent(item.sessions.zero_shot),
+        "zero_shot_interval": interval(item.sessions.zero_shot),
+        "aggregated": percent(aggregated),
+        "aggregated_interval": interval(aggregated),
     }
 
 
@@ -129,7 +129,7 @@ def _constant_metrics(zero_shot: Sequence[float]) -> dict[str, float | None]:
     return _metrics(np.tile(np.array(zero_shot), (len(zero_shot), 1)))
 
 
-def _paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, float] | None:
+def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, float] | None:
     """Mean over sets of the difference in accuracy (percent points), and its 95 % interval, paired over images."""
     differences = [
         first.astype(float) - second.astype(float)
@@ -143,11 +143,11 @@ def _paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> dic
     return {"mean": 100 * mean, "low": 100 * (mean - spread), "high": 100 * (mean + spread)}
 
 
-def _percent(right: np.ndarray) -> float:
+def percent(right: np.ndarray) -> float:
     return 100 * float(right.mean())
 
 
-def _interval(right: np.ndarray) -> list[float]:
+def interval(right: np.ndarray) -> list[float]:
     return [100 * bound for bound in wilson_interval(int(right.sum()), right.size)]
 
 

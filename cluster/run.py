@@ -113,6 +113,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
     options = {
         "mode": config.fusion.settings(),
         "archive": config.fusion.archive_experts,
+        "archive_dtype": config.fusion.archive_dtype,
         "replace": replace,
         "created": {"config": config_hash(config)},
     }

@@ -44,13 +44,14 @@ class FusionActor:
         experts: Sequence[ExpertToFuse],
         *,
         mode: Mapping[str, Any],
-        archive: bool = False,
-        replace: bool = False,
-        created: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> int:
-        """Fuse experts (references into the store) and return the version that holds them. May run twice."""
+        """Fuse experts (references into the store) and return the version that holds them. May run twice.
+
+        `options` are those of `fuse_experts`.
+        """
         start = time.perf_counter()
-        result = fuse_experts(self._cache, base, experts, mode=mode, archive=archive, replace=replace, created=created)
+        result = fuse_experts(self._cache, base, experts, mode=mode, **options)
         version = result.manifest.version
         for task in result.fused:
             _logger.info("fused task=%s version=%d s=%.1f", task, version, time.perf_counter() - start)

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,19 +110,11 @@ def scratch_file(store: Store, suffix: str = ".safetensors") -> Iterator[Path]:
 
 
 class BlobWriter:
-    """A safetensors blob that is written tensor by tensor and stored when the `with` block ends without an error."""
+    """A safetensors blob that is written piece by piece, then stored, or discarded."""
 
-    def __init__(
-        self,
-        store: Store,
-        nonce: str,
-        specs: Mapping[str, TensorSpec],
-        *,
-        on_stored: Callable[[BlobRef], None] = lambda ref: None,
-    ) -> None:
+    def __init__(self, store: Store, nonce: str, specs: Mapping[str, TensorSpec]) -> None:
         self._store = store
         self._nonce = nonce
-        self._on_stored = on_stored
         handle, name = tempfile.mkstemp(prefix="write-", suffix=".safetensors", dir=store.scratch)
         os.close(handle)
         self._path = Path(name)
@@ -132,20 +124,17 @@ class BlobWriter:
 
     @property
     def ref(self) -> BlobRef:
-        """Where the blob is, once the `with` block has ended."""
+        """Where the blob is, once it is stored."""
         assert self._ref is not None, "the blob is not stored yet"
         return self._ref
 
-    def __enter__(self) -> BlobWriter:
-        return self
+    def store(self) -> BlobRef:
+        """Hash what was written and put it into the store. Raises the store's errors."""
+        self._writer.finish()
+        self._ref = put_file(self._store, self._path, nonce=self._nonce)
+        return self._ref
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            self._writer.abandon()
-            return
-        try:
-            self._writer.finish()
-            self._ref = put_file(self._store, self._path, nonce=self._nonce)
-            self._on_stored(self._ref)
-        finally:
-            self._path.unlink(missing_ok=True)
+    def discard(self) -> None:
+        """Remove the temporary file. A blob that was stored stays."""
+        self._writer.close()
+        self._path.unlink(missing_ok=True)

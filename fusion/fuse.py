@@ -6,22 +6,27 @@ Fusing an expert that the newest version already holds is a no-op; another exper
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from fusion.archive import archive_expert
 from fusion.bases import Base
-from fusion.blobs import BlobRef, get_json, new_nonce, put_file
+from fusion.blobs import BlobRef, put_file
 from fusion.cache import NodeCache
-from fusion.errors import BaseMismatchError, ConfigError, TaskNameError
-from fusion.experts import ExpertRecord, expert_identity, put_expert_file
-from fusion.manifest import Manifest, check_task_name, unknown_task
+from fusion.chunks import map_chunks
+from fusion.errors import BaseMismatchError, ConfigError, TaskNameError, UnknownVersionError
+from fusion.experts import ExpertRecord
+from fusion.kernels import StateDtype, available_cores
+from fusion.manifest import Manifest, check_task_name
+from fusion.memory import PeakMemory
 from fusion.modes import NewExpert, Workbench, open_mode
-from fusion.state import FusedState, TaskEntry, TaskRecord
+from fusion.state import FusedState
+from fusion.taskvectors import ExpertVector
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions import Draft, Versions, publish
 
@@ -42,12 +47,34 @@ class ExpertToFuse:
 
 
 @dataclass(frozen=True)
+class FuseCost:
+    """What a fuse took.
+
+    Attributes:
+        seconds: from the call to the published version, with every hash and every fsync.
+        pass_seconds: the part of it that went into passes over the elements: reading, arithmetic, writing.
+        peak_bytes: resident memory of the process at its highest.
+        extra_bytes: what it grew by.
+        written: every blob that was written.
+        rounding: relative error of what was kept in fewer than 32 bits, by what it is.
+    """
+
+    seconds: float = 0.0
+    pass_seconds: float = 0.0
+    peak_bytes: int = 0
+    extra_bytes: int = 0
+    written: tuple[BlobRef, ...] = ()
+    rounding: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FuseResult:
-    """The version that holds the experts, and which of them were fused now or had been before."""
+    """The version that holds the experts, which of them were fused now or had been before, and what it took."""
 
     manifest: Manifest
     fused: tuple[str, ...]
     unchanged: tuple[str, ...]
+    cost: FuseCost = FuseCost()
 
 
 def fuse_experts(
@@ -57,8 +84,11 @@ def fuse_experts(
     *,
     mode: Mapping[str, Any],
     archive: bool = False,
+    archive_dtype: StateDtype = "float32",
     replace: bool = False,
     created: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    on_stage: Callable[[str], None] = lambda stage: None,
 ) -> FuseResult:
     """Fuse experts in their order, one session each (`joint`: one for all), and publish one version.
 
@@ -67,9 +97,12 @@ def fuse_experts(
         base: theta_0, already in the store (`put_base`).
         experts: at least one; names must differ.
         mode: settings of the mode, such as {"name": "signed", "bits": 2}; must be the store's.
-        archive: keep each expert's file named by its record (`joint` always does).
+        archive: keep each expert for good, named by its record (`joint` always does).
+        archive_dtype: what of it is kept: `float32` the expert's file, else its task vector in that dtype.
         replace: allow another expert under a name that is taken; it counts as a new session.
         created: who, why, which configuration: goes into the manifest.
+        device: where the arithmetic is done, a device of torch.
+        on_stage: told what is being done (`verify`, `fuse`, `publish`).
     Raises:
         TaskNameError: ill-formed, doubled or taken.
         BaseMismatchError, ConfigError: the store has another base or mode.
@@ -81,14 +114,15 @@ def fuse_experts(
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise TaskNameError(f"task name {doubled[0]!r} is given twice: a name is a task's only key")
     method = open_mode(mode)
-    archive = archive or method.needs_archive
-    hashes = [e.weights.sha256 if isinstance(e.weights, BlobRef) else _sha256(e.weights) for e in experts]
-    bench = Workbench(cache, cache.tensors(base.weights), "")
+    meter = _Meter()
+    versions = Versions(cache.store)
+    on_stage("verify")
+    hashes = _verify(cache, base, experts, versions.newest())
     fused: list[str] = []
 
     def build(parent: Manifest | None, nonce: str) -> Draft | None:
-        nonlocal bench
-        bench = Workbench(cache, cache.tensors(base.weights), nonce)
+        on_stage("fuse")
+        bench = meter.bench = Workbench(cache, cache.tensors(base.weights), nonce, device=device)
         state = parent.state if parent else FusedState()
         if parent:
             check_parent(parent, base, method.settings(), cache.store.url)
@@ -105,53 +139,102 @@ def fuse_experts(
                 )
             if entry:
                 state = with_changes(state, tasks={n: e for n, e in state.tasks.items() if n != expert.task})
-            new.append(_prepare(bench, expert, sha256, base, archive=archive))
+            kept = archive_dtype if archive or method.needs_archive else None
+            new.append(_prepare(bench, expert, sha256, base, archive=kept))
         fused[:] = [expert.task for expert in new]
         if not new:
             return None
         removed = tuple(n for n in (parent.removed if parent else ()) if n not in fused)
-        return Draft(
-            parent.base if parent and parent.base.model_cfg else base,
-            method.settings(),
-            method.fuse(bench, state, new),
-            removed,
-        )
+        known = parent.base if parent and parent.base.model_cfg else base
+        draft = Draft(known, method.settings(), method.fuse(bench, state, new), removed)
+        on_stage("publish")
+        return draft
 
     manifest = publish(
-        Versions(cache.store),
+        versions,
         build,
-        written=lambda: bench.written,
+        written=meter.written,
         created={"why": f"fuse {', '.join(names[:8])}{' …' if len(names) > 8 else ''}", **(created or {})},
     )
     assert manifest is not None, "experts were given, so a version holds them"
-    return FuseResult(manifest, tuple(fused), tuple(name for name in names if name not in fused))
+    return FuseResult(manifest, tuple(fused), tuple(name for name in names if name not in fused), meter.cost())
 
 
-def decoupled_tensors(cache: NodeCache, manifest: Manifest, task: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The decoupled expert theta_0 + delta_hat_i, tensor by tensor: fused ones in float32, buffers as the expert's.
+def rebuild_from_archive(
+    cache: NodeCache,
+    *,
+    mode: Mapping[str, Any],
+    created: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> FuseResult:
+    """Publish the newest version's tasks fused anew from their archived task vectors, in this or another mode.
 
-    Raises `UnknownTaskError`.
+    Nothing of the old shared state is left in it: what tasks that were removed or replaced had put into tau or a
+    profile is gone, and older versions keep their own mode.
+
+    Raises: UnknownVersionError where nothing was published; ConfigError, naming every task, where one has no archive.
     """
-    entry = _entry(manifest, task)
-    bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
-    trigger = bench.trigger(entry)
-    for name in bench.base.buffer_names():
-        key = f"buffer/{name}"
-        yield name, trigger.tensor(key) if key in trigger else bench.base.tensor(name)
-    for name, delta_N in open_mode(manifest.mode).decouple(bench, manifest.state, task):
-        expert_N = torch.from_numpy(bench.base.float32(name).reshape(-1) + delta_N)
-        yield name, expert_N.reshape(bench.base.specs[name].shape)
+    method = open_mode(mode)
+    meter = _Meter()
+
+    def build(parent: Manifest | None, nonce: str) -> Draft:
+        if parent is None:
+            raise UnknownVersionError(f"nothing was published in {cache.store.url} yet: there is nothing to fuse anew")
+        bench = meter.bench = Workbench(cache, cache.tensors(parent.base.weights), nonce, device=device)
+        entries = parent.state.tasks
+        if missing := [task for task, entry in entries.items() if bench.record(entry).archive is None]:
+            raise ConfigError(
+                f"the original task vectors of {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''} were not "
+                f"archived in {cache.store.url}, so they can't be fused anew: fuse these experts again with --replace "
+                "--archive, or start a new store"
+            )
+        experts = [bench.archived(task, entry) for task, entry in entries.items()]
+        return Draft(parent.base, method.settings(), method.rebuild(bench, experts), parent.removed)
+
+    why = f"fuse anew from the archive, {_describe(method.settings())}"
+    manifest = publish(Versions(cache.store), build, written=meter.written, created={"why": why, **(created or {})})
+    assert manifest is not None
+    return FuseResult(manifest, tuple(manifest.state.tasks), (), meter.cost())
 
 
-def read_record(cache: NodeCache, manifest: Manifest, task: str) -> TaskRecord:
-    """A task's record in a version. Raises `UnknownTaskError`."""
-    return TaskRecord.from_json(get_json(cache.store, _entry(manifest, task).record))
+class _Meter:
+    """Follows the attempts of one call: the newest one's workbench, the time, the memory."""
+
+    def __init__(self) -> None:
+        self.bench: Workbench | None = None
+        self._memory = PeakMemory()
+        self._start = time.perf_counter()
+
+    def written(self) -> list[BlobRef]:
+        return self.bench.written if self.bench else []
+
+    def cost(self) -> FuseCost:
+        return FuseCost(
+            seconds=time.perf_counter() - self._start,
+            pass_seconds=self.bench.pass_seconds if self.bench else 0.0,
+            peak_bytes=self._memory.peak_bytes(),
+            extra_bytes=self._memory.extra_bytes(),
+            written=tuple(self.written()),
+            rounding=dict(self.bench.rounding) if self.bench else {},
+        )
 
 
-def _entry(manifest: Manifest, task: str) -> TaskEntry:
-    if task not in manifest.state.tasks:
-        raise unknown_task(task, manifest.version, manifest.state.tasks)
-    return manifest.state.tasks[task]
+def _verify(cache: NodeCache, base: Base, experts: Sequence[ExpertToFuse], parent: Manifest | None) -> list[str]:
+    """The sha256 of every expert. On the way, side by side, what the fuse is going to read is verified."""
+    needed = [base.weights]
+    if parent and parent.state.last_flip and parent.state.unified:
+        needed += [parent.state.unified, parent.state.last_flip]
+    jobs: list[Callable[[], Any]] = [partial(_sha256, expert.weights) for expert in experts]
+    jobs += [partial(cache.path, ref) for ref in needed]
+    done = map_chunks(lambda job: job(), jobs, threads=available_cores())
+    return done[: len(experts)]
+
+
+def _sha256(weights: BlobRef | Path) -> str:
+    if isinstance(weights, BlobRef):
+        return weights.sha256
+    TensorFile(weights)  # a clear error for a missing or foreign file
+    return sha256_file(weights)
 
 
 def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str) -> None:
@@ -163,8 +246,8 @@ def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str
         )
     if dict(parent.mode) != dict(mode):
         raise ConfigError(
-            f"{url} is fused with mode {_describe(parent.mode)}, not {_describe(mode)}: a store keeps its mode; "
-            "use the same one, or another store"
+            f"{url} is fused with mode {_describe(parent.mode)}, not {_describe(mode)}: use the same one or another "
+            "store, or fuse everything anew in that mode with `condu fuse --from-archive`"
         )
 
 
@@ -173,29 +256,18 @@ def _describe(mode: Mapping[str, Any]) -> str:
     return f"{mode.get('name')}" + (f" ({rest})" if rest else "")
 
 
-def _prepare(bench: Workbench, expert: ExpertToFuse, sha256: str, base: Base, *, archive: bool) -> NewExpert:
+def _prepare(
+    bench: Workbench, expert: ExpertToFuse, sha256: str, base: Base, *, archive: StateDtype | None
+) -> NewExpert:
     cache = bench.cache
-    if isinstance(expert.weights, BlobRef):
-        weights, kept = cache.tensors(expert.weights), expert.weights
-    else:
-        weights = TensorFile(expert.weights)
-        kept = None
-        if archive:
-            identity = expert_identity(base=base.sha256, data="", recipe={"imported": sha256}, seed=0)
-            kept = put_expert_file(cache.store, identity, expert.weights)
+    weights = cache.tensors(expert.weights) if isinstance(expert.weights, BlobRef) else TensorFile(expert.weights)
+    vector = ExpertVector(bench.base, weights)
+    kept = None
+    if archive:
+        kept = archive_expert(bench, vector, expert.weights, sha256, base_sha256=base.sha256, dtype=archive)
     prototypes = expert.prototypes
     if prototypes is not None:  # experts/ is kept by policy, a version's blobs as long as the version
         prototypes = put_file(cache.store, cache.path(prototypes), nonce=bench.nonce)
         bench.written.append(prototypes)
-    describe = {
-        "classes": expert.classes,
-        "templates": expert.templates,
-        "prototypes": prototypes,
-        "archive": kept if archive else None,
-    }
-    return NewExpert(weights, expert.task, sha256, describe)
-
-
-def _sha256(path: Path) -> str:
-    TensorFile(path)  # a clear error for a missing or foreign file
-    return sha256_file(path)
+    describe = {"classes": expert.classes, "templates": expert.templates, "prototypes": prototypes, "archive": kept}
+    return NewExpert(vector, expert.task, sha256, describe)

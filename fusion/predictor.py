@@ -14,9 +14,9 @@ from PIL import Image
 
 from fusion.cache import NodeCache
 from fusion.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.decouple import decoupled_tensors
 from fusion.errors import UnknownVersionError
 from fusion.expert_cache import ExpertCache
-from fusion.fuse import decoupled_tensors
 from fusion.labelspaces import Job, Prediction, Query, answer, needs_base, plan
 from fusion.manifest import Manifest
 from fusion.versions import Versions

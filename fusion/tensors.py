@@ -1,7 +1,9 @@
-"""safetensors files, one tensor at a time: memory-mapped reads, streamed writes, and a check of layouts.
+"""safetensors files, read and written in pieces of any size, and a check of layouts.
 
-A ViT-L/14 in fp32 is 1.7 GB. Nothing here holds more than the tensor in hand, so fusing a thousand tasks needs no more
-memory than fusing two. Reads go through the safetensors library (which checks the header); nothing is unpickled.
+A ViT-L/14 in fp32 is 1.7 GB. Nothing here holds more than the piece in hand, so fusing a thousand tasks needs no more
+memory than fusing two. The safetensors library checks a file's header before anything is read; nothing is unpickled.
+torch is imported only where a tensor of torch is asked for: fusing needs none, and importing it takes longer than
+fusing a small model.
 """
 
 from __future__ import annotations
@@ -10,19 +12,27 @@ import hashlib
 import json
 import math
 import os
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from fusion.disk import writing
 from fusion.errors import StateDictError
 
+if TYPE_CHECKING:
+    import torch
+
+_BFLOAT16 = np.dtype("<u2")
+"""numpy has no bfloat16: read as its 16 bits, which are the upper half of a float32's."""
+
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
+    "BF16": _BFLOAT16,
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -30,6 +40,8 @@ _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "I32": np.dtype("<i4"),
     "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
     "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
@@ -52,7 +64,12 @@ class TensorSpec:
 
     @property
     def bytes(self) -> int:
-        return self.elements * (2 if self.dtype == "BF16" else _NUMPY_DTYPES[self.dtype].itemsize)
+        return self.elements * _NUMPY_DTYPES[self.dtype].itemsize
+
+    @property
+    def num_rows(self) -> int:
+        """The first dimension; one for vectors, scalars and tensors without elements."""
+        return int(self.shape[0]) if len(self.shape) > 1 and 0 not in self.shape else 1
 
 
 def is_fused(name: str, spec: TensorSpec) -> bool:
@@ -64,7 +81,7 @@ def is_fused(name: str, spec: TensorSpec) -> bool:
 
 
 class TensorFile:
-    """A safetensors file, memory-mapped. `label` is what error messages call it (default: its path).
+    """A safetensors file. `label` is what error messages call it (default: its path).
 
     Raises `StateDictError` when the file is missing, truncated, or something else than safetensors.
     """
@@ -77,36 +94,81 @@ class TensorFile:
         if not path.is_file():
             raise StateDictError(f"{self.label}: no such file")
         try:
-            self._file = safe_open(str(path), framework="pt", device="cpu")
-            self.metadata: dict[str, str] = dict(self._file.metadata() or {})
-            self.specs: dict[str, TensorSpec] = {}
-            for name in sorted(self._file.keys()):
-                view = self._file.get_slice(name)
-                self.specs[name] = TensorSpec(view.get_dtype(), tuple(view.get_shape()))
+            with safe_open(str(path), framework="np") as file:  # the library's check of the header and the length
+                self.metadata: dict[str, str] = dict(file.metadata() or {})
+            self._fd = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise StateDictError(
                 f"{self.label}: not a complete safetensors file ({error}). condu reads safetensors only: a PyTorch "
                 "pickle (.pt, .pth, .bin) has to be converted first, and a truncated file copied again"
             ) from error
+        weakref.finalize(self, os.close, self._fd)
+        header_bytes = int.from_bytes(os.pread(self._fd, 8, 0), "little")
+        header = json.loads(os.pread(self._fd, header_bytes, 8))
+        header.pop("__metadata__", None)
+        self.specs: dict[str, TensorSpec] = {}
+        self._offsets: dict[str, int] = {}
+        for name in sorted(header):
+            self.specs[name] = TensorSpec(header[name]["dtype"], tuple(header[name]["shape"]))
+            self._offsets[name] = 8 + header_bytes + header[name]["data_offsets"][0]
+        if foreign := sorted({spec.dtype for spec in self.specs.values()} - set(_NUMPY_DTYPES)):
+            raise StateDictError(
+                f"{self.label}: has tensors of dtype {', '.join(foreign)}, which condu does not know: convert them to "
+                "float32, float16 or bfloat16"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self.specs
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One tensor in its own dtype, a read-only view of the file where alignment allows: clone before writing."""
-        try:
-            tensor: torch.Tensor = self._file.get_tensor(name)
-        except SafetensorError as error:
-            raise StateDictError(f"{self.label}: tensor {name!r} can't be read ({error})") from error
-        return tensor
+    def read_into(self, name: str, start: int, values_N: np.ndarray) -> None:
+        """Fill an array with elements `start` and on, flat. Its dtype is the tensor's (uint16 for bfloat16)."""
+        dtype = _NUMPY_DTYPES[self.specs[name].dtype]
+        assert values_N.dtype == dtype, f"{name}: {values_N.dtype} for {dtype}"
+        view = memoryview(values_N.view(np.uint8))  # type: ignore[arg-type]
+        offset = self._offsets[name] + start * dtype.itemsize
+        while view:
+            count = os.preadv(self._fd, [view[: 1 << 30]], offset)
+            if count == 0:
+                raise StateDictError(f"{self.label}: tensor {name!r} ends early: the file was cut while it was read")
+            view, offset = view[count:], offset + count
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Elements [start, stop), flat, a new array of the tensor's dtype (uint16 for bfloat16)."""
+        spec = self.specs[name]
+        values_N = np.empty((spec.elements if stop is None else stop) - start, _NUMPY_DTYPES[spec.dtype])
+        self.read_into(name, start, values_N)
+        return values_N
+
+    def read_float32(self, name: str, start: int, values_N: np.ndarray) -> None:
+        """Fill a float32 array with elements `start` and on of a floating-point tensor, converted if need be."""
+        dtype = self.specs[name].dtype
+        if dtype == "F32":
+            self.read_into(name, start, values_N)
+            return
+        found_N = self.read(name, start, start + values_N.size)
+        if dtype == "BF16":
+            np.left_shift(found_N, 16, out=values_N.view(np.uint32), dtype=np.uint32)
+        else:
+            values_N[:] = found_N
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor as a numpy array of its own dtype (not bfloat16, which numpy lacks)."""
-        return self.tensor(name).numpy()
+        """One tensor as a new numpy array of its own dtype and shape (uint16 for bfloat16)."""
+        return self.read(name).reshape(self.specs[name].shape)
 
     def float32(self, name: str) -> np.ndarray:
-        """One floating-point tensor as float32, in its own shape."""
-        return self.tensor(name).to(torch.float32).numpy()
+        """One floating-point tensor as a new float32 array of its own shape."""
+        values_N = np.empty(self.specs[name].elements, np.float32)
+        self.read_float32(name, 0, values_N)
+        return values_N.reshape(self.specs[name].shape)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor of torch in its own dtype, memory-mapped where alignment allows: clone before writing."""
+        tensor: torch.Tensor = self._mapped.get_tensor(name)
+        return tensor
+
+    @cached_property
+    def _mapped(self) -> Any:
+        return safe_open(str(self.path), framework="pt", device="cpu")
 
     def fused_names(self) -> list[str]:
         """Names of the tensors that a task vector spans, sorted."""
@@ -140,17 +202,6 @@ def check_same_layout(base: TensorFile, expert: TensorFile) -> None:
         )
 
 
-def task_vector(base: TensorFile, expert: TensorFile, name: str) -> np.ndarray:
-    """One tensor of delta = theta_i - theta_0 in float32, flat. Raises `StateDictError` on NaN or infinity."""
-    delta_N = (expert.float32(name) - base.float32(name)).reshape(-1)
-    if not np.isfinite(delta_N).all():
-        raise StateDictError(
-            f"{expert.label}: tensor {name!r} holds NaN or infinite values: its training diverged. "
-            "Train it again with a lower learning rate"
-        )
-    return delta_N
-
-
 class TensorWriter:
     """Write a safetensors file whose layout is known beforehand, tensor by tensor, in any order.
 
@@ -163,7 +214,7 @@ class TensorWriter:
         self.path = path
         self._specs = dict(specs)
         self._left = set(specs)
-        order = sorted(specs, key=lambda name: (-_item_bytes(specs[name]), name))
+        order = sorted(specs, key=lambda name: (-_NUMPY_DTYPES[specs[name].dtype].itemsize, name))
         header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         self._offsets: dict[str, int] = {}
         offset = 0
@@ -188,27 +239,36 @@ class TensorWriter:
                 self.abandon()
                 raise
 
-    def write(self, name: str, values: np.ndarray | torch.Tensor) -> None:
-        """Write one tensor. Its dtype and number of elements must be the announced ones."""
+    def write(self, name: str, values: np.ndarray | torch.Tensor, *, start: int = 0) -> None:
+        """Write a tensor, or its elements from `start` on. The dtype must be the announced one.
+
+        Threads may write different pieces at once. That the pieces of a tensor cover it is the caller's promise.
+        """
         spec = self._specs[name]
-        if isinstance(values, torch.Tensor):
-            values = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        else:
-            assert values.dtype == _NUMPY_DTYPES[spec.dtype], f"{name}: {values.dtype} where {spec.dtype} was announced"
-            values = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        assert values.nbytes == spec.bytes, f"{name}: {values.nbytes} bytes where {spec.bytes} were announced"
+        dtype = _NUMPY_DTYPES[spec.dtype]
+        if not isinstance(values, np.ndarray):
+            values = as_array(values)
+        assert values.dtype == dtype, f"{name}: {values.dtype} where {spec.dtype} was announced"
+        assert start + values.size <= spec.elements, f"{name}: {start} + {values.size} of {spec.elements} elements"
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         with writing(self.path):
-            _write_at(self._fd, values.data, self._data_start + self._offsets[name])
+            _write_at(self._fd, data, self._data_start + self._offsets[name] + start * dtype.itemsize)
         self._left.discard(name)
 
     def finish(self) -> None:
         """Close the file. Every announced tensor must have been written."""
-        os.close(self._fd)
+        self.close()
         assert not self._left, f"tensors announced but not written: {sorted(self._left)}"
+
+    def close(self) -> None:
+        """Close the file as it is. No error where it is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
     def abandon(self) -> None:
         """Close and remove the file."""
-        os.close(self._fd)
+        self.close()
         self.path.unlink(missing_ok=True)
 
 
@@ -222,9 +282,17 @@ def write_tensors(
     writer.finish()
 
 
+def as_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor of torch as a flat numpy array (uint16 for bfloat16)."""
+    import torch
+
+    dtype = _NUMPY_DTYPES[spec_of(tensor).dtype]
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().view(dtype)
+
+
 def spec_of(tensor: torch.Tensor) -> TensorSpec:
     """The safetensors dtype and shape of a torch tensor."""
-    return TensorSpec(_TORCH_NAMES[tensor.dtype], tuple(tensor.shape))
+    return TensorSpec(_TORCH_NAMES[str(tensor.dtype)], tuple(tensor.shape))
 
 
 def sha256_file(path: Path) -> str:
@@ -236,10 +304,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _item_bytes(spec: TensorSpec) -> int:
-    return 2 if spec.dtype == "BF16" else _NUMPY_DTYPES[spec.dtype].itemsize
-
-
 def _write_at(fd: int, data: Iterable[int] | bytes | memoryview, offset: int) -> None:
     view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)  # type: ignore[arg-type]
     while view:
@@ -248,14 +312,14 @@ def _write_at(fd: int, data: Iterable[int] | bytes | memoryview, offset: int) ->
 
 
 _TORCH_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
 }

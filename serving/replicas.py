@@ -20,7 +20,7 @@ import torch
 from ray import serve
 
 from fusion.cache import NodeCache
-from fusion.fuse import decoupled_tensors
+from fusion.decouple import decoupled_tensors
 from fusion.labelspaces import Job
 from fusion.manifest import Manifest
 from fusion.predictor import ExpertModel, ModelShelf

@@ -18,7 +18,7 @@ import torch
 from fusion.blobs import BlobRef
 from fusion.cache import NodeCache
 from fusion.clip import Clip
-from fusion.fuse import decoupled_tensors
+from fusion.decouple import decoupled_tensors
 from fusion.labelspaces import Plan, Prediction, Query, answer, plan
 from fusion.predictor import ExpertModel
 from fusion.view import View

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from cluster.fidelity_report import fidelity_table, write_fidelity
 from cluster.output import console, human_bytes, print_json
 from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
+from fusion.decouple import DecoupledExpert, read_record
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError, UnknownVersionError
-from fusion.fuse import ExpertToFuse, FuseResult, decoupled_tensors, fuse_experts, read_record
+from fusion.fidelity import FidelityReport, measure_fidelity
+from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
+from fusion.kernels import StateDtype
 from fusion.manifest import Manifest
+from fusion.modes import open_mode
 from fusion.store import Store, open_store
-from fusion.tensors import TensorSpec, TensorWriter, is_fused, sha256_file
+from fusion.tensors import TensorFile, sha256_file
 from fusion.versions import Versions
 
 StoreOption = Annotated[
@@ -24,12 +30,15 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+_OPTIONS_OF = {"bits": ("signed",), "scales": ("iterative", "joint"), "dtype": ("iterative", "joint")}
+
 
 def fuse(
     store: StoreOption,
     expert: Annotated[
-        list[str], typer.Option("--expert", help="A task's expert; repeat it, in fusing order.", metavar="NAME=FILE")
-    ],
+        list[str] | None,
+        typer.Option("--expert", help="A task's expert; repeat it, in fusing order.", metavar="NAME=FILE"),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option("--base", help="theta_0, safetensors. Needed for the first version only.", metavar="FILE"),
@@ -38,26 +47,65 @@ def fuse(
         str | None, typer.Option(help="iterative, joint or signed. Default: the store's, else signed.")
     ] = None,
     bits: Annotated[int | None, typer.Option(min=1, max=4, help="Bits a parameter and task, signed only.")] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="One scale a task (default), tensor or row; iterative and joint.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What tau is kept in: float32 (default), float16, bfloat16; iterative and joint.")
+    ] = None,
+    archive: Annotated[
+        str | None,
+        typer.Option(help="Keep the original task vectors: float32 (the expert's file), float16 or bfloat16."),
+    ] = None,
+    from_archive: Annotated[
+        bool, typer.Option("--from-archive", help="Fuse all archived experts anew, in --mode or the store's.")
+    ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Allow another expert under a name that is taken.")
     ] = False,
     each: Annotated[
         bool, typer.Option("--each", help="Publish one version per expert instead of one per call.")
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Measure fidelity; write it as JSON, and a picture a version beside it.", metavar="FILE"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the arithmetic is done: cpu, cuda, cuda:1 …")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Fuse experts into the store and publish a version. Any safetensors state dicts of floats will do."""
     target = open_store(store)
     parent = Versions(target).newest()
-    experts = [_parse_expert(value) for value in expert]
-    theta_0 = _the_base(target, base, parent)
-    settings = _mode(mode, bits, parent)
-    groups = [[one] for one in experts] if each else [experts]
+    experts = [_parse_expert(value) for value in expert or []]
+    settings = _mode(parent, mode=mode, bits=bits, scales=scales, dtype=dtype)
     cache = NodeCache(target)
-    results = [
-        fuse_experts(cache, theta_0, group, mode=settings, replace=replace, created={"config": None})
-        for group in groups
-    ]
+    if from_archive:
+        if experts or replace or each or archive or base:
+            raise ConfigError("--from-archive fuses what the store has: it goes with --mode and its options, not with "
+                              "--expert, --base, --archive, --replace or --each")  # fmt: skip
+        results = [rebuild_from_archive(cache, mode=settings, device=device)]
+    else:
+        if not experts:
+            raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
+        theta_0 = _the_base(target, base, parent)
+        results = [
+            fuse_experts(
+                cache,
+                theta_0,
+                group,
+                mode=settings,
+                archive=archive is not None,
+                archive_dtype=_archive_dtype(archive),
+                replace=replace,
+                created={"config": None},
+                device=device,
+            )
+            for group in ([[one] for one in experts] if each else [experts])
+        ]
+    reports = []
+    if report is not None:
+        reports = _measure(cache, results, experts)
+        write_fidelity(reports, report)
     if as_json:
         print_json([_summary(cache, result) for result in results])
         return
@@ -68,6 +116,8 @@ def fuse(
             mode_name = result.manifest.mode["name"]
             fused = ", ".join(result.fused)
             console.print(f"version [bold]{result.manifest.version}[/] in {target.url}: fused {fused} ({mode_name})")
+    for found in reports:
+        console.print(fidelity_table(found))
 
 
 def export(
@@ -83,12 +133,7 @@ def export(
     manifest = read_version(source, version)
     if base is not None and _sha256(base) != manifest.base.sha256:
         raise BaseMismatchError(f"{base} is not the base of {source.url} ({manifest.base.sha256[:12]}…)")
-    cache = NodeCache(source)
-    read_record(cache, manifest, task)  # an unknown task is refused before anything is written
-    layout = {
-        name: TensorSpec("F32", spec.shape) if is_fused(name, spec) else spec
-        for name, spec in cache.tensors(manifest.base.weights).specs.items()
-    }
+    expert = DecoupledExpert(NodeCache(source), manifest, task)  # an unknown task is refused before anything is written
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
@@ -96,14 +141,7 @@ def export(
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error
     os.close(handle)
-    writer = TensorWriter(Path(name), layout)
-    try:
-        for tensor_name, tensor in decoupled_tensors(cache, manifest, task):
-            writer.write(tensor_name, tensor)
-    except BaseException:
-        writer.abandon()
-        raise
-    writer.finish()
+    expert.write(Path(name))
     os.replace(name, out)
     num_bytes = out.stat().st_size
     if as_json:
@@ -146,15 +184,39 @@ def _the_base(store: Store, base: Path | None, parent: Manifest | None) -> Base:
     return parent.base if parent else put_base(store, base)
 
 
-def _mode(mode: str | None, bits: int | None, parent: Manifest | None) -> dict[str, object]:
-    if mode is None and bits is None and parent is not None:
-        return dict(parent.mode)
-    name = mode or (str(parent.mode["name"]) if parent else "signed")
-    if name != "signed":
-        if bits is not None:
-            raise ConfigError(f"--bits {bits} has no effect in mode {name}: only signed has more than one bit")
-        return {"name": name}
-    return {"name": name, "bits": bits or (parent.mode.get("bits", 2) if parent else 2)}
+def _mode(parent: Manifest | None, **chosen: Any) -> dict[str, Any]:
+    """Settings of the mode: what was chosen, else the store's. Raises `ConfigError` for what the mode does not take."""
+    options = {key: value for key, value in chosen.items() if value is not None}
+    name = options.pop("mode", parent.mode["name"] if parent else "signed")
+    for option, modes in _OPTIONS_OF.items():
+        if option in options and name not in modes:
+            raise ConfigError(
+                f"--{option} {options[option]} has no effect in mode {name}: it belongs to {' and '.join(modes)}"
+            )
+    kept = {key: value for key, value in parent.mode.items() if key != "name"} if parent else {}
+    inherited = kept if parent and parent.mode["name"] == name else {}
+    return open_mode({"name": name, **inherited, **options}).settings()
+
+
+def _archive_dtype(value: str | None) -> StateDtype:
+    if value is None:
+        return "float32"
+    if value not in get_args(StateDtype):
+        raise ConfigError(f"--archive {value!r} is unknown: take float32, float16 or bfloat16")
+    return cast(StateDtype, value)
+
+
+def _measure(cache: NodeCache, results: Sequence[FuseResult], experts: Sequence[ExpertToFuse]) -> list[FidelityReport]:
+    files = {one.task: TensorFile(one.weights) for one in experts if isinstance(one.weights, Path)}
+    return [
+        measure_fidelity(
+            cache,
+            result.manifest,
+            result.cost,
+            experts={task: file for task, file in files.items() if task in result.manifest.state.tasks},
+        )
+        for result in results
+    ]
 
 
 def _sha256(path: Path) -> str:
@@ -178,4 +240,7 @@ def _summary(cache: NodeCache, result: FuseResult) -> dict[str, object]:
             }
             for task, entry in manifest.state.tasks.items()
         },
+        "seconds": result.cost.seconds,
+        "peak_bytes": result.cost.peak_bytes,
+        "written_bytes": sum(ref.bytes for ref in result.cost.written),
     }

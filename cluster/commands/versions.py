@@ -9,13 +9,13 @@ import typer
 from cluster.commands.fuse import JsonOption, StoreOption, read_version
 from cluster.output import console, human_bytes, print_json, table
 from fusion.cache import NodeCache
+from fusion.decouple import read_record
 from fusion.errors import VersionGoneError
-from fusion.fuse import read_record
 from fusion.manifest import Manifest
 from fusion.store import open_store
 from fusion.versions import Versions
 
-app = typer.Typer(help="Published versions: list, show.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Published versions: list, show.", no_args_is_help=True)
 
 
 @app.command("list")

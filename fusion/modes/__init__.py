@@ -1,90 +1,34 @@
 """How experts become one unified model plus triggers: one small interface, one file a mode.
 
-A mode turns a fused state and new experts into the next fused state, writing what changed as blobs, and it rebuilds one
-tensor of one task's vector from what was written. It streams: a few copies of one tensor are in memory, however many
-tasks (`joint`: one a task).
+A mode turns a fused state and new experts into the next fused state, writing what changed as blobs, and it rebuilds
+any piece of one task's vector from what was written. It streams: a few chunks are in memory, however many tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
-from fusion.blobs import BlobRef, BlobWriter, get_json, put_json
-from fusion.cache import NodeCache
+from fusion.chunks import Chunk
 from fusion.errors import ConfigError
-from fusion.state import FusedState, TaskEntry, TaskRecord
-from fusion.tensors import TensorFile, TensorSpec
+from fusion.modes.workbench import NewExpert, Workbench
+from fusion.state import FusedState
+
+__all__ = ["Decoder", "Mode", "NewExpert", "Workbench", "open_mode"]
 
 
-@dataclass(frozen=True)
-class NewExpert:
-    """An expert on its way into a state: its weights, and its record, still without trigger."""
+class Decoder(Protocol):
+    """One task of a state, decoupled piece by piece. Safe to share between threads."""
 
-    weights: TensorFile
-    task: str
-    expert_sha256: str
-    describe: Mapping[str, Any]
-    """`classes`, `templates`, `prototypes`, `archive` of the record to be."""
+    def delta(self, chunk: Chunk) -> np.ndarray:
+        """delta_hat over a chunk, float32 [N], a new array."""
+        ...
 
-
-class Workbench:
-    """What a mode works with: the store behind a node cache, the base, and the nonce that its blobs carry."""
-
-    def __init__(self, cache: NodeCache, base: TensorFile, nonce: str) -> None:
-        self.cache = cache
-        self.base = base
-        self.nonce = nonce
-        self.written: list[BlobRef] = []
-        """Every blob written so far: what a failed or lost publish leaves behind, and may delete."""
-        self._records: dict[str, TaskRecord] = {}
-
-    def record(self, entry: TaskEntry) -> TaskRecord:
-        if entry.record.key not in self._records:
-            self._records[entry.record.key] = TaskRecord.from_json(get_json(self.cache.store, entry.record))
-        return self._records[entry.record.key]
-
-    def trigger(self, entry: TaskEntry) -> TensorFile:
-        return self.cache.tensors(self.record(entry).trigger)
-
-    def blob(self, specs: Mapping[str, TensorSpec]) -> BlobWriter:
-        return BlobWriter(self.cache.store, self.nonce, specs, on_stored=self.written.append)
-
-    def drop_own(self, refs: Iterable[BlobRef | None]) -> None:
-        """Remove blobs that this publish itself wrote for a session in between, and that no version will name."""
-        for ref in refs:
-            if ref in self.written:
-                self.written.remove(ref)
-                self.cache.store.delete(ref.key)
-
-    def put_record(self, new: NewExpert, trigger: BlobWriter, norm: float, **entry: Any) -> TaskEntry:
-        """Store a new expert's record and return its line for the manifest."""
-        record = TaskRecord(
-            task=new.task, expert_sha256=new.expert_sha256, trigger=trigger.ref, norm=norm, **dict(new.describe)
-        )
-        ref = put_json(self.cache.store, record.to_json(), nonce=self.nonce)
-        self.written.append(ref)
-        return TaskEntry(record=ref, expert_sha256=new.expert_sha256, **entry)
-
-    def changed_buffers(self, weights: TensorFile) -> dict[str, TensorSpec]:
-        """`buffer/NAME` specs of the buffers in which an expert differs from the base, which gives the dtype."""
-        return {
-            f"buffer/{name}": self.base.specs[name]
-            for name in self.base.buffer_names()
-            if not torch.equal(self._buffer(weights, name), self.base.tensor(name))
-        }
-
-    def copy_buffers(self, weights: TensorFile, trigger: BlobWriter, specs: Mapping[str, TensorSpec]) -> None:
-        for key in specs:
-            if key.startswith("buffer/"):
-                trigger.write(key, self._buffer(weights, key.removeprefix("buffer/")))
-
-    def _buffer(self, weights: TensorFile, name: str) -> torch.Tensor:
-        return weights.tensor(name).to(self.base.tensor(name).dtype)  # an expert in bf16 has its buffers in bf16 too
+    def bits(self, chunk: Chunk) -> tuple[int, int]:
+        """Bits that are 1 in the chunk's plane 0: as it was written, and as it counts now."""
+        ...
 
 
 class Mode(Protocol):
@@ -95,15 +39,19 @@ class Mode(Protocol):
     """Whether adding a task re-reads the experts of all the others."""
 
     def settings(self) -> dict[str, Any]:
-        """What a manifest records: `name`, and whatever decides the result."""
+        """What a manifest records: `name`, and whatever decides the result and is not the default."""
         ...
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         """One session for each new expert in their order (`joint`: one for all). Writes blobs, commits nothing."""
         ...
 
-    def decouple(self, bench: Workbench, state: FusedState, task: str) -> Iterator[tuple[str, np.ndarray]]:
-        """The task vector that the state holds for a task: (name, float32 [N], flat) for every fused tensor."""
+    def rebuild(self, bench: Workbench, experts: Sequence[NewExpert]) -> FusedState:
+        """A state of these experts and nothing else, the best that the mode makes of having them all at hand."""
+        ...
+
+    def decoder(self, bench: Workbench, state: FusedState, task: str) -> Decoder:
+        """Rebuilds what the state holds for a task."""
         ...
 
 
@@ -113,11 +61,16 @@ def open_mode(settings: Mapping[str, Any]) -> Mode:
     from fusion.modes.joint import Joint
     from fusion.modes.signed import Signed
 
-    name = settings.get("name")
-    if name == "iterative":
-        return Iterative()
-    if name == "joint":
-        return Joint()
-    if name == "signed":
-        return Signed(bits=int(settings.get("bits", 2)))
-    raise ConfigError(f"fusion mode {name!r} is unknown: take iterative, joint or signed")
+    modes: dict[str, Any] = {"iterative": Iterative, "joint": Joint, "signed": Signed}
+    options = dict(settings)
+    name = options.pop("name", None)
+    if name not in modes:
+        raise ConfigError(f"fusion mode {name!r} is unknown: take iterative, joint or signed")
+    try:
+        mode: Mode = modes[name](**options)
+    except TypeError:
+        raise ConfigError(
+            f"fusion mode {name!r} does not take all of {', '.join(sorted(options))}: a newer release may have "
+            "written it, or an option belongs to another mode"
+        ) from None
+    return mode

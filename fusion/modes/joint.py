@@ -3,113 +3,109 @@
 Adding a task reads every archived expert again and writes every trigger anew: a bound to compare with, and a choice
 for teams that keep their experts anyway.
 
-Suffixes: N elements of one tensor. Source: ConDU (arXiv 2503.10705), unify with all task vectors at hand.
+Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify with all task vectors at
+hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fusion.errors import ConfigError
-from fusion.modes import NewExpert, Workbench
-from fusion.modes.iterative import masked_mean, mean_abs, rescaler
-from fusion.planes import pack, plane_bytes, unpack
+from fusion.chunks import CHUNK_ELEMENTS, Chunk, chunks_of
+from fusion.kernels import StateDtype
+from fusion.modes.masked import (
+    MaskedDecoder,
+    Scales,
+    check_options,
+    norm_specs,
+    options,
+    per_element,
+    rescaler,
+    segments,
+    stored,
+    unified_specs,
+)
+from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.state import FusedState
-from fusion.tensors import TensorSpec, check_same_layout, task_vector
+from fusion.taskvectors import check_finite
 
-
-def unify_tensor(deltas: Sequence[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Unify one tensor of all task vectors.
-
-    f = +1 if sum_i delta_i > 0 else -1; m_i = delta_i f > 0; tau = f max_i m_i |delta_i|.
-
-    Args:
-        deltas: float32 [N] each; read twice, never changed.
-    Returns: tau, float32 [N], and m_i, bool [N] each.
-    """
-    sum_N = np.zeros_like(deltas[0])
-    for delta_N in deltas:
-        sum_N += delta_N
-    up_N = sum_N > 0
-    size_N = np.zeros_like(sum_N)
-    masks = []
-    for delta_N in deltas:
-        mask_N = np.where(up_N, delta_N > 0, delta_N < 0)
-        np.maximum(size_N, np.where(mask_N, np.abs(delta_N), np.float32(0)), out=size_N)
-        masks.append(mask_N)
-    return np.where(up_N, size_N, -size_N), masks
+_TASKS_A_CHUNK = 16
+"""Chunks get smaller where more task vectors than these lie side by side."""
 
 
 class Joint:
-    """Mode `joint` over whole states. Peak memory: the largest tensor, once in fp32 for each task."""
+    """Mode `joint` over whole states. Peak memory: a chunk of every task vector, for each thread.
+
+    Args:
+        scales: one lambda a `task` (the paper's), `tensor` or `row`.
+        dtype: what tau is kept in.
+    """
 
     name = "joint"
     needs_archive = True
 
+    def __init__(self, *, scales: Scales = "task", dtype: StateDtype = "float32") -> None:
+        check_options(self.name, scales, dtype)
+        self._scales: Scales = scales
+        self._dtype: StateDtype = dtype
+
     def settings(self) -> dict[str, Any]:
-        return {"name": self.name}
+        return {"name": self.name, **options(self._scales, self._dtype)}
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
-        session = state.session + 1
-        experts = [self._archived(bench, state, task) for task in state.tasks] + list(new)
-        base = bench.base
-        for expert in experts:
-            check_same_layout(base, expert.weights)
-        specs = {name: base.specs[name] for name in base.fused_names()}
-        planes = {f"plane/0/{name}": TensorSpec("U8", (plane_bytes(spec.elements),)) for name, spec in specs.items()}
-        layouts = [planes | bench.changed_buffers(expert.weights) for expert in experts]
-        norms, masked = np.zeros(len(experts)), np.zeros(len(experts))
-        with ExitStack() as stack:
-            unified = stack.enter_context(bench.blob({n: TensorSpec("F32", s.shape) for n, s in specs.items()}))
-            triggers = [stack.enter_context(bench.blob(layout)) for layout in layouts]
-            for name in specs:
-                deltas = [task_vector(base, expert.weights, name) for expert in experts]
-                unified_N, masks = unify_tensor(deltas)
-                unified.write(name, unified_N)
-                size_N = np.abs(unified_N)
-                for i, (delta_N, mask_N) in enumerate(zip(deltas, masks, strict=True)):
-                    triggers[i].write(f"plane/0/{name}", pack(mask_N))
-                    norms[i] += mean_abs(delta_N)
-                    masked[i] += masked_mean(size_N, mask_N)
-            for expert, trigger, layout in zip(experts, triggers, layouts, strict=True):
-                bench.copy_buffers(expert.weights, trigger, layout)
+        old = [bench.archived(task, entry) for task, entry in state.tasks.items()]
+        sessions = [entry.session for entry in state.tasks.values()] + [state.session + 1] * len(new)
+        return self._unify(bench, [*old, *new], sessions)
+
+    def rebuild(self, bench: Workbench, experts: Sequence[NewExpert]) -> FusedState:
+        return self._unify(bench, experts, [1] * len(experts))
+
+    def _unify(self, bench: Workbench, experts: Sequence[NewExpert], sessions: Sequence[int]) -> FusedState:
+        layout = bench.plane_specs(1) | norm_specs(bench, self._scales)
+        layouts = [layout | dict(expert.vector.changed_buffers()) for expert in experts]
+        chunks = chunks_of(bench.specs, CHUNK_ELEMENTS * _TASKS_A_CHUNK // max(_TASKS_A_CHUNK, len(experts)))
+        with bench.blobs(unified_specs(bench, self._dtype), *layouts) as (unified, *triggers):
+
+            def work(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+                deltas_TN = bench.buffers.take("deltas", len(experts) * chunk.size).reshape(len(experts), chunk.size)
+                for expert, delta_N in zip(experts, deltas_TN, strict=True):
+                    delta_N[:] = expert.vector.delta(chunk, bench.buffers)
+                starts_S = segments(chunk, self._scales)
+                tau_N, planes_TB, masked_ST, norms_ST, squares_2 = bench.kernels.joint(
+                    deltas_TN, starts_S, dtype=self._dtype
+                )
+                unified.write(chunk.name, stored(tau_N, self._dtype), start=chunk.start)
+                means_ST = (norms_ST / np.maximum(np.diff(starts_S), 1)[:, None]).astype(np.float32)
+                for t, (expert, trigger) in enumerate(zip(experts, triggers, strict=True)):
+                    check_finite(norms_ST[:, t], expert.vector, chunk.name)
+                    trigger.write(f"plane/0/{chunk.name}", planes_TB[t], start=chunk.first_byte)
+                    if self._scales == "row":
+                        trigger.write(f"norm/{chunk.name}", means_ST[:, t].copy(), start=chunk.first_row)
+                return masked_ST.sum(axis=0), norms_ST.sum(axis=0), squares_2
+
+            masked_T = np.zeros(len(experts))
+            norms = {name: np.zeros(len(experts)) for name in bench.specs}
+            squares_2 = np.zeros(2)
+            for chunk, (masked, norm, squares) in zip(chunks, bench.map(work, chunks), strict=True):
+                squares_2 += squares
+                masked_T += per_element(masked, bench.specs[chunk.name].elements)
+                norms[chunk.name] += per_element(norm, bench.specs[chunk.name].elements)
+            for t, (expert, trigger) in enumerate(zip(experts, triggers, strict=True)):
+                if self._scales == "tensor":
+                    for name, norms_T in norms.items():
+                        trigger.write(f"norm/{name}", norms_T[t : t + 1].astype(np.float32))
+                copy_buffers(expert.vector, trigger)
+        bench.note_rounding("unified", squares_2)
         tasks = {}
-        for i, expert in enumerate(experts):
-            old = state.tasks.get(expert.task)
-            tasks[expert.task] = bench.put_record(
-                expert,
-                triggers[i],
-                float(norms[i]),
-                session=old.session if old else session,
-                scale=rescaler(norms[i], masked[i]),
-            )
-        return FusedState(session=session, unified=unified.ref, tasks=tasks)
+        for t, expert in enumerate(experts):
+            n_t = float(sum(norms_T[t] for norms_T in norms.values()))
+            scale = rescaler(n_t, float(masked_T[t])) if self._scales == "task" else None
+            tasks[expert.task] = bench.put_record(expert, triggers[t].ref, n_t, session=sessions[t], scale=scale)
+        return FusedState(session=max(sessions, default=0), unified=unified.ref, tasks=tasks)
 
-    def _archived(self, bench: Workbench, state: FusedState, task: str) -> NewExpert:
-        record = bench.record(state.tasks[task])
-        if record.archive is None:
-            raise ConfigError(
-                f"mode 'joint' re-reads every expert, and that of task {task!r} was not archived: set "
-                "fusion.archive_experts: true from the first task on, in a new store"
-            )
-        describe = {
-            "classes": record.classes,
-            "templates": record.templates,
-            "prototypes": record.prototypes,
-            "archive": record.archive,
-        }
-        return NewExpert(bench.cache.tensors(record.archive), task, record.expert_sha256, describe)
-
-    def decouple(self, bench: Workbench, state: FusedState, task: str) -> Iterator[tuple[str, np.ndarray]]:
-        entry = state.tasks[task]
-        assert state.unified, "a state with tasks has a unified vector"
-        unified, trigger = bench.cache.tensors(state.unified), bench.trigger(entry)
-        scale = np.float32(entry.scale or 0.0)
-        for name in bench.base.fused_names():
-            unified_N = unified.array(name).reshape(-1)
-            mask_N = unpack(trigger.array(f"plane/0/{name}"), unified_N.size)
-            yield name, np.where(mask_N, scale * unified_N, np.float32(0))
+    def decoder(self, bench: Workbench, state: FusedState, task: str) -> MaskedDecoder:
+        assert state.unified, "a state with tasks has tau"
+        return MaskedDecoder(bench, bench.cache.tensors(state.unified), None, state.tasks[task], self._scales)

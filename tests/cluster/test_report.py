@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cluster.report import _metrics, _paired
+from cluster.report import _metrics, paired
 from cluster.report_page import heat_map, page
 from cluster.report_tables import report_tables
 
@@ -36,14 +36,14 @@ REPORT = {
 
 def test_a_paired_difference_is_the_mean_of_the_sets_and_narrows_with_agreement() -> None:
     expert = np.array([True, True, True, False])
-    same = _paired([(expert, expert)])
+    same = paired([(expert, expert)])
     assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
     fused = np.array([True, True, False, False])
-    lost = _paired([(expert, fused), (expert, expert)])
+    lost = paired([(expert, fused), (expert, expert)])
     assert lost is not None
     assert lost["mean"] == pytest.approx(12.5)
     assert lost["low"] < 12.5 < lost["high"]
-    assert _paired([(None, expert)]) is None
+    assert paired([(None, expert)]) is None
 
 
 def test_metrics_of_a_gap_in_the_sessions_are_not_made_up() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusion.cache import NodeCache
-from fusion.fuse import decoupled_tensors
+from fusion.decouple import decoupled_tensors
 from fusion.labelspaces import Query
 from fusion.predictor import Predictor
 from fusion.versions import Versions

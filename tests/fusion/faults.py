@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fusion.cache import NodeCache
-from fusion.fuse import decoupled_tensors, read_record
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.manifest import Manifest
 from fusion.store import ObjectInfo, Store
 

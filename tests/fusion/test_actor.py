@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from fusion.actor import FusionClient
+from fusion.decouple import decoupled_tensors
 from fusion.errors import TaskNameError
-from fusion.fuse import decoupled_tensors
 from fusion.store import Store
 from fusion.versions import Versions
 from tests.fusion.vectors import cache_of, random_base, random_expert

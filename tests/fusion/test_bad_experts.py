@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from fusion.decouple import decoupled_tensors
 from fusion.errors import BaseMismatchError, StateDictError
-from fusion.fuse import decoupled_tensors, fuse_experts
+from fusion.fuse import fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions import Versions

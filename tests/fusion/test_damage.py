@@ -11,9 +11,10 @@ import torch
 
 from fusion.bases import get_base
 from fusion.cache import NodeCache
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.errors import DamagedBlobError
 from fusion.experts import ExpertRecord, find_expert, put_expert, put_expert_file
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts, read_record
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.manifest import Manifest
 from fusion.store import Store
 from fusion.tensors import write_tensors

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fusion.bases import put_base
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts
+from fusion.decouple import decoupled_tensors
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.manifest import Manifest
 from fusion.store import Store, open_store
 from fusion.tensors import write_tensors

@@ -12,8 +12,9 @@ import pytest
 
 from fusion.bases import put_base
 from fusion.cache import NodeCache
+from fusion.decouple import decoupled_tensors
 from fusion.errors import ConduError, DiskError, StoreAccessError
-from fusion.fuse import decoupled_tensors, fuse_experts
+from fusion.fuse import fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorSpec, TensorWriter
 from fusion.versions import Versions, manifest_key

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.errors import BaseMismatchError, ConduError, ConfigError, StateDictError, TaskNameError
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts, read_record
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions import Versions

@@ -9,10 +9,10 @@ import pytest
 
 from fusion.bases import put_base
 from fusion.cache import NodeCache
-from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts, read_record
+from fusion.decouple import decoupled_tensors, read_record
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.manifest import Manifest
-from fusion.modes.iterative import mask_tensor
-from fusion.planes import unpack
+from fusion.planes import mask_now, unpack
 from fusion.store import Store
 from tests.golden import FILES, Golden, Session
 
@@ -34,7 +34,7 @@ def assert_version_is(cache: NodeCache, manifest: Manifest, golden: Golden, sess
             if flips is None:
                 mask_N = unpack(plane_B, expected.size)
             else:
-                mask_N = mask_tensor(plane_B, flips.array(name).reshape(-1), entry.session)
+                mask_N = mask_now(plane_B, flips.array(name).reshape(-1), entry.session)
             np.testing.assert_array_equal(mask_N, expected.reshape(-1) != 0, err_msg=f"{task} {name}")
             want = session.rescalers[i] * expected * session.unified[name]
             np.testing.assert_allclose(decoupled[name].numpy(), want, rtol=2e-6, atol=1e-12)

@@ -11,8 +11,9 @@ from PIL import Image
 
 from fusion.cache import NodeCache
 from fusion.clip import LOGIT_SCALE, Clip
+from fusion.decouple import decoupled_tensors
 from fusion.errors import BaseMismatchError, UnknownVersionError
-from fusion.fuse import decoupled_tensors, fuse_experts
+from fusion.fuse import fuse_experts
 from fusion.labelspaces import Query
 from fusion.predictor import Predictor
 from fusion.store import Store

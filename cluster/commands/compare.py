@@ -1,0 +1,150 @@
+"""`condu compare`: condu's modes and other methods on the same experts, side by side."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.base_source import resolve_base
+from cluster.commands.fuse import JsonOption
+from cluster.commands.run import ConfigArgument
+from cluster.compare import METHODS, REFERENCES, CompareJob, compare_all
+from cluster.compare_picture import picture
+from cluster.compare_report import build_comparison, comparison_table
+from cluster.config import load_config
+from cluster.output import console, print_json
+from cluster.run import Run, jobs
+from cluster.session import ray_session
+from fusion.errors import ConduError, ConfigError
+from fusion.experts import ExpertRecord, find_expert
+from fusion.store import open_store
+from training.expert import identity_of
+from training.task_queue import TaskJob
+
+_RANK, _NUM_IMAGES, _NUM_STEPS = 16, 64, 30
+
+
+def compare(
+    config: ConfigArgument,
+    methods: Annotated[
+        str | None,
+        typer.Option(help=f"Comma-separated, of {', '.join(METHODS)}. Default: all.", metavar="A,B,…"),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help=f"Of low-rank. Default: {_RANK}.")] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Of adamerging: training images a task, without labels. Default: {_NUM_IMAGES}."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help=f"Of adamerging: steps of learning. Default: {_NUM_STEPS}.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for compare.json and compare.png.", metavar="FOLDER")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep the trained experts of a configuration in every way we know, and measure each. Trains no expert."""
+    settings = load_config(config)
+    chosen = _chosen(methods)
+    for option, value, method in (
+        ("--rank", rank, "low-rank"),
+        ("--images", images, "adamerging"),
+        ("--steps", steps, "adamerging"),
+    ):
+        if value is not None and method not in chosen:
+            raise ConfigError(f"{option} {value} has no effect without method {method}: add it to --methods")
+    if not settings.tasks:
+        raise ConfigError("tasks: is empty: there is nothing to compare")
+    store = open_store(settings.store, settings.s3.options())
+    run = Run(settings, store, resolve_base(settings.base, store))
+    options = {"rank": rank or _RANK, "num_images": images or _NUM_IMAGES, "num_steps": steps or _NUM_STEPS}
+    records = _trained(run, config)
+    work = [
+        CompareJob(
+            method=method,
+            store_url=settings.store,
+            store_options=run.options,
+            cache_folder=settings.cache,
+            base=run.base,
+            tasks=tuple(jobs(settings)),
+            records=records,
+            unseen=tuple(TaskJob(task.name, task.data) for task in settings.unseen),
+            seed=settings.seed,
+            top_k=settings.predict.top_k,
+            **options,
+        )
+        for method in chosen
+    ]
+    with ray_session(settings.ray) as ray:
+        compared = _collect(ray, work, show=not as_json)
+    report = build_comparison(run, compared, settings={**options, "seed": settings.seed})
+    if as_json:
+        print_json(report)
+    else:
+        console.print(comparison_table(report))
+    if output is not None:
+        _write(report, output)
+        if not as_json:
+            console.print(f"{output / 'compare.json'} and compare.png")
+
+
+def _chosen(methods: str | None) -> list[str]:
+    """The methods to run, references first: every figure is read against those. Raises `ConfigError`."""
+    if methods is None:
+        return list(METHODS)
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
+        if name not in METHODS:
+            near = difflib.get_close_matches(name, METHODS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(METHODS)}"
+            raise ConfigError(f"--methods: {name!r} is unknown: {hint}")
+    return [name for name in METHODS if name in names or name in REFERENCES]
+
+
+def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
+    """The record of every configured task's expert. Raises `ConduError` naming the tasks that have none."""
+    work = jobs(run.config)
+    found = [
+        find_expert(run.store, identity_of(run.base, job.load(run.options, verify=False), job.recipe, job.seed))
+        for job in work
+    ]
+    if missing := [job.name for job, record in zip(work, found, strict=True) if record is None]:
+        raise ConduError(
+            f"{run.store.url} has no trained expert of {', '.join(missing)} (with the data, recipe and seed that "
+            f"{config} gives): compare trains nothing, so run `condu run {config}` first"
+        )
+    return tuple(record for record in found if record is not None)
+
+
+def _collect(ray: Any, work: list[CompareJob], *, show: bool) -> list[Any]:
+    """Wait for all, telling which are done. Raises what a job raised for the user, as it stands."""
+    running = compare_all(ray, work)
+    names = {reference: job.method for reference, job in zip(running, work, strict=True)}
+    waiting = running
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        try:
+            ray.get(ready)  # a failure is told now, not when all others are done
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ConduError):
+                raise error.cause from None
+            raise
+        if show:
+            console.print(f"measured {names[ready[0]]}")
+    return list(ray.get(running))
+
+
+def _write(report: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (
+        ("compare.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
+        ("compare.png", picture(report)),
+    ):
+        temporary = folder / f".{name}"
+        temporary.write_bytes(content)
+        os.replace(temporary, folder / name)

@@ -1,0 +1,242 @@
+"""Methods side by side: the experts of one configuration, kept in every way we know, each measured on the same images.
+
+One Ray task a method. It fuses into a scratch folder of its node, rebuilds one model at a time, measures it on every
+test set, and leaves nothing behind. Disk: the largest method keeps a checkpoint a task while it is measured.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fusion.baselines import Baseline, fuse_baseline, open_baseline
+from fusion.baselines.adamerging import AdaMerging, Unlabelled
+from fusion.bases import Base, put_base
+from fusion.cache import NodeCache
+from fusion.clip import Clip, build_clip
+from fusion.decouple import decoupled_tensors, read_record
+from fusion.experts import ExpertRecord
+from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.predictor import ExpertModel
+from fusion.store import S3Options, Store, open_store
+from fusion.view import ViewLoader
+from training.batches import generator_for
+from training.data import TaskData, load_test_data
+from training.environment import WORKER_ENVIRONMENT
+from training.evaluate import load_pixels, load_set, measure_set, right_of
+from training.task_queue import TaskJob
+
+ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
+REFERENCES = (ZERO_SHOT, CHECKPOINTS)
+"""What every figure is read against: the bare base, and the experts themselves."""
+ONE_MODEL = ("average", "task-arithmetic", "ties", "adamerging")
+PER_TASK = ("wise-ft", "emr", "bitdelta", "low-rank")
+CONDU_MODES: dict[str, dict[str, Any]] = {
+    "iterative": {"name": "iterative"},
+    "joint": {"name": "joint"},
+    "signed-1": {"name": "signed", "bits": 1},
+    "signed-2": {"name": "signed", "bits": 2},
+}
+METHODS = (*REFERENCES, *ONE_MODEL, *PER_TASK, *CONDU_MODES)
+
+Kind = Literal["base", "one model", "per task", "condu"]
+Tensors = Iterable[tuple[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class CompareJob:
+    """One method, and all that it is measured with.
+
+    Attributes:
+        method: of `METHODS`.
+        tasks, records: as configured, in fused order, and the record of each one's expert.
+        unseen: never-trained test sets, by name and source.
+        rank: of `low-rank`.
+        num_images, num_steps: of `adamerging`: unlabelled training images a task, and steps.
+        seed: of the choice of those images.
+        top_k: experts consulted by condu's modes for a never-trained image.
+    """
+
+    method: str
+    store_url: str
+    store_options: S3Options | None
+    cache_folder: Path | None
+    base: Base
+    tasks: tuple[TaskJob, ...]
+    records: tuple[ExpertRecord, ...]
+    unseen: tuple[TaskJob, ...]
+    rank: int
+    num_images: int
+    num_steps: int
+    seed: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a method gave. Right answers are bool [N] for every image of a test set, so that they can be paired.
+
+    Attributes:
+        title: for tables.
+        kind: what it keeps.
+        tasks: task to right answers, the task known.
+        unseen: never-trained set to right answers over its own labels; None where the method has no rule for them.
+        task_bytes, shared_bytes: stored beside the base, for each task and once for all. A method of kind `one model`
+            stores its model in place of the base.
+        seconds: to fuse all experts and keep the result on disk.
+        note: what a reader should know beside the figures.
+    """
+
+    method: str
+    title: str
+    kind: Kind
+    tasks: dict[str, np.ndarray]
+    unseen: dict[str, np.ndarray] | None
+    task_bytes: dict[str, int]
+    shared_bytes: int
+    seconds: float
+    note: str | None = None
+
+
+def compare_all(ray: Any, jobs: Sequence[CompareJob]) -> list[Any]:
+    """Start every job as a Ray task on one core; returns references to `Compared`s, in order."""
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(compare_method)
+    return [remote.remote(job) for job in jobs]
+
+
+def compare_method(job: CompareJob) -> Compared:
+    """Run a job in this process."""
+    cache = NodeCache(open_store(job.store_url, job.store_options), job.cache_folder)
+    clip = build_clip(job.base, cache.tensors(job.base.weights))
+    with tempfile.TemporaryDirectory(prefix="condu-compare-") as folder:
+        if job.method == ZERO_SHOT:
+            tasks, unseen = _by_one_model(job, clip)
+            sizes = {task.name: 0 for task in job.tasks}
+            return Compared(job.method, "zero-shot base", "base", tasks, unseen, sizes, 0, 0.0)
+        if job.method in CONDU_MODES:
+            return _mode(job, cache, clip, open_store(Path(folder).as_uri()))
+        return _baseline(job, cache, clip, Path(folder))
+
+
+def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Compared:
+    experts = {task.name: cache.tensors(record.expert) for task, record in _pairs(job)}
+    method = _open(job, clip)
+    start = time.perf_counter()
+    fused = fuse_baseline(method, cache.tensors(job.base.weights), experts, folder)
+    seconds = time.perf_counter() - start
+    unseen: dict[str, np.ndarray] | None = None
+    note = "one expert a task and no rule for images of no task: never-trained sets are not answered"
+    if method.one_model:
+        tasks, unseen = _by_one_model(job, clip.copy_with(fused.tensors(job.tasks[0].name)))
+        note = "the model takes the place of the base"
+    else:
+        tasks = _by_own_models(job, clip, fused.tensors)
+    if isinstance(method, AdaMerging):
+        note += (
+            f"; learned on {job.num_images} training images a task (or all, where there are fewer), without their "
+            f"labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} before "
+            "the last"
+        )
+    return Compared(
+        method=job.method,
+        title=method.title,
+        kind="one model" if method.one_model else "per task",
+        tasks=tasks,
+        unseen=unseen,
+        task_bytes={task.name: fused.shelf.task_bytes(task.name) for task in job.tasks},
+        shared_bytes=fused.shelf.shared_bytes,
+        seconds=seconds,
+        note=note,
+    )
+
+
+def _open(job: CompareJob, clip: Clip) -> Baseline:
+    if job.method == "adamerging":
+        images = {task.name: _unlabelled(job, clip, task) for task in job.tasks}
+        return AdaMerging(clip, images, num_steps=job.num_steps)
+    return open_baseline(job.method, **({"rank": job.rank} if job.method == "low-rank" else {}))
+
+
+def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
+    """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not looked at."""
+    data = task.load(job.store_options, verify=False)
+    order = torch.randperm(len(data.train), generator=generator_for(job.seed, f"unlabelled/{task.name}", 0))
+    pixels = clip.pixels([data.train.image(index) for index in order[: job.num_images].tolist()])
+    return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
+
+
+def _mode(job: CompareJob, cache: NodeCache, clip: Clip, scratch: Store) -> Compared:
+    base = put_base(
+        scratch,
+        cache.path(job.base.weights),
+        architecture=job.base.architecture,
+        model_cfg=job.base.model_cfg,
+        preprocess_cfg=job.base.preprocess_cfg,
+    )
+    experts = []
+    for task, record in _pairs(job):
+        if record.prototypes:
+            scratch.put_if_absent(record.prototypes.key, cache.path(record.prototypes))
+        weights = cache.path(record.expert)
+        experts.append(ExpertToFuse(task.name, weights, record.classes, record.templates, record.prototypes))
+    own = NodeCache(scratch)
+    settings = CONDU_MODES[job.method]
+    start = time.perf_counter()
+    manifest = fuse_experts(own, base, experts, mode=settings).manifest
+    seconds = time.perf_counter() - start
+    view = ViewLoader(own).load(manifest)
+    unseen = {}
+    for test in _unseen(job):
+        measured = measure_set(own, load_set(clip, test), [view], kinds=("unknown",), top_k=job.top_k)
+        right = measured.right["unknown"][0]
+        assert right is not None, "label space `labels` always answers"
+        unseen[test.name] = right
+    note = "never-trained sets: base and routed experts together (label space `labels`)"
+    if job.method == "joint":
+        note += "; a next task needs every expert again, so all checkpoints have to be kept beside what is counted"
+    bits = settings.get("bits")
+    return Compared(
+        method=job.method,
+        title=f"condu {settings['name']}" + (f", {bits} bit{'s' if bits > 1 else ''}" if bits else ""),
+        kind="condu",
+        tasks=_by_own_models(job, clip, lambda task: decoupled_tensors(own, manifest, task)),
+        unseen=unseen,
+        task_bytes={task.name: read_record(own, manifest, task.name).trigger.bytes for task in job.tasks},
+        shared_bytes=sum(ref.bytes for ref in manifest.state.shared()),
+        seconds=seconds,
+        note=note,
+    )
+
+
+def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:
+    return zip(job.tasks, job.records, strict=True)
+
+
+def _by_one_model(job: CompareJob, clip: Clip) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Right answers of one model for all: on the tasks, on the never-trained sets."""
+    model = ExpertModel(clip)
+    tests = (task.load(job.store_options, verify=False) for task in job.tasks)
+    return {test.name: _right(model, test) for test in tests}, {test.name: _right(model, test) for test in _unseen(job)}
+
+
+def _by_own_models(job: CompareJob, clip: Clip, tensors: Callable[[str], Tensors]) -> dict[str, np.ndarray]:
+    """Right answers on each task of its own model, of which there is one at a time."""
+    return {
+        task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.store_options, verify=False))
+        for task in job.tasks
+    }
+
+
+def _unseen(job: CompareJob) -> Iterable[TaskData]:
+    return (load_test_data(task.name, task.source, verify=False, options=job.store_options) for task in job.unseen)
+
+
+def _right(model: ExpertModel, test: TaskData) -> np.ndarray:
+    return right_of(model, model.clip.image_features(load_pixels(model.clip, test)), test)

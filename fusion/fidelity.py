@@ -1,0 +1,120 @@
+"""Fidelity: how near a version's decoupled task vectors are to the original ones, and what each task costs.
+
+Measured where the original is at hand: an expert that was just fused, or an archived one. What needs no original (bits,
+bytes) is told for every task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fusion.cache import NodeCache
+from fusion.chunks import Chunk
+from fusion.decouple import DecoupledExpert
+from fusion.fuse import FuseCost
+from fusion.manifest import Manifest
+from fusion.taskvectors import TaskVector, open_archive
+from fusion.tensors import TensorFile
+
+
+@dataclass(frozen=True)
+class TaskFidelity:
+    """One task of a version.
+
+    Attributes:
+        session: in which it was fused.
+        bits_set: fraction of the bits of plane 0 that count now and are 1 (masks; in `signed` the positive signs).
+        bits_lost: of the bits that were 1 when the task was added, the fraction lost since. Always 0 in `signed`.
+        cosine: between delta_hat and delta over all elements; None where delta is not at hand, or is all zero.
+        relative_error: |delta_hat - delta| / |delta|, likewise.
+        trigger_bytes, archive_bytes: stored for this task alone.
+    """
+
+    task: str
+    session: int
+    bits_set: float
+    bits_lost: float
+    cosine: float | None
+    relative_error: float | None
+    trigger_bytes: int
+    archive_bytes: int
+
+
+@dataclass(frozen=True)
+class FidelityReport:
+    """A version's tasks, what they share, and what the fuse took that published it."""
+
+    version: int
+    mode: Mapping[str, Any]
+    tasks: tuple[TaskFidelity, ...]
+    shared_bytes: int
+    seconds: float
+    peak_bytes: int
+    extra_bytes: int
+    written_bytes: int
+    rounding: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "tasks": [asdict(task) for task in self.tasks]}
+
+
+def measure_fidelity(
+    cache: NodeCache, manifest: Manifest, cost: FuseCost, *, experts: Mapping[str, TensorFile] | None = None
+) -> FidelityReport:
+    """Measure every task of a version.
+
+    Args:
+        cache: of the store.
+        manifest: the version.
+        cost: of the fuse that published it.
+        experts: full state dicts at hand, by task. Archived task vectors are found by themselves.
+    """
+    tasks = tuple(_measure(cache, manifest, task, (experts or {}).get(task)) for task in manifest.state.tasks)
+    return FidelityReport(
+        version=manifest.version,
+        mode=dict(manifest.mode),
+        tasks=tasks,
+        shared_bytes=sum(ref.bytes for ref in manifest.state.shared()),
+        seconds=cost.seconds,
+        peak_bytes=cost.peak_bytes,
+        extra_bytes=cost.extra_bytes,
+        written_bytes=sum(ref.bytes for ref in cost.written),
+        rounding=dict(cost.rounding),
+    )
+
+
+def _measure(cache: NodeCache, manifest: Manifest, task: str, expert: TensorFile | None) -> TaskFidelity:
+    decoupled = DecoupledExpert(cache, manifest, task)
+    bench, entry = decoupled.bench, manifest.state.tasks[task]
+    record = bench.record(entry)
+    vector: TaskVector | None = None
+    if expert is not None:
+        vector = open_archive(bench.base, expert)
+    elif record.archive is not None and cache.store.head(record.archive.key) is not None:
+        vector = open_archive(bench.base, cache.tensors(record.archive))
+
+    def work(chunk: Chunk) -> np.ndarray:
+        written, held = decoupled.decoder.bits(chunk)
+        if vector is None:
+            return np.array([written, held, 0, 0, 0, 0], np.float64)
+        found_N = decoupled.decoder.delta(chunk).astype(np.float64)
+        exact_N = vector.delta(chunk, bench.buffers).astype(np.float64)
+        error_N = found_N - exact_N
+        return np.array([written, held, found_N @ exact_N, found_N @ found_N, exact_N @ exact_N, error_N @ error_N])
+
+    written, held, product, found, exact, error = sum(bench.map(work), np.zeros(6))
+    elements = sum(spec.elements for spec in bench.specs.values())
+    return TaskFidelity(
+        task=task,
+        session=entry.session,
+        bits_set=held / elements if elements else 0.0,
+        bits_lost=1 - held / written if written else 0.0,
+        cosine=float(product / np.sqrt(found * exact)) if found > 0 and exact > 0 else None,
+        relative_error=float(np.sqrt(error / exact)) if exact > 0 else None,
+        trigger_bytes=record.trigger.bytes,
+        archive_bytes=record.archive.bytes if record.archive else 0,
+    )

@@ -1,0 +1,105 @@
+"""Task vectors on their way into a state: from an expert and its base, or from an archive, chunk by chunk.
+
+An expert brings a full state dict; what is fused is its difference to the base, what is not (buffers) travels as it
+is. An archive in float16 or bfloat16 holds the differences themselves, at half the size of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from fusion.chunks import Buffers, Chunk
+from fusion.errors import StateDictError
+from fusion.tensors import TensorFile, TensorSpec, as_array, check_same_layout
+
+DELTA = "delta/"
+BUFFER = "buffer/"
+
+
+class TaskVector(Protocol):
+    """One expert's task vector, and the buffers in which it differs from the base."""
+
+    label: str
+    """What error messages call it."""
+
+    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
+        """delta over a chunk, float32 [N], in one of the thread's buffers."""
+        ...
+
+    def changed_buffers(self) -> Mapping[str, TensorSpec]:
+        """Specs of the buffers that differ from the base's, in its dtype, by `buffer/NAME`."""
+        ...
+
+    def buffer(self, key: str) -> np.ndarray:
+        """One of them (uint16 for bfloat16)."""
+        ...
+
+
+class ExpertVector:
+    """delta = theta - theta_0 of a full state dict. Raises `StateDictError` unless its layout is the base's."""
+
+    def __init__(self, base: TensorFile, weights: TensorFile) -> None:
+        check_same_layout(base, weights)
+        self.label = weights.label
+        self._base = base
+        self._weights = weights
+
+    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
+        base_N, delta_N = buffers.take("base", chunk.size), buffers.take("delta", chunk.size)
+        self._base.read_float32(chunk.name, chunk.start, base_N)
+        self._weights.read_float32(chunk.name, chunk.start, delta_N)
+        return np.subtract(delta_N, base_N, out=delta_N)
+
+    def changed_buffers(self) -> Mapping[str, TensorSpec]:
+        names = self._base.buffer_names()
+        return {
+            BUFFER + name: self._base.specs[name]
+            for name in names
+            if self.buffer(BUFFER + name).tobytes() != self._base.array(name).tobytes()
+        }
+
+    def buffer(self, key: str) -> np.ndarray:
+        name = key.removeprefix(BUFFER)
+        own, wanted = self._weights.specs[name], self._base.specs[name]
+        if own.dtype == wanted.dtype:
+            return self._weights.array(name)
+        return as_array(self._weights.tensor(name).to(self._base.tensor(name).dtype))  # a bf16 expert, an fp32 base
+
+
+class ArchivedVector:
+    """delta as an archive holds it: `delta/NAME` in float16 or bfloat16, `buffer/NAME` as the expert had it."""
+
+    def __init__(self, archive: TensorFile) -> None:
+        self.label = archive.label
+        self._archive = archive
+
+    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
+        delta_N = buffers.take("delta", chunk.size)
+        self._archive.read_float32(DELTA + chunk.name, chunk.start, delta_N)
+        return delta_N
+
+    def changed_buffers(self) -> Mapping[str, TensorSpec]:
+        return {name: spec for name, spec in self._archive.specs.items() if name.startswith(BUFFER)}
+
+    def buffer(self, key: str) -> np.ndarray:
+        return self._archive.array(key)
+
+
+def open_archive(base: TensorFile, archive: TensorFile) -> TaskVector:
+    """The task vector of an archive: the expert's own file, or one of differences."""
+    if any(name.startswith(DELTA) for name in archive.specs):
+        return ArchivedVector(archive)
+    return ExpertVector(base, archive)
+
+
+def check_finite(sums: np.ndarray, vector: TaskVector, name: str) -> None:
+    """Refuse a task vector whose sums of |delta| are not finite. Raises `StateDictError`."""
+    if not math.isfinite(float(sums.sum())):
+        raise StateDictError(
+            f"{vector.label}: tensor {name!r} holds NaN or infinite values: its training diverged. "
+            "Train it again with a lower learning rate"
+        )

@@ -1,0 +1,79 @@
+"""The comparison's figures, checked by hand, its table and its picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cluster.compare import Compared
+from cluster.compare_picture import picture
+from cluster.compare_report import build_comparison, comparison_table
+from cluster.config import BaseConfig, Config, UnseenConfig
+from cluster.run import Run
+from fusion.bases import Base
+from fusion.blobs import BlobRef
+from fusion.store import open_store
+
+
+def right(*counts: int) -> np.ndarray:
+    """Of (right, wrong) images."""
+    return np.repeat([True, False], counts)
+
+
+def compared(method: str, kind: Any, pets: np.ndarray, food: np.ndarray, **changes: Any) -> Compared:
+    sizes = {"pets": 100, "food": 300}
+    values: dict[str, Any] = {"task_bytes": sizes, "shared_bytes": 0, "seconds": 1.0, "unseen": None, **changes}
+    return Compared(method, f"the {method}", kind, {"pets": pets, "food": food}, **values)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> dict[str, Any]:
+    config = Config(
+        store=(tmp_path / "store").as_uri(),
+        base=BaseConfig(architecture="ViT-B-16", weights="openai"),
+        unseen=(UnseenConfig(name="birds", data="birds"),),
+    )
+    run = Run(config, open_store(config.store), Base(BlobRef("bases/x", "a" * 64, 4000), "tiny"))
+    found = [
+        compared("checkpoints", "per task", right(9, 1), right(15, 5)),
+        compared("bitdelta", "per task", right(7, 3), right(15, 5)),
+        compared("emr", "per task", right(8, 2), right(15, 5), shared_bytes=4000),
+        compared("signed-2", "condu", right(9, 1), right(16, 4), unseen={"birds": right(1, 3)}),
+        compared("zero-shot", "base", right(2, 8), right(5, 15), task_bytes={"pets": 0, "food": 0}),
+        compared("ties", "one model", right(5, 5), right(10, 10), task_bytes={"pets": 0, "food": 0}, shared_bytes=4000),
+    ]
+    return build_comparison(run, found, settings={"rank": 16})
+
+
+def test_figures_are_means_over_tasks_and_bytes_count_what_is_shared_once(report: dict[str, Any]) -> None:
+    methods = {method["method"]: method for method in report["methods"]}
+    assert methods["bitdelta"]["accuracy"]["mean"] == pytest.approx((70 + 75) / 2)
+    assert methods["bitdelta"]["loss"]["mean"] == pytest.approx((20 + 0) / 2)
+    assert methods["signed-2"]["loss"]["mean"] == pytest.approx((0 - 5) / 2)
+    assert methods["signed-2"]["unseen"]["sets"]["birds"]["accuracy"] == 25
+    assert (methods["emr"]["bytes_per_task"], methods["emr"]["total_bytes_per_task"]) == (200, 2200)
+    assert methods["ties"]["total_bytes_per_task"] == 2000
+
+
+def test_methods_come_by_what_they_keep_then_by_accuracy(report: dict[str, Any]) -> None:
+    order = [method["method"] for method in report["methods"]]
+    assert order == ["zero-shot", "ties", "emr", "bitdelta", "checkpoints", "signed-2"]
+
+
+def test_the_table_has_a_row_a_method_and_a_dash_where_there_is_no_answer(report: dict[str, Any]) -> None:
+    columns = {str(column.header): list(column.cells) for column in comparison_table(report).columns}
+    row = columns["method"].index("the emr")
+    cells = [columns[name][row] for name in ("accuracy", "points lost", "unseen", "a task", "shared", "all / tasks")]
+    assert cells == ["77.5", "+5.0", "–", "200 B", "4.0 kB", "2.2 kB"]
+
+
+def test_the_picture_is_drawn_from_any_choice_of_methods(report: dict[str, Any]) -> None:
+    for methods in (report["methods"], [m for m in report["methods"] if m["method"] in ("zero-shot", "checkpoints")]):
+        image = Image.open(io.BytesIO(picture({**report, "methods": methods})))
+        assert image.format == "PNG"
+        assert len(image.convert("L").getcolors(1 << 16) or []) > 10, "something is drawn"
