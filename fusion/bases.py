@@ -6,13 +6,12 @@ and nothing else. A base without an architecture (a plain state dict) can be fus
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusion.blobs import BlobRef, canonical_json
-from fusion.errors import BaseMismatchError, FormatError
+from fusion.blobs import BlobRef, canonical_json, get_plain_json
+from fusion.errors import BaseMismatchError, DamagedBlobError, FormatError
 from fusion.store import Store
 from fusion.tensors import TensorFile, sha256_file
 
@@ -87,5 +86,11 @@ def put_base(
 
 
 def get_base(store: Store, sha256: str) -> Base:
-    """Read a base's description. Raises `BlobNotFoundError`, `FormatError`."""
-    return Base.from_json(json.loads(store.get(f"bases/{sha256}.json")))
+    """Read a base's description. Raises `BlobNotFoundError`, `DamagedBlobError`, `FormatError`."""
+    key = f"bases/{sha256}.json"
+    base = Base.from_json(get_plain_json(store, key))
+    if base.sha256 != sha256:
+        raise DamagedBlobError(
+            f"{store.url}/{key} is damaged: it describes the weights {base.sha256[:12]}…. Restore it from a backup"
+        )
+    return base

@@ -80,6 +80,15 @@ def get_json(store: Store, ref: BlobRef) -> Any:
     return json.loads(body)
 
 
+def get_plain_json(store: Store, key: str) -> Any:
+    """Read a JSON object that no reference and so no hash names. Raises `DamagedBlobError`, `BlobNotFoundError`."""
+    body = store.get(key)
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise DamagedBlobError(f"{store.url}/{key} is damaged: not JSON ({error}). Restore it from a backup") from error
+
+
 def check_sha256(actual: str, ref: BlobRef, url: str) -> None:
     if actual != ref.sha256:
         raise DamagedBlobError(

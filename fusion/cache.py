@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 from fusion.blobs import BlobRef, check_sha256
+from fusion.disk import writing
 from fusion.errors import DamagedBlobError
 from fusion.store import Store
 from fusion.tensors import TensorFile, sha256_file
@@ -35,7 +36,8 @@ class NodeCache:
     def path(self, ref: BlobRef) -> Path:
         """A local, verified, read-only file with the blob's bytes.
 
-        Raises `DamagedBlobError` when the bytes are not those that `ref` names, `BlobNotFoundError` when `gc` took it.
+        Raises `DamagedBlobError` when the bytes are not those that `ref` names, `BlobNotFoundError` when `gc` took it,
+        `DiskError` when the node's disk can't hold it.
         """
         own = self.store.local_path(ref.key)
         path = own or self._folder / ref.sha256[:2] / ref.sha256
@@ -61,19 +63,20 @@ class NodeCache:
         return TensorFile(self.path(ref), label=f"{self.store.url}/{ref.key}")
 
     def _download(self, ref: BlobRef, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix="get-", dir=path.parent)
-        temporary = Path(name)
-        try:
-            digest = hashlib.sha256()
-            with os.fdopen(handle, "wb") as file:
-                for chunk in self.store.stream(ref.key):
-                    digest.update(chunk)
-                    file.write(chunk)
-            check_sha256(digest.hexdigest(), ref, self.store.url)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix="get-", dir=path.parent)
+            temporary = Path(name)
+            try:
+                digest = hashlib.sha256()
+                with os.fdopen(handle, "wb") as file:
+                    for chunk in self.store.stream(ref.key):
+                        digest.update(chunk)
+                        file.write(chunk)
+                check_sha256(digest.hexdigest(), ref, self.store.url)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def default_cache_folder() -> Path:

@@ -65,6 +65,12 @@ class BaseMismatchError(ConduError):
     """An expert or a store that belongs to another base."""
 
 
+class DiskError(ConduError):
+    """A local disk that can't take a file: full, or not to be written."""
+
+    http_status = 503
+
+
 class StoreError(ConduError):
     """Base of what can go wrong between us and the object store."""
 

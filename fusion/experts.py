@@ -8,14 +8,13 @@ of its attempts lie beside the place where the record will be.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusion.blobs import BlobRef, canonical_json, new_nonce, put_file
-from fusion.errors import FormatError
+from fusion.blobs import BlobRef, canonical_json, get_plain_json, new_nonce, put_file
+from fusion.errors import DamagedBlobError, FormatError
 from fusion.store import Store
 
 
@@ -85,11 +84,17 @@ def expert_identity(*, base: str, data: str, recipe: Mapping[str, Any], seed: in
 
 
 def find_expert(store: Store, identity: str) -> ExpertRecord | None:
-    """The record of an expert, or None while there is none."""
+    """The record of an expert, or None while there is none. Raises `DamagedBlobError`, `FormatError`."""
     key = record_key(identity)
     if store.head(key) is None:
         return None
-    return ExpertRecord.from_json(json.loads(store.get(key)))
+    record = ExpertRecord.from_json(get_plain_json(store, key))
+    if record.identity != identity:
+        raise DamagedBlobError(
+            f"{store.url}/{key} is damaged: it is the record of {record.identity[:12]}…. Restore it from a backup, or "
+            "delete it and run again: the task is then trained anew"
+        )
+    return record
 
 
 def put_expert(store: Store, record: ExpertRecord) -> ExpertRecord:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fusion.disk import writing
 from fusion.errors import StateDictError
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class TensorFile:
     def __init__(self, path: Path, *, label: str | None = None) -> None:
         self.path = path
         self.label = label or str(path)
+        if path.is_dir():
+            raise StateDictError(f"{self.label} is a folder: name the .safetensors file in it")
         if not path.is_file():
             raise StateDictError(f"{self.label}: no such file")
         try:
@@ -227,9 +230,14 @@ class TensorWriter:
         encoded = json.dumps(header, separators=(",", ":")).encode()
         encoded += b" " * (-len(encoded) % 8)
         self._data_start = 8 + len(encoded)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        _write_at(self._fd, len(encoded).to_bytes(8, "little") + encoded, 0)
-        os.ftruncate(self._fd, self._data_start + offset)
+        with writing(path):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            try:
+                _write_at(self._fd, len(encoded).to_bytes(8, "little") + encoded, 0)
+                os.ftruncate(self._fd, self._data_start + offset)
+            except BaseException:
+                self.abandon()
+                raise
 
     def write(self, name: str, values: np.ndarray | torch.Tensor, *, start: int = 0) -> None:
         """Write a tensor, or its elements from `start` on. The dtype must be the announced one.
@@ -243,7 +251,8 @@ class TensorWriter:
         assert values.dtype == dtype, f"{name}: {values.dtype} where {spec.dtype} was announced"
         assert start + values.size <= spec.elements, f"{name}: {start} + {values.size} of {spec.elements} elements"
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        _write_at(self._fd, data, self._data_start + self._offsets[name] + start * dtype.itemsize)
+        with writing(self.path):
+            _write_at(self._fd, data, self._data_start + self._offsets[name] + start * dtype.itemsize)
         self._left.discard(name)
 
     def finish(self) -> None:

@@ -22,6 +22,7 @@ from fusion.bases import Base
 from fusion.blobs import BlobRef, new_nonce
 from fusion.errors import BlobNotFoundError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.manifest import Manifest
+from fusion.patience import waits_for_the_store
 from fusion.state import FusedState
 from fusion.store import Store
 
@@ -99,6 +100,7 @@ class Versions:
         return int(stem) if stem.isdigit() else 0
 
 
+@waits_for_the_store
 def publish(
     versions: Versions,
     build: Callable[[Manifest | None, str], Draft | None],

@@ -1,5 +1,5 @@
 """A TCP proxy before a real server that loses what networks lose: the reply to a request that was carried out, or the
-rest of a download.
+rest of a download. It remembers the heads of the requests, and can speak TLS to the client.
 
     with DroppingProxy(server.port) as proxy:
         proxy.drop_reply_to("PUT")        # the next PUT reaches the server; its reply never reaches the client
@@ -13,8 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from dataclasses import dataclass
+
+_METHODS = (b"GET /", b"HEAD /", b"PUT /", b"POST /", b"DELETE /")
 
 
 @dataclass
@@ -26,16 +29,22 @@ class _Fault:
 
 
 class DroppingProxy:
-    """Forwards loopback connections to `port` of this machine. Faults are armed singly; `num_faults` have struck."""
+    """Forwards loopback connections to `port` of this machine. Faults are armed singly; `num_faults` have struck.
 
-    def __init__(self, port: int) -> None:
+    `heads` are the requests so far without their bodies: "PUT /bucket/key HTTP/1.1" and the headers, a line each.
+    """
+
+    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self.num_faults = 0
+        self.heads: list[str] = []
+        self._tls = tls
         self._target = ("127.0.0.1", port)
         self._faults: list[_Fault] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open: set[socket.socket] = {self._listener}
-        self.endpoint_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port: int = self._listener.getsockname()[1]
+        self.endpoint_url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
 
     def drop_reply_to(self, method: str, *, times: int = 1) -> None:
         """Lose the whole reply to the next `times` requests of this method, after the server has sent it."""
@@ -62,6 +71,13 @@ class DroppingProxy:
                 server = socket.create_connection(self._target)
             except OSError:
                 return
+            if self._tls is not None:
+                try:
+                    client = self._tls.wrap_socket(client, server_side=True)
+                except OSError:  # the client did not trust us
+                    _close(client)
+                    _close(server)
+                    continue
             with self._lock:
                 self._open |= {client, server}
             link = _Link(self, client, server)
@@ -71,6 +87,8 @@ class DroppingProxy:
     def take_fault(self, request: bytes) -> _Fault | None:
         """The armed fault for the request that starts with these bytes, used up by one."""
         with self._lock:
+            if request.startswith(_METHODS):
+                self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1").replace("\r\n", "\n"))
             for fault in self._faults:
                 if fault.times > 0 and request.startswith(fault.method):
                     fault.times -= 1

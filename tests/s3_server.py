@@ -152,6 +152,7 @@ class S3Server:
             weed_binary(), "server", f"-dir={self.folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             f"-master.port={master}", f"-volume.port={volume}", "-filer", f"-filer.port={filer}",
             "-s3", f"-s3.port={s3}", f"-s3.config={self.folder / 's3.json'}",
+            "-s3.domainName=localhost",  # http://bucket.localhost:port, beside http://127.0.0.1:port/bucket
             "-s3.port.iceberg=0", "-s3.port.lance=0",  # two more listeners on fixed ports otherwise
             f"-filer.localSocket={self.folder / 'filer.sock'}", f"-s3.localSocket={self.folder / 's3.sock'}",
             "-volume.max=20", "-master.volumeSizeLimitMB=256", "-volume.preStopSeconds=0",

@@ -134,6 +134,8 @@ def export(
     if base is not None and _sha256(base) != manifest.base.sha256:
         raise BaseMismatchError(f"{base} is not the base of {source.url} ({manifest.base.sha256[:12]}…)")
     expert = DecoupledExpert(NodeCache(source), manifest, task)  # an unknown task is refused before anything is written
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
     except OSError as error:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
 
+from fusion.disk import FULL
 from fusion.errors import StoreAccessError, StoreError, StoreUnavailableError, StoreUrlError
 from fusion.store.keys import check_key, check_prefix, check_range, is_key, not_found
 from fusion.store.protocol import ObjectInfo
@@ -32,8 +33,7 @@ _ADVICE = {
     errno.EPERM: "the file system forbids it: take one with hard links, on which this user may write",
     errno.EXDEV: "the whole store, tmp/ included, has to be on one file system",
     errno.EROFS: "it is mounted read-only: mount it for writing, or name another store",
-    errno.ENOSPC: "the disk is full: free space there, then run it again",
-    errno.EDQUOT: "the quota is used up: raise it, or free space",
+    **FULL,
     errno.ENOENT: "a folder on this path does not exist and can't be made: check the store's URL",
     errno.ENOTDIR: "a part of this path is a file where a folder is needed: check the store's URL",
     errno.EEXIST: "a part of this path is a file where a folder is needed: check the store's URL",

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fusion.disk import writing
 from fusion.errors import (
     BlobNotFoundError,
     StoreAccessError,
@@ -258,7 +259,8 @@ _scratch_lock = threading.Lock()
 def _scratch_of_process(pid: int) -> Path:
     with _scratch_lock:
         if pid not in _scratch:
-            _scratch[pid] = Path(tempfile.mkdtemp(prefix="condu-"))
+            with writing(Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")):
+                _scratch[pid] = Path(tempfile.mkdtemp(prefix="condu-"))
             atexit.register(_remove_scratch, pid)
         return _scratch[pid]
 

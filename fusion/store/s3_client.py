@@ -57,6 +57,12 @@ class S3Client:
 
     def _make(self) -> Any:
         options = self._options
+        bundle = options.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
+        if bundle and not os.path.isfile(bundle):
+            raise StoreUrlError(
+                f"{self._url}: {bundle}, which should hold the endpoint's certificate authority, is no file: check "
+                f"{'`ca_bundle`' if options.ca_bundle else 'AWS_CA_BUNDLE'}, on every node"
+            )
         config = Config(
             connect_timeout=options.connect_timeout_s,
             read_timeout=options.read_timeout_s,
@@ -70,7 +76,7 @@ class S3Client:
         try:
             return boto3.session.Session().client(
                 "s3",
-                region_name=options.region,
+                region_name=options.region or os.environ.get("AWS_REGION"),  # boto3 knows AWS_DEFAULT_REGION alone
                 endpoint_url=options.endpoint_url,
                 verify=options.ca_bundle,
                 config=config,

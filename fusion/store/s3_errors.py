@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 from botocore import exceptions as boto
 from botocore.exceptions import ClientError
 from urllib3.exceptions import HTTPError
@@ -43,7 +46,6 @@ _ACCESS = {
     "SignatureDoesNotMatch": f"the secret key does not fit the access key: {_CREDENTIALS}",
     "InvalidToken": "the session token is not valid: renew the credentials",
     "ExpiredToken": "the session token has expired: renew the credentials",
-    "RequestTimeTooSkewed": "this machine's clock is off by more than 15 minutes: set it, then run it again",
     "NoSuchBucket": "make the bucket, or check its name, `region` and `endpoint_url`",
     "InvalidBucketName": "check the bucket's name in the store's URL",
     "PermanentRedirect": _REGION,
@@ -52,6 +54,7 @@ _ACCESS = {
     "301": _REGION,
     "NotImplemented": "the endpoint lacks a call that condu needs: take another, see `condu doctor`",
 }
+_CLOCK_TOLERANCE_S = 15 * 60
 _BUSY = {
     "SlowDown",
     "RequestTimeout",
@@ -79,7 +82,10 @@ def explain(error: Exception, operation: str, url: str, key: str, endpoint: str)
     if isinstance(error, ClientError):
         return _refusal(error, operation, url, key, what)
     if isinstance(error, boto.SSLError):
-        return StoreAccessError(f"{what}: set `ca_bundle` to the certificate authority of this endpoint")
+        return StoreAccessError(
+            f"{what}: this machine does not trust the endpoint's certificate. Set `ca_bundle` (or AWS_CA_BUNDLE) to a "
+            "PEM file with its certificate authority, and check that the address is the one in the certificate"
+        )
     if isinstance(error, _NO_CREDENTIALS):
         return StoreAccessError(
             f"{what}: no usable credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give "
@@ -107,6 +113,8 @@ def _refusal(error: ClientError, operation: str, url: str, key: str, what: str) 
         return WriteConflictError(what)
     if operation == "head_bucket" and status == 404:
         code = "NoSuchBucket"
+    if code == "RequestTimeTooSkewed" or (status == 403 and abs(_clock_offset_s(error)) > _CLOCK_TOLERANCE_S):
+        return StoreAccessError(f"{what}: {_clock_advice(_clock_offset_s(error))}")
     if code in _ACCESS or code.startswith("KMS.") or status in (401, 403):
         return StoreAccessError(f"{what}: {_ACCESS.get(code, 'check the permissions of the credentials in use')}")
     if code in _BUSY or status == 429 or status >= 500:
@@ -114,3 +122,29 @@ def _refusal(error: ClientError, operation: str, url: str, key: str, what: str) 
     if code in ("NoSuchKey", "404"):
         return not_found(url, key)
     return StoreError(f"{what}: if the endpoint is not Amazon's, try checksum: when_required, and see `condu doctor`")
+
+
+def _clock_offset_s(error: ClientError) -> float:
+    """Seconds that this machine's clock is ahead of the endpoint's, by the date of its answer; 0 where it has none.
+
+    A refused HEAD has no body and so no code: this is all that tells a wrong clock from a missing permission.
+    """
+    try:
+        date = parsedate_to_datetime(error.response["ResponseMetadata"]["HTTPHeaders"]["date"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+    return (_now() - date).total_seconds()
+
+
+def _clock_advice(offset_s: float) -> str:
+    if abs(offset_s) <= _CLOCK_TOLERANCE_S:  # the answer has no date, or the clock was set meanwhile
+        return "this machine's clock is off by more than 15 minutes: set it (NTP), then run it again"
+    where = "ahead of" if offset_s > 0 else "behind"
+    return (
+        f"this machine's clock is {abs(offset_s) / 60:.0f} minutes {where} the endpoint's, 15 are allowed: set it "
+        "(NTP), then run it again"
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

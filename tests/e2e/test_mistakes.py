@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import socket
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 
 from cluster.cli import main
+from fusion.store import open_store
 from fusion.tensors import write_tensors
 from tests.e2e.project import Project
+from tests.fusion.test_bad_experts import BAD
+from tests.fusion.vectors import random_base
 from tests.golden import Golden
 from tests.tiny import tiny_task
 
@@ -117,6 +121,30 @@ def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Pat
     refused(shared, "export", "--store", store, "--task", "a", "no/where/x", code=2, says="can't be written")
     refused(shared, "export", "--store", store, "--task", "a", "--version", "9", "x", code=1, says="has no version 9")
     refused(shared, "versions", "show", "--store", tmp_path / "none", code=1, says="nothing was published")
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("NaN", "tensor 'text.proj' holds NaN or infinite values"),
+        ("a missing tensor", "bias is missing"),
+        ("a file cut in its last tensor", "not a complete safetensors file"),
+        ("a pickle under another name", "condu reads safetensors only"),
+        ("an empty file", "not a complete safetensors file"),
+        ("a folder", "is a folder: name the .safetensors file in it"),
+    ],
+)
+def test_fuse_refuses_an_expert_that_is_none_and_publishes_nothing(
+    what: str, says: str, shared: Project, tmp_path: Path
+) -> None:
+    store = open_store(str(tmp_path / "store"))
+    _, base = random_base(tmp_path, store)
+    before = {info.key for info in store.list("")}
+    bad = tmp_path / "bad.safetensors"
+    shutil.copy(base, bad)
+    BAD[what][0](bad)
+    refused(shared, "fuse", "--store", store.url, "--base", base, "--expert", f"a={bad}", code=1, says=says)
+    assert {info.key for info in store.list("")} == before
 
 
 def test_a_store_that_can_not_be_written_is_told(shared: Project, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from fusion.cache import NodeCache
-from fusion.errors import StoreUnavailableError, UnknownVersionError, VersionGoneError
+from fusion.errors import DamagedBlobError, StoreUnavailableError, UnknownVersionError, VersionGoneError
 from fusion.store import Store
 from fusion.versions import Versions, manifest_key
 from fusion.view import View
 from serving.errors import NotReadyError
 from serving.watch import VersionWatcher, newest_readable
+from tests.fusion.faults import flip_a_bit
 from tests.serving.helpers import publish_tasks
 
 
@@ -90,6 +91,27 @@ def test_a_damaged_newest_version_keeps_the_one_in_hand(local_store: Store, capl
         local_store.put_if_absent(manifest_key(2), whole)
         assert await watcher.poll()
         assert watcher.problem is None
+
+    asyncio.run(story())
+
+
+def test_a_new_version_with_a_damaged_record_keeps_the_one_in_hand(local_store: Store) -> None:
+    publish_tasks(local_store, {"a": ("red",)})
+
+    async def story() -> None:
+        watcher = watcher_of(local_store)
+        await watcher.poll()
+        publish_tasks(local_store, {"b": ("blue",)})
+        record = Versions(local_store).read(2).state.tasks["b"].record
+        flip_a_bit(local_store, record.key)
+        assert not await watcher.poll()
+        assert (await watcher.view(None)).version == 1
+        assert f"{record.key} is damaged" in (watcher.problem or "")
+        with pytest.raises(DamagedBlobError, match=record.key):
+            await watcher.view(2)
+        flip_a_bit(local_store, record.key)  # mended
+        assert await watcher.poll()
+        assert (await watcher.view(None)).version == 2
 
     asyncio.run(story())
 
