@@ -16,9 +16,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["pytest", "boto3", "fusion.fuse", "fusion.store.s3", "tests.fusion.faults"]
-)
+_CONTEXT.set_forkserver_preload(["pytest", "boto3", "fusion.fuse", "fusion.store.s3", "tests.fusion.faults"])
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:

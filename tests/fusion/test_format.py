@@ -26,6 +26,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "format.md"
 MODES: list[dict[str, Any]] = [
     {"name": "iterative"},
     {"name": "joint"},
+    {"name": "iterative", "dtype": "float16"},
+    {"name": "joint", "dtype": "float16"},
     *({"name": "signed", "bits": bits} for bits in (1, 2, 4)),
 ]
 NUM_TASKS = 4
@@ -92,6 +94,12 @@ def test_the_reader_on_the_page_gets_every_byte_that_condu_gets(
         for name, tensor in ours.items():
             assert (theirs[name].dtype, theirs[name].shape) == (tensor.dtype, tensor.shape), name
             assert theirs[name].tobytes() == tensor.tobytes(), name
+
+
+def test_the_reader_on_the_page_refuses_what_it_does_not_know(decouple: Decouple, tmp_path: Path) -> None:
+    publish(open_store(f"file://{tmp_path}/store"), tmp_path, {"name": "iterative", "scales": "row"})
+    with pytest.raises(AssertionError, match="does not know"):
+        decouple(tmp_path / "store", "task-0")
 
 
 @pytest.mark.parametrize("what", ["manifest", "record", "tau", "base"])
