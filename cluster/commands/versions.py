@@ -65,7 +65,7 @@ def show(
     for name, value in [
         ("published", f"{manifest.created['at']} by {manifest.created['by']}"),
         ("why", manifest.created.get("why", "")),
-        ("parent", f"version {manifest.version - 1} ({manifest.parent[:12]}…)" if manifest.parent else "none"),
+        ("parent", f"version {manifest.parent.version} ({manifest.parent.sha256[:12]}…)" if manifest.parent else "none"),
         ("base", f"{manifest.base.architecture or 'plain state dict'} {manifest.base.sha256[:12]}…"),
         ("mode", _mode(manifest)),
         ("packages", ", ".join(f"{k} {v}" for k, v in manifest.created.get("packages", {}).items())),
@@ -88,7 +88,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
     return {
         "version": manifest.version,
         "sha256": manifest.sha256,
-        "parent": manifest.parent,
+        "parent": asdict(manifest.parent) if manifest.parent else None,
         "created": dict(manifest.created),
         "base": manifest.base.sha256,
         "mode": dict(manifest.mode),

@@ -11,9 +11,9 @@ import pytest
 
 from fusion.errors import DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
 from fusion.fuse import fuse_experts
-from fusion.manifest import Manifest
+from fusion.manifest import Manifest, Parent
 from fusion.store import ObjectInfo, Store
-from fusion.versions import Versions, manifest_key
+from fusion.versions import Commit, Versions, manifest_key
 from tests.fusion.vectors import cache_of, random_base, random_expert
 
 SIGNED = {"name": "signed", "bits": 2}
@@ -65,7 +65,7 @@ def test_versions_know_their_parents(three_versions: Store) -> None:
     versions = Versions(three_versions)
     assert versions.all_numbers() == [1, 2, 3]
     manifests = [versions.read(number) for number in versions.all_numbers()]
-    assert [m.parent for m in manifests] == [None, manifests[0].sha256, manifests[1].sha256]
+    assert [m.parent for m in manifests] == [None, *(Parent(m.version, m.sha256) for m in manifests[:2])]
     assert len({m.nonce for m in manifests}) == 3
     assert manifests[-1] == versions.newest()
     assert manifests[0].created["packages"]["torch"]
@@ -96,7 +96,7 @@ def test_a_version_is_refused_to_whom_lost_the_race(three_versions: Store) -> No
     assert newest is not None
     rival = Manifest.from_bytes(newest.to_bytes(), "x")
     object.__setattr__(rival, "nonce", "another")
-    assert not Versions(three_versions).commit(rival.sealed())
+    assert Versions(three_versions).commit(rival.sealed()) is Commit.LOST
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "resign"])
