@@ -15,7 +15,7 @@ from fusion.fuse import ExpertToFuse, decoupled_tensors, fuse_experts, read_reco
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions import Versions
-from tests.fusion.vectors import cache_of, random_base, random_expert
+from tests.fusion.vectors import cache_of, flip_a_byte, random_base, random_expert
 
 SIGNED = {"name": "signed", "bits": 2}
 MODES = [{"name": "iterative"}, {"name": "joint"}, SIGNED, {"name": "signed", "bits": 1}]
@@ -181,10 +181,3 @@ def test_a_flipped_byte_in_any_blob_is_found_and_named(which: str, local_store: 
     flip_a_byte(local_store, refs[which].key)
     with pytest.raises(DamagedBlobError, match=refs[which].key):
         dict(decoupled_tensors(cache_of(local_store, tmp_path), manifest, "a"))
-
-
-def flip_a_byte(store: Store, key: str) -> None:
-    data = bytearray(store.get(key))
-    data[len(data) // 2] ^= 1
-    store.delete(key)
-    assert store.put_if_absent(key, bytes(data))
