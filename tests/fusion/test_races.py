@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +26,7 @@ from fusion.verify import verify
 from fusion.versions import Draft, Versions, manifest_key, publish
 from tests.fusion.vectors import cache_of, flip_a_byte, publish_each, random_base, random_expert
 
+ROOT = Path(__file__).resolve().parents[2]
 ITERATIVE = {"name": "iterative"}
 ALL_OLD = Policy(keep=1, keep_days=0)
 
@@ -182,6 +187,32 @@ def test_an_acknowledged_blob_that_is_not_there_is_never_named(local_store: Stor
     with pytest.raises(Exception, match="is missing: nothing was published"):
         publish(Versions(local_store), build, created={"kind": "test", "why": "test"})
     assert Versions(local_store).all_numbers() == [1]
+
+
+def test_a_killed_collection_leaves_every_kept_version_whole(local_store: Store, tmp_path: Path) -> None:
+    publish_each(tmp_path, local_store, [f"t{i}" for i in range(6)], mode=ITERATIVE)
+    orphans = [f"blobs/00/{i:064x}-0123456789abcdef" for i in range(400)]
+    for key in orphans:
+        local_store.put_if_absent(key, b"left by a crash")
+    code = (
+        "import sys\n"
+        "from fusion.gc import Policy, collect\n"
+        "from fusion.store import open_store\n"
+        "from fusion.versions import Versions\n"
+        "collect(Versions(open_store(sys.argv[1])), Policy(keep=1, keep_days=0))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, local_store.url], cwd=ROOT)
+    while local_store.head(orphans[0]) is not None:
+        assert process.poll() is None, "it ended before it deleted anything"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    newest = assert_whole(local_store, {f"t{i}" for i in range(6)})
+    assert (newest.version, newest.is_gc) == (7, True)
+    left = sum(1 for _ in local_store.list("blobs/00/"))
+    found = collect(Versions(local_store))
+    assert len(found.blobs) >= left
+    assert not any(info.key in orphans for info in local_store.list("blobs/"))
+    assert_whole(local_store, {f"t{i}" for i in range(6)})
 
 
 def one_round(url: str, folder: Path, names: list[str]) -> None:
