@@ -29,7 +29,12 @@ _LINEAGE = 5
 def list_versions(store: StoreOption, as_json: JsonOption = False) -> None:
     """All versions, oldest first."""
     source = open_store(store)
-    rows = [_row(number, found) for number, found in _manifests(source)]
+    rows, newest = [], None
+    for number, found in _manifests(source):
+        rows.append(_row(number, found))
+        newest = found if isinstance(found, Manifest) else newest
+    if newest:  # below `oldest_kept` a killed gc may have left some
+        rows = [row for row in rows if newest.keeps(row["version"]) or row["version"] > newest.version]
     records = read_records(source, {ref for row in rows for ref in row["records"]})
     for row in rows:
         row["bytes"] = _sum(records, row.pop("records"), row.pop("own"))

@@ -216,11 +216,11 @@ def test_a_killed_collection_leaves_every_kept_version_whole(local_store: Store,
 
 
 def one_round(url: str, folder: Path, names: list[str]) -> None:
-    """A publisher for each name, a collection after the other, and a reader, all at once."""
+    """A publisher for each name, two that collect again and again, and a reader, all at once."""
     base, path = random_base(folder, open_store(url))
     errors: list[BaseException] = []
     publishing = len(names)
-    start = threading.Barrier(len(names) + 2)
+    start = threading.Barrier(len(names) + 3)
     lock = threading.Lock()
 
     def guarded(work: Callable[[], None]) -> Callable[[], None]:
@@ -262,7 +262,7 @@ def one_round(url: str, folder: Path, names: list[str]) -> None:
                 later = Versions(open_store(url)).newest_number()
                 assert later > newest.version, "what the newest version names is there"
 
-    work = [publisher(i, name) for i, name in enumerate(names)] + [collector, reader]
+    work = [publisher(i, name) for i, name in enumerate(names)] + [collector, collector, reader]
     threads = [threading.Thread(target=guarded(one)) for one in work]
     for thread in threads:
         thread.start()
