@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fusion.bases import Base
-from fusion.experts import ExpertRecord, find_expert
+from fusion.errors import BlobNotFoundError
+from fusion.experts import ExpertRecord, find_expert, record_key
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
 from fusion.versions import Versions
@@ -16,6 +18,9 @@ from training.task_queue import TaskStatus
 
 if TYPE_CHECKING:  # it imports Ray, and a session decides first how
     from fusion.actor import FusionClient
+
+
+_logger = logging.getLogger(__name__)
 
 
 class OrderedFuser:
@@ -26,6 +31,7 @@ class OrderedFuser:
         store, base: where experts and versions are, and what they are experts of.
         options: `mode`, `archive`, `replace`, `created` of the fusing.
         on_fused: called with a task and the version that holds it.
+        readd: fuse tasks that were removed from the store, too; else they are left out.
     """
 
     def __init__(
@@ -35,6 +41,8 @@ class OrderedFuser:
         base: Base,
         options: Mapping[str, Any],
         on_fused: Callable[[str, int], None],
+        *,
+        readd: bool = False,
     ) -> None:
         self._client = client
         self._store = store
@@ -42,8 +50,9 @@ class OrderedFuser:
         self._base = base
         self._options = dict(options)
         self._on_fused = on_fused
+        self._readd = readd
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fuser")
-        self._submitted: dict[str, Future[int]] = {}
+        self._submitted: dict[str, Future[int | None]] = {}
 
     def update(self, statuses: Sequence[TaskStatus]) -> None:
         """Submit what became ready. Raises what an earlier fusing raised."""
@@ -59,22 +68,36 @@ class OrderedFuser:
     def finish(self) -> dict[str, int]:
         """Wait for all that was submitted: task to the version that holds it."""
         try:
-            return {name: future.result() for name, future in self._submitted.items()}
+            versions = {name: future.result() for name, future in self._submitted.items()}
+            return {name: version for name, version in versions.items() if version is not None}
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def _fuse(self, status: TaskStatus) -> int:
+    def _fuse(self, status: TaskStatus) -> int | None:
         record = find_expert(self._store, status.identity)
         assert isinstance(record, ExpertRecord), "a task that is done has a record"
         newest = self._versions.newest()
+        if newest and status.name in newest.removed and not self._readd:
+            _logger.warning("not fused: removed from %s meanwhile task=%s", self._store.url, status.name)
+            return None
         entry = newest.state.tasks.get(status.name) if newest else None
         if newest and entry and entry.expert_sha256 == record.expert.sha256:
             version = newest.version  # fused by an earlier run: no need to wake the actor
         else:
+            self._check_weights(record, status)
             expert = ExpertToFuse.from_record(_named(record, status.name))
             version = self._client.fuse(self._base, [expert], **self._options)
         self._on_fused(status.name, version)
         return version
+
+    def _check_weights(self, record: ExpertRecord, status: TaskStatus) -> None:
+        if self._store.head(record.expert.key) is None:
+            raise BlobNotFoundError(
+                f"the expert of task {status.name} was trained, and its weights are gone ({self._store.url}/"
+                f"{record.expert.key}): `condu versions gc --experts` takes them once they are fused, and the newest "
+                "version lacks them. Roll back to a version that has the task, or train it again: delete "
+                f"{self._store.url}/{record_key(status.identity)} first"
+            )
 
 
 def _named(record: ExpertRecord, task: str) -> ExpertRecord:

@@ -13,6 +13,7 @@ from fusion.bases import Base
 from fusion.blobs import BlobRef
 from fusion.cache import NodeCache
 from fusion.clip import Clip, build_clip
+from fusion.errors import VersionGoneError
 from fusion.manifest import Manifest
 from fusion.store import S3Options, open_store
 from fusion.versions import Versions
@@ -30,7 +31,9 @@ class MeasureJob:
     Attributes:
         sessions: versions, session by session; the last one is the one that serves.
         task: whose test set; as configured for training, or just a name and a source.
-        expert: weights of the task's own expert, as trained; None for a task that is never trained.
+        expert: weights of the task's own expert, as trained; None where they are gone, and for a task that is never
+            trained.
+        trained: whether the task was configured to be trained, or is a test set alone.
         modes: other stores that hold the same experts in another mode: (mode, store URL).
     """
 
@@ -43,6 +46,7 @@ class MeasureJob:
     expert: BlobRef | None
     kinds: tuple[str, ...]
     top_k: int
+    trained: bool = True
     modes: tuple[tuple[str, str], ...] = ()
 
 
@@ -58,7 +62,7 @@ class MeasuredSet:
 def measure(job: MeasureJob) -> MeasuredSet:
     """Run a job in this process."""
     cache = NodeCache(open_store(job.store_url, job.store_options), job.cache_folder)
-    if job.expert:
+    if job.trained:
         test = job.task.load(job.store_options, verify=False)
     else:
         test = load_test_data(job.task.name, job.task.source, verify=False, options=job.store_options)
@@ -88,7 +92,11 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
     for number in versions.all_numbers():
         if number > manifest.version:
             break
-        held = {name: entry.expert_sha256 for name, entry in versions.read(number).state.tasks.items()}
+        try:
+            tasks_then = versions.read(number).state.tasks
+        except VersionGoneError:
+            continue  # gc took it between the listing and the reading
+        held = {name: entry.expert_sha256 for name, entry in tasks_then.items()}
         if held in wanted:
             found.setdefault(wanted.index(held), number)
     return [found[t] for t in sorted(found)]

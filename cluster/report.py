@@ -63,6 +63,7 @@ def build_report(
         ),
         "shared_bytes": sum(ref.bytes for ref in manifest.state.shared()),
         "checkpoint_bytes": max((run.record(name).expert.bytes for name in records), default=0),
+        "removed": list(run.removed),
         "failed": [{"name": s.name, "reason": s.reason} for s in run.statuses if s.state == "failed"],
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
     }
@@ -70,7 +71,6 @@ def build_report(
 
 def _task(item: MeasuredSet, mode: str) -> dict[str, Any]:
     sessions = item.sessions
-    assert item.expert is not None
     fused = {name: percent(_fused(item, name, mode)) for name in sorted({*item.modes, mode})}
     return {
         "name": sessions.name,
@@ -78,8 +78,8 @@ def _task(item: MeasuredSet, mode: str) -> dict[str, Any]:
         "n_test": sessions.num_images,
         "zero_shot": percent(sessions.zero_shot),
         "zero_shot_interval": interval(sessions.zero_shot),
-        "expert": percent(item.expert),
-        "expert_interval": interval(item.expert),
+        "expert": percent(item.expert) if item.expert is not None else None,
+        "expert_interval": interval(item.expert) if item.expert is not None else None,
         "fused": fused,
         "fused_interval": {name: interval(_fused(item, name, mode)) for name in fused},
     }

@@ -40,7 +40,7 @@ def _accuracy(report: dict[str, Any]) -> Table:
         ]
         for task in tasks
     ]
-    means = [float(np.mean([task[key] for task in tasks])) for key in ("zero_shot", "expert")]
+    means: list[float | None] = [_mean([task[key] for task in tasks]) for key in ("zero_shot", "expert")]
     means += [float(np.mean([task["fused"][name] for task in tasks])) for name in modes]
     rows.append(["mean", None, sum(task["n_test"] for task in tasks), *means])
     losses = ", ".join(f"{name} {_difference(report['loss_to_experts'][name])}" for name in modes)
@@ -95,9 +95,18 @@ def _cost(report: dict[str, Any]) -> Table:
     return table("Cost", ["what", "figure"], rows)
 
 
-def _with_interval(value: float, interval: Sequence[float]) -> str:
+def _mean(values: Sequence[float | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return float(np.mean(given)) if len(given) == len(values) else None
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str | None:
+    if value is None or interval is None:
+        return None
     return f"{value:.1f} ({interval[0]:.0f}–{interval[1]:.0f})"
 
 
-def _difference(value: dict[str, float]) -> str:
+def _difference(value: dict[str, float] | None) -> str:
+    if value is None:
+        return "unknown"
     return f"{value['mean']:+.1f} ({value['low']:+.1f} to {value['high']:+.1f})"

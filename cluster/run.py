@@ -20,7 +20,7 @@ from cluster.fuser import OrderedFuser
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
 from cluster.progress import TaskProgress
 from fusion.bases import Base
-from fusion.blobs import canonical_json
+from fusion.blobs import BlobRef, canonical_json
 from fusion.cache import NodeCache
 from fusion.errors import ConfigError, TaskNameError
 from fusion.experts import ExpertRecord, find_expert
@@ -40,6 +40,8 @@ class Run:
     config: Config
     store: Store
     base: Base
+    removed: tuple[str, ...] = ()
+    """Configured tasks that the run leaves out: they were removed from the store on purpose."""
     statuses: list[TaskStatus] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -73,6 +75,11 @@ class Run:
         assert record is not None, "a task that is done has a record"
         return record
 
+    def weights(self, task: str) -> BlobRef | None:
+        """The task's expert as trained; None where `condu versions gc --experts` took it once it was fused."""
+        expert = self.record(task).expert
+        return expert if self.store.head(expert.key) is not None else None
+
     def newest(self) -> Manifest:
         manifest = self._published.newest()
         assert manifest is not None, "a run that fused a task published a version"
@@ -84,8 +91,11 @@ class Run:
         return [name for name in self.newest().state.tasks if name in configured]
 
 
-def open_run(config: Config) -> Run:
+def open_run(config: Config, *, readd: bool = False) -> Run:
     """Check everything that can be checked without training: store, base, mode.
+
+    Tasks that were removed from the store (`condu versions remove-task`) are left out of the run's configuration,
+    unless `readd` asks for them again.
 
     Raises: ConfigError, BaseMismatchError, and the store's errors.
     """
@@ -94,13 +104,22 @@ def open_run(config: Config) -> Run:
     lane_options(config)
     store = open_store(config.store, config.s3.options())
     base = resolve_base(config.base, store)
-    if parent := Versions(store).newest():
+    parent = Versions(store).newest()
+    if parent:
         check_parent(parent, base, config.fusion.settings(), store.url)
-    return Run(config, store, base)
+    removed = tuple(task.name for task in config.tasks if parent and task.name in parent.removed and not readd)
+    left = tuple(task for task in config.tasks if task.name not in removed)
+    if not left:
+        raise ConfigError(
+            f"tasks: all of them were removed from {store.url} ({', '.join(removed)}): --readd brings them back"
+        )
+    return Run(config.model_copy(update={"tasks": left}), store, base, removed)
 
 
-def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> None:
+def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show: bool = True) -> None:
     """Train every task without an expert on lanes, fusing in the configured order meanwhile. Needs a Ray session.
+
+    A task that somebody removes from the store meanwhile is trained and not fused, unless `readd` is on.
 
     Raises: TaskNameError when a configured name holds another expert and `replace` is off; whatever fusing raises.
     """
@@ -119,7 +138,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, show: bool = True) -> Non
     }
     lanes = lane_options(config)
     with TaskProgress(enabled=show) as progress:
-        fuser = OrderedFuser(client, run.store, run.base, options, progress.fused)
+        fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd)
         first = True
 
         def on_status(statuses: list[TaskStatus]) -> None:
@@ -158,7 +177,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
             **common,
             sessions=sessions,
             task=tasks[name],
-            expert=run.record(name).expert,
+            expert=run.weights(name),
             kinds=KINDS,
             modes=tuple(modes),
         )
@@ -166,7 +185,12 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
     ]
     work += [
         MeasureJob(
-            **common, sessions=sessions[-1:], task=TaskJob(task.name, task.data), expert=None, kinds=("unknown",)
+            **common,
+            sessions=sessions[-1:],
+            task=TaskJob(task.name, task.data),
+            expert=None,
+            kinds=("unknown",),
+            trained=False,
         )
         for task in config.unseen
     ]

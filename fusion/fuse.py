@@ -154,7 +154,11 @@ def fuse_experts(
         versions,
         build,
         written=meter.written,
-        created={"why": f"fuse {', '.join(names[:8])}{' …' if len(names) > 8 else ''}", **(created or {})},
+        created={
+            "kind": "fuse",
+            "why": f"fuse {', '.join(names[:8])}{' …' if len(names) > 8 else ''}",
+            **(created or {}),
+        },
     )
     assert manifest is not None, "experts were given, so a version holds them"
     return FuseResult(manifest, tuple(fused), tuple(name for name in names if name not in fused), meter.cost())

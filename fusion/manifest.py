@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fusion.bases import Base
@@ -20,14 +20,23 @@ _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The version that another one was built on: its number, and the sha256 of its manifest."""
+
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A published version.
 
     Attributes:
         version: from 1, without gaps.
-        parent: sha256 of the manifest it was built on, None for the first.
+        parent: the version it was built on, None for the first.
         nonce: of the publisher's attempt; how one's own lost success is told from a lost race.
-        created: when (ISO 8601, UTC), by whom, from which configuration, with which packages, and why.
+        created: by which act (`kind`), when (ISO 8601, UTC), by whom, from which configuration, with which packages,
+            and why.
         base: the one base that all versions of a store share.
         mode: name and settings, such as {"name": "signed", "bits": 2}.
         state: the tasks and what they share.
@@ -40,7 +49,7 @@ class Manifest:
     """
 
     version: int
-    parent: str | None
+    parent: Parent | None
     nonce: str
     created: Mapping[str, Any]
     base: Base
@@ -52,11 +61,20 @@ class Manifest:
     pinned: tuple[int, ...] = ()
     sha256: str = field(default="", compare=False)
 
+    def keeps(self, number: int) -> bool:
+        """Whether a version is kept as far as this one knows: not taken by gc, and not to be taken by one under way."""
+        return self.oldest_kept <= number <= self.version or number in self.pinned
+
+    @property
+    def is_gc(self) -> bool:
+        """Whether the version is a garbage collection: its state is its parent's."""
+        return self.last_gc == self.version
+
     def _content(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "version": self.version,
-            "parent": self.parent,
+            "parent": asdict(self.parent) if self.parent else None,
             "nonce": self.nonce,
             "created": dict(self.created),
             "base": self.base.to_json(),
@@ -97,7 +115,7 @@ class Manifest:
         try:
             return cls(
                 version=value["version"],
-                parent=value["parent"],
+                parent=Parent(**value["parent"]) if value["parent"] else None,
                 nonce=value["nonce"],
                 created=value["created"],
                 base=Base.from_json(value["base"]),
@@ -111,6 +129,8 @@ class Manifest:
             )
         except KeyError as error:
             raise FormatError(f"{where} lacks {error}") from error
+        except TypeError as error:
+            raise FormatError(f"{where} has a field of another type: {error}") from error
 
 
 def unknown_task(task: str, version: int, tasks: Collection[str]) -> UnknownTaskError:

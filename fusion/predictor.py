@@ -15,11 +15,10 @@ from PIL import Image
 from fusion.cache import NodeCache
 from fusion.clip import LOGIT_SCALE, Clip, build_clip
 from fusion.decouple import decoupled_tensors
-from fusion.errors import UnknownVersionError
 from fusion.expert_cache import ExpertCache
 from fusion.labelspaces import Job, Prediction, Query, answer, needs_base, plan
 from fusion.manifest import Manifest
-from fusion.versions import Versions
+from fusion.versions import Versions, nothing_published
 from fusion.view import View, ViewLoader
 
 DEFAULT_CACHED_EXPERTS = 4
@@ -79,9 +78,7 @@ class Predictor:
         self._views = ViewLoader(cache)
         newest = self.versions.newest()
         if newest is None:
-            raise UnknownVersionError(
-                f"nothing was published in {cache.store.url} yet: `condu run CONFIG` or `condu fuse` makes a version"
-            )
+            raise nothing_published(cache.store)
         self.shelf = ModelShelf(cache, newest, capacity=capacity, device=device)
         self._newest = self._views.load(newest)
 

@@ -14,9 +14,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from fusion.cache import NodeCache
-from fusion.errors import DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
+from fusion.errors import BlobNotFoundError, DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
 from fusion.manifest import Manifest
-from fusion.versions import Versions
+from fusion.versions import Versions, nothing_published
 from fusion.view import View, ViewLoader
 from serving.errors import NotReadyError
 
@@ -101,14 +101,22 @@ class VersionWatcher:
         if current is not None and version == current.version:
             return current
         if version not in self._pinned:
-            view = await asyncio.to_thread(lambda: self._loader.load(Versions(self._store).read(version)))
-            self._pinned[version] = view
+            self._pinned[version] = await asyncio.to_thread(self._read_pinned, version)
             while len(self._pinned) > _PINNED_VIEWS:
                 self._pinned.popitem(last=False)
         self._pinned.move_to_end(version)
         return self._pinned[version]
 
     def _next(self) -> View | None:
+        try:
+            return self._look()
+        except (BlobNotFoundError, VersionGoneError, UnknownVersionError) as error:
+            # gc took a version or a blob from under us. Then there is a newer one, which a listing finds
+            self._versions = Versions(self._store)
+            logger.info("looking again at %s: %s", self._store.url, error)
+            return self._look()
+
+    def _look(self) -> View | None:
         if self.current is None:
             manifest, damaged = newest_readable(self._versions)
             first = self._loader.load(manifest)
@@ -125,6 +133,15 @@ class VersionWatcher:
         view = self._loader.load(self._versions.read(number)) if number > self.current.version else None
         self._recovered()
         return view
+
+    def _read_pinned(self, version: int) -> View:
+        try:
+            return self._loader.load(Versions(self._store).read(version))
+        except BlobNotFoundError as error:
+            newest = Versions(self._store).newest()
+            if newest is None or newest.keeps(version):
+                raise  # the store is damaged
+            raise VersionGoneError(f"version {version} of {self._store.url} is gone ({error})") from error
 
     def _report(self, error: Exception) -> None:
         problem = f"{type(error).__name__}: {error}"
@@ -154,6 +171,4 @@ def newest_readable(versions: Versions) -> tuple[Manifest, Exception | None]:
             first = first or error
         except (VersionGoneError, UnknownVersionError):
             break
-    raise first or UnknownVersionError(
-        f"nothing was published in {versions.store.url} yet: `condu run CONFIG` or `condu fuse` makes a version"
-    )
+    raise first or nothing_published(versions.store)

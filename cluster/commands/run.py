@@ -22,11 +22,13 @@ from training.sources import absolute_source
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow other experts under names that are taken.")]
 _SOME_TASKS_FAILED = 3
+_READD = "Fuse tasks again that `condu versions remove-task` took out of the store."
 
 
 def run(
     config: ConfigArgument,
     replace: ReplaceOption = False,
+    readd: Annotated[bool, typer.Option("--readd", help=_READD)] = False,
     evaluate: Annotated[bool, typer.Option(help="Measure the tasks after fusing.")] = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.html and the heat map.", metavar="FOLDER")
@@ -34,7 +36,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune all tasks in parallel, fuse them in order, evaluate, report. Run it again: what is done stays done."""
-    _run(load_config(config), replace=replace, evaluate=evaluate, output=output, as_json=as_json)
+    _run(load_config(config), replace=replace, readd=readd, evaluate=evaluate, output=output, as_json=as_json)
 
 
 def add_task(
@@ -50,14 +52,16 @@ def add_task(
     if any(task.name == name for task in settings.tasks):
         raise TaskNameError(f"{config} has a task {name!r} already: `condu run {config}` trains it")
     one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
-    _run(one, replace=replace, evaluate=True, output=None, as_json=as_json)
+    _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
 
 
-def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
+def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
     report: dict[str, Any] | None = None
-    this = open_run(config)
+    this = open_run(config, readd=readd)
+    for name in this.removed:
+        errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
     with ray_session(config.ray) as ray:
-        train_and_fuse(this, replace=replace, show=not as_json)
+        train_and_fuse(this, replace=replace, readd=readd, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:
             reasons = "\n".join(f"  {status.name}: {status.reason}" for status in failed)
@@ -67,7 +71,9 @@ def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, 
                 measured = ray.get(measure_run(this, ray))
             report = build_report(this, measured)
     if as_json:
-        print_json(report or {"version": max(this.versions.values()), "tasks": this.versions})
+        print_json(
+            report or {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}
+        )
     else:
         for table in report_tables(report) if report else []:
             console.print(table, "")

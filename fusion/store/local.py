@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,18 @@ class LocalStore:
         path = self._file(key)
         return path if path.is_file() else None
 
+    def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
+        """Files in `scratch` that nobody has written to for so long: left by writers that were killed.
+
+        A writer works on its file without a pause, so hours of silence mean that it is dead, on whichever node it was.
+        """
+        folder = self.root / SCRATCH
+        if not folder.is_dir():
+            return []
+        limit = time.time() - untouched_s
+        with os.scandir(folder) as entries:
+            return sorted(Path(e.path) for e in entries if e.is_file(follow_symlinks=False) and _touched(e) < limit)
+
     def _file(self, key: str) -> Path:
         return self.root / check_key(self.url, key)
 
@@ -239,6 +252,13 @@ def _folder_of(url: str) -> Path:
             "file:///data/condu (a space as %20)"
         )
     return Path(os.path.normpath("/" + path.strip("/")))
+
+
+def _touched(entry: os.DirEntry[str]) -> float:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return float("inf")  # its writer has just finished
 
 
 def _is_missing(error: BaseException | None) -> bool:

@@ -73,3 +73,13 @@ def test_the_page_holds_the_figures_and_escapes_what_users_named() -> None:
     assert "<b>" not in text
     assert "http://" not in text.replace("http://www.w3.org", "")
     assert "https://" not in text
+
+
+def test_an_expert_whose_weights_are_gone_leaves_its_cell_empty_and_no_mean_is_made_up() -> None:
+    gone = {**REPORT["tasks"][0], "expert": None, "expert_interval": None}
+    report = {**REPORT, "tasks": [gone, REPORT["tasks"][1]], "loss_to_experts": {"signed": None}}
+    accuracy = report_tables(report)[0]
+    experts = list(next(column for column in accuracy.columns if column.header == "expert").cells)
+    assert experts == ["–", "90.0 (60–98)", "–"]
+    assert "signed unknown" in str(accuracy.caption)
+    assert "90.0 (60–98)" in page(report, b"")

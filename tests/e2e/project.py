@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from cluster.cli import main
 from fusion.store import Store, open_store
 from tests.tiny import COLOURS, MODEL_CFG, PREPROCESS_CFG, SHAPES, tiny_base, tiny_parquet, tiny_task
 
@@ -86,6 +90,20 @@ class Project:
         """Run the command to its end."""
         command = [str(CONDU), *map(str, arguments)]
         return subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout)
+
+    def condu_here(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """The command in this process: starting one costs more than what it does. Not for commands that need Ray."""
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            patch.setattr(sys, "argv", ["condu", *map(str, arguments)])
+            for name, value in self.env.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main()
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
         """Start the command in a process group of its own."""

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import socket
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.cli import main
 from fusion.store import open_store
 from fusion.tensors import write_tensors
 from tests.e2e.project import Project
@@ -23,19 +19,12 @@ from tests.tiny import tiny_task
 
 
 def refused(project: Project, *arguments: str | Path, code: int, says: str) -> None:
-    """The real command, in this process: starting one costs more than the mistake."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.chdir(project.folder)
-        patch.setattr(sys, "argv", ["condu", *map(str, arguments)])
-        for name, value in project.env.items():
-            patch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            main()
-    message = " ".join(err.getvalue().split())
-    assert ended.value.code == code, out.getvalue() + err.getvalue()
+    """The command ends with a code and a message, and without a traceback."""
+    done = project.condu_here(*arguments)
+    message = " ".join(done.stderr.split())
+    assert done.returncode == code, done.stdout + done.stderr
     assert says in message, message
-    assert "Traceback" not in out.getvalue() + err.getvalue()
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_predict_answers_from_the_store(finished: Project) -> None:
 def test_versions_are_listed_and_shown(finished: Project) -> None:
     listed = json.loads(finished.condu("versions", "list", "--store", finished.store_url, "--json").stdout)
     assert [version["version"] for version in listed][:2] == [1, 2]
-    assert listed[1]["parent"] == listed[0]["sha256"]
+    assert listed[1]["parent"] == {"version": 1, "sha256": listed[0]["sha256"]}
     shown = finished.condu("versions", "show", "1", "--store", finished.store_url)
     assert "colours" in shown.stdout
     assert "signed 2 bit" in shown.stdout

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fusion.bases import Base, put_base
 from fusion.cache import NodeCache
-from fusion.fuse import ExpertToFuse
+from fusion.decouple import decoupled_tensors
+from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.manifest import Manifest
 from fusion.store import Store
 from fusion.tensors import write_tensors
 
+SIGNED = {"name": "signed", "bits": 2}
 SHAPES: dict[str, tuple[int, ...]] = {
     "visual.conv.weight": (4, 3, 3, 3),
     "text.proj": (19, 7),
@@ -58,3 +63,29 @@ def cache_of(store: Store, folder: Path) -> NodeCache:
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+def publish_each(
+    folder: Path, store: Store, tasks: Sequence[str], *, mode: Mapping[str, Any] = SIGNED, seed: int = 0
+) -> list[Manifest]:
+    """One version a task, each with a random expert of its own."""
+    base, path = random_base(folder, store)
+    return [
+        fuse_experts(
+            cache_of(store, folder), base, [random_expert(folder, path, task, seed=seed + i)], mode=mode
+        ).manifest
+        for i, task in enumerate(tasks)
+    ]
+
+
+def decoupled(store: Store, folder: Path, manifest: Manifest, task: str) -> dict[str, bytes]:
+    """Every tensor of a decoupled expert, as bytes."""
+    tensors = decoupled_tensors(cache_of(store, folder), manifest, task)
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors}
+
+
+def flip_a_byte(store: Store, key: str) -> None:
+    data = bytearray(store.get(key))
+    data[len(data) // 2] ^= 1
+    store.delete(key)
+    assert store.put_if_absent(key, bytes(data))

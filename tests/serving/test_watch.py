@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
+from fusion import edits
 from fusion.cache import NodeCache
-from fusion.errors import DamagedBlobError, StoreUnavailableError, UnknownVersionError, VersionGoneError
+from fusion.errors import (
+    BlobNotFoundError,
+    DamagedBlobError,
+    StoreUnavailableError,
+    UnknownVersionError,
+    VersionGoneError,
+)
+from fusion.gc import Policy, collect
 from fusion.store import Store
 from fusion.versions import Versions, manifest_key
 from fusion.view import View
@@ -194,6 +202,60 @@ def test_older_versions_can_be_pinned_until_gc_takes_them(local_store: Store) ->
         local_store.delete(manifest_key(1))
         with pytest.raises(VersionGoneError):
             await watcher.view(1)
+
+    asyncio.run(story())
+
+
+def test_a_version_whose_blobs_gc_takes_while_it_is_read_gives_way_to_the_newest(local_store: Store) -> None:
+    publish_tasks(local_store, {"a": ("red",)})
+    taken: list[str] = []
+
+    class Overtaken(type(local_store)):  # type: ignore[misc]
+        def get(self, key: str, **options: Any) -> bytes:
+            if key.startswith("blobs/") and armed and not taken:
+                taken.append(key)
+                edits.remove_task(Versions(local_store), "b")
+                collect(Versions(local_store), Policy(keep=1, keep_days=0))
+                assert local_store.head(key) is None, "the blob went between manifest and blob"
+            body: bytes = super().get(key, **options)
+            return body
+
+    armed = False
+
+    async def story() -> None:
+        nonlocal armed
+        watcher = watcher_of(Overtaken(local_store.url))
+        await watcher.poll()
+        publish_tasks(local_store, {"b": ("blue",)})
+        armed = True
+        assert await watcher.poll()
+        assert taken
+        assert list((await watcher.view(None)).tasks) == ["a"]
+        assert watcher.problem is None
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_pinned_version_whose_blobs_are_gone_is_gone_and_a_kept_one_is_damaged(
+    damaged: bool, local_store: Store
+) -> None:
+    for name in ("a", "b"):
+        publish_tasks(local_store, {name: ("red",)})
+    edits.remove_task(Versions(local_store), "b")
+    second = Versions(local_store).read(2)
+    body = local_store.get(manifest_key(2))
+
+    async def story() -> None:
+        watcher = watcher_of(local_store)
+        await watcher.poll()
+        if damaged:
+            local_store.delete(second.state.tasks["b"].record.key)
+        else:
+            collect(Versions(local_store), Policy(keep=1, keep_days=0))
+            local_store.put_if_absent(manifest_key(2), body)  # as for a request that read it just before
+        with pytest.raises(BlobNotFoundError if damaged else VersionGoneError):
+            await watcher.view(2)
 
     asyncio.run(story())
 
