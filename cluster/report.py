@@ -15,6 +15,7 @@ import numpy as np
 from cluster.measure import MeasuredSet
 from cluster.run import Run, split_measures
 from fusion.decouple import read_record
+from fusion.fidelity import measure_fidelity
 from training.evaluate import KINDS
 from training.metrics import continual, wilson_interval
 
@@ -63,9 +64,22 @@ def build_report(
         ),
         "shared_bytes": sum(ref.bytes for ref in manifest.state.shared()),
         "checkpoint_bytes": max((run.record(name).expert.bytes for name in records), default=0),
+        "fidelity": _fidelity(run),
         "removed": list(run.removed),
         "failed": [{"name": s.name, "reason": s.reason} for s in run.statuses if s.state == "failed"],
         "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
+    }
+
+
+def _fidelity(run: Run) -> dict[str, Any]:
+    """How near each decoupled task vector is to its expert's, by task; None where gc took the expert's weights."""
+    names = run.fused()
+    weights = {name: run.record(name).expert for name in names}
+    files = {name: run.cache.tensors(ref) for name, ref in weights.items() if run.store.head(ref.key) is not None}
+    report = measure_fidelity(run.cache, run.newest(), experts=files, tasks=names)
+    return {
+        task.task: {"cosine": task.cosine, "relative_error": task.relative_error, "bits_lost": task.bits_lost}
+        for task in report.tasks
     }
 
 

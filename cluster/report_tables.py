@@ -87,12 +87,22 @@ def _cost(report: dict[str, Any]) -> Table:
     routing = report["routing_accuracy"]
     rows: list[list[Any]] = [
         ["routing accuracy, top-1", f"{routing:.1f} %" if routing is not None else None],
+        ["cosine to the experts' task vectors, mean", _cosine(report["fidelity"])],
         ["stored per task", human_bytes(report["bytes_per_task"])],
         ["stored once for all", human_bytes(report["shared_bytes"])],
         ["a checkpoint per task", human_bytes(report["checkpoint_bytes"])],
         *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report["seconds"].items()),
     ]
     return table("Cost", ["what", "figure"], rows)
+
+
+def _cosine(fidelity: dict[str, Any]) -> str | None:
+    """The mean, and the lowest with its task."""
+    known = {task: value["cosine"] for task, value in fidelity.items() if value["cosine"] is not None}
+    if not known:
+        return None
+    worst = min(known, key=lambda task: known[task])
+    return f"{np.mean(list(known.values())):.3f} (lowest {known[worst]:.3f}, {worst})"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

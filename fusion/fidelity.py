@@ -6,7 +6,7 @@ bytes) is told for every task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,21 +63,30 @@ class FidelityReport:
 
 
 def measure_fidelity(
-    cache: NodeCache, manifest: Manifest, cost: FuseCost, *, experts: Mapping[str, TensorFile] | None = None
+    cache: NodeCache,
+    manifest: Manifest,
+    cost: FuseCost | None = None,
+    *,
+    experts: Mapping[str, TensorFile] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> FidelityReport:
-    """Measure every task of a version.
+    """Measure tasks of a version.
 
     Args:
         cache: of the store.
         manifest: the version.
-        cost: of the fuse that published it.
+        cost: of the fuse that published it, where it was this process's.
         experts: full state dicts at hand, by task. Archived task vectors are found by themselves.
+        tasks: which ones; None: all.
+    Raises: UnknownTaskError.
     """
-    tasks = tuple(_measure(cache, manifest, task, (experts or {}).get(task)) for task in manifest.state.tasks)
+    chosen = manifest.state.tasks if tasks is None else tasks
+    measured = tuple(_measure(cache, manifest, task, (experts or {}).get(task)) for task in chosen)
+    cost = cost or FuseCost()
     return FidelityReport(
         version=manifest.version,
         mode=dict(manifest.mode),
-        tasks=tasks,
+        tasks=measured,
         shared_bytes=sum(ref.bytes for ref in manifest.state.shared()),
         seconds=cost.seconds,
         peak_bytes=cost.peak_bytes,

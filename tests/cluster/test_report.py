@@ -28,6 +28,8 @@ REPORT = {
     "routing_accuracy": 75.0,
     "bytes_per_task": 3_400_000,
     "shared_bytes": 97_000_000,
+    "fidelity": {"pets <b>": {"cosine": 0.9, "relative_error": 0.4, "bits_lost": 0.0},
+                 "food": {"cosine": None, "relative_error": None, "bits_lost": 0.0}},
     "checkpoint_bytes": 48_700_000,
     "failed": [{"name": "bad", "reason": "no <images>"}],
     "seconds": {"train": 12.3},
@@ -62,6 +64,7 @@ def test_every_table_has_its_rows_and_the_loss_is_told_with_its_interval() -> No
     assert unseen.row_count == 2
     assert "+12.5" in str(unseen.caption)
     assert "3.4 MB" in [str(cell) for cell in cost.columns[1].cells]
+    assert "0.900 (lowest 0.900, pets <b>)" in [str(cell) for cell in cost.columns[1].cells]
 
 
 def test_the_page_holds_the_figures_and_escapes_what_users_named() -> None:
