@@ -48,7 +48,6 @@ _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
-_HASH_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -296,12 +295,9 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex sha256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_at(fd: int, data: Iterable[int] | bytes | memoryview, offset: int) -> None:

@@ -22,6 +22,8 @@ from fusion.patience import waits_for_the_store
 from fusion.provenance import provenance
 from fusion.state import FusedState
 from fusion.store import ObjectInfo, Store
+from fusion.store.check import prove_conditional_writes
+from fusion.store.local import LocalStore
 
 _PREFIX = "versions/"
 _HEAD_THREADS = 16
@@ -149,11 +151,14 @@ def publish(
         written: the blobs that the last `build` wrote.
         created: `kind` and `why` of the publish, and from which configuration; time, host and packages are added here.
     Returns: the version that now holds the change, or the newest one where nothing needed to change.
-    Raises: StoreError when a blob that the version would name is missing.
+    Raises: StoreError when a blob that the version would name is missing, or, before the first version of a bucket,
+        when its endpoint does not honour conditional writes.
     """
     while True:
         parent = Versions(versions.store).newest()  # listed: a number remembered from long ago may have been passed by
         nonce = new_nonce()
+        if parent is None and not isinstance(versions.store, LocalStore):
+            prove_conditional_writes(versions.store)  # an endpoint that overwrites would lose versions in silence
         try:
             draft = build(parent, nonce)
             if draft is None:

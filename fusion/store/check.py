@@ -1,4 +1,6 @@
-"""What `condu doctor` asks a store: every call that condu makes, really made, on an object under `probe/`.
+"""What a store is asked before it is trusted: calls that condu makes, really made, on objects under `probe/`.
+
+`condu doctor` makes all of them, the first publish into a bucket the one that versions depend on.
 
 What matters most is the second put of a key. An endpoint that ignores `If-None-Match` answers 200 and overwrites, and
 one that looks before it locks does so when two writers come at once (SeaweedFS did, seaweedfs#8800): either way two
@@ -14,7 +16,7 @@ import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from fusion.errors import ConduError
+from fusion.errors import ConduError, StoreError
 from fusion.store.protocol import Store
 
 FIRST = b"condu probe: the first body of this key, which has to stay"
@@ -45,6 +47,19 @@ def check_store(store: Store) -> list[str]:
         for probe in (key, *raced):
             store.delete(probe)
     return problems
+
+
+def prove_conditional_writes(store: Store) -> None:
+    """Write one probe object twice: the second write has to be refused. Raises `StoreError` where it is not."""
+    key = f"probe/{secrets.token_hex(16)}"
+    problems: list[str] = []
+    try:
+        _write(store, key, problems)
+    finally:
+        with contextlib.suppress(ConduError):
+            store.delete(key)
+    if problems:
+        raise StoreError(f"{problems[0]} Nothing was published. `condu doctor` makes further checks")
 
 
 def _write(store: Store, key: str, problems: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.errors import DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
+from fusion.errors import DamagedBlobError, FormatError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.fuse import fuse_experts
 from fusion.manifest import Manifest, Parent
 from fusion.store import Store
@@ -133,3 +133,19 @@ def test_a_version_that_is_gone_and_one_that_never_was_are_told_apart(three_vers
         Versions(three_versions).read(1)
     with pytest.raises(UnknownVersionError, match="has no version 9: the newest is 3"):
         Versions(three_versions).read(9)
+
+
+class OverwritingBucket(CountingStore):
+    """An endpoint that never heard of If-None-Match."""
+
+    def put_if_absent(self, key: str, body: bytes | Path) -> bool:
+        self.delete(key)
+        return super().put_if_absent(key, body)
+
+
+def test_nothing_is_published_to_an_endpoint_that_overwrites(local_store: Store, tmp_path: Path) -> None:
+    base, path = random_base(tmp_path, local_store)
+    bucket = OverwritingBucket(local_store)
+    with pytest.raises(StoreError, match=r"ignores If-None-Match.*Nothing was published"):
+        fuse_experts(cache_of(bucket, tmp_path), base, [random_expert(tmp_path, path, "a", seed=1)], mode=SIGNED)
+    assert not [info.key for info in local_store.list("") if not info.key.startswith("bases/")]
