@@ -63,7 +63,7 @@ class Iterative:
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         for expert in new:
             before, state = state, self._fuse_one(bench, state, expert)
-            bench.drop_own([before.unified, before.last_flip])
+            bench.drop_own(before.shared(), kept=state.shared())
         return state
 
     def _fuse_one(self, bench: Workbench, state: FusedState, new: NewExpert) -> FusedState:

@@ -122,7 +122,7 @@ class Signed:
         tasks[new.task] = self._encode(bench, new, newest, session)
         named = {entry.profile for entry in tasks.values()}
         kept = tuple(p for p in profiles if p.blob.sha256 in named or p is profiles[-1])
-        bench.drop_own(p.blob for p in profiles if p not in kept)
+        bench.drop_own([p.blob for p in profiles], kept=[p.blob for p in kept])
         return FusedState(session=session, profiles=kept, tasks=tasks)
 
     def _write_profile(self, bench: Workbench, own: Sequence[TaskVector], others: Sequence[SignedDecoder]) -> BlobRef:

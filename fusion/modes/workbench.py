@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -148,12 +148,15 @@ class Workbench:
             for writer in writers:
                 writer.discard()
 
-    def drop_own(self, refs: Iterable[BlobRef | None]) -> None:
-        """Remove blobs that this publish itself wrote for a session in between, and that no version will name."""
-        for ref in refs:
-            if ref in self.written:
-                self.written.remove(ref)
-                self.cache.store.delete(ref.key)
+    def drop_own(self, refs: Iterable[BlobRef], *, kept: Collection[BlobRef]) -> None:
+        """Remove blobs that this publish itself wrote for a session in between, and that no version will name.
+
+        Those of the next session are `kept`: equal bytes of one publish are one object.
+        """
+        dropped = {ref for ref in refs if ref in self.written and ref not in kept}
+        self.written = [ref for ref in self.written if ref not in dropped]
+        for ref in dropped:
+            self.cache.store.delete(ref.key)
 
     def put_record(self, new: NewExpert, trigger: BlobRef, norm: float, **entry: Any) -> TaskEntry:
         """Store a new expert's record and return its line for the manifest."""

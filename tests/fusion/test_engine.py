@@ -20,6 +20,7 @@ from fusion.manifest import Manifest
 from fusion.modes import open_mode
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
+from fusion.verify import verify
 from fusion.versions import Draft, Versions
 from fusion.versions import publish as publish_draft
 from tests.fusion.vectors import SHAPES, cache_of, cosine, random_base, random_expert
@@ -263,6 +264,23 @@ def test_empty_tensors_scalars_and_rows_of_odd_length_fuse(
     manifest = fuse_experts(cache, base, [ExpertToFuse("a", tmp_path / "e.safetensors")], mode=mode).manifest
     for name, tensor in decoupled_tensors(cache, manifest, "a"):
         assert torch.equal(tensor, torch.ones(shapes[name])), name
+
+
+@pytest.mark.parametrize("mode", EVERY_MODE, ids=str)
+def test_sessions_of_one_call_that_change_nothing_keep_what_they_share(
+    mode: dict[str, Any], local_store: Store, tmp_path: Path
+) -> None:
+    """Equal experts leave tau, last_flip or a profile as it was: the same bytes are the same blob of one publish."""
+    base, path = random_base(tmp_path, local_store)
+    expert = random_expert(tmp_path, path, "a", seed=1)
+    unmoved = replace(expert, task="z", weights=path)
+    cache = cache_of(local_store, tmp_path)
+    group = [replace(expert, task=task) for task in "abcd"] + [unmoved, replace(unmoved, task="y")]
+    manifest = fuse_experts(cache, base, group, mode=mode).manifest
+    for task in manifest.state.tasks:
+        assert all(np.isfinite(delta).all() for delta in deltas_of(local_store, tmp_path, manifest, task).values())
+    assert not any(delta.any() for delta in deltas_of(local_store, tmp_path, manifest, "z").values())
+    assert verify(Versions(local_store)).findings == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
