@@ -65,6 +65,7 @@ class Workbench:
         self.pass_seconds = 0.0
         """Time spent in passes over the elements: reading them, the arithmetic, writing them."""
         self._records: dict[str, TaskRecord] = {}
+        self._triggers: dict[str, TensorFile] = {}
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -105,7 +106,11 @@ class Workbench:
         return self._records[entry.record.key]
 
     def trigger(self, entry: TaskEntry) -> TensorFile:
-        return self.cache.tensors(self.record(entry).trigger)
+        """A task's trigger, opened once for all sessions of a call."""
+        ref = self.record(entry).trigger
+        if ref.key not in self._triggers:
+            self._triggers[ref.key] = self.cache.tensors(ref)
+        return self._triggers[ref.key]
 
     def triggers(self, entries: Sequence[TaskEntry]) -> list[TensorFile]:
         """The triggers of many tasks, fetched and verified side by side. Their records are read on the way."""
