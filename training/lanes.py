@@ -14,19 +14,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from fusion.bases import Base
 from fusion.errors import BlobNotFoundError, DataError
 from fusion.experts import find_expert, num_attempts
+from fusion.names import NAMESPACE, actor_name
 from fusion.store import S3Options, open_store
 from training.capacity import LaneOptions, Node, lanes_that_fit
 from training.environment import WORKER_ENVIRONMENT
@@ -38,6 +41,7 @@ from training.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
 
 logger = logging.getLogger(__name__)
 
+_QUEUE_KIND = "queue-v1"
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
 _TRAIN_SETTINGS = {
@@ -57,6 +61,7 @@ def run_lanes(
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
     cache_folder: Path | None = None,
+    reserved: Mapping[str, float] | None = None,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
 
@@ -68,6 +73,7 @@ def run_lanes(
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
         cache_folder: of every node's cache; None: the default.
+        reserved: what the caller's own actor holds of the cluster, so that `auto` leaves it.
     Returns: the last statuses, each `done` or `failed`.
     Raises:
         ConfigError: a lane's demand is more than the cluster has.
@@ -84,7 +90,7 @@ def run_lanes(
         return statuses
     if open_store(store_url, store_options).head(base.weights.key) is None:
         raise BlobNotFoundError(f"{store_url} has no base {base.sha256[:12]}… to train from: put it there first")
-    num_lanes = lanes_that_fit(options, _nodes(), ray.available_resources(), len(planned))
+    num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
     queue = _start_queue(store_url, store_options, list(planned.values()), options)
     lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, cache_folder, planned)
 
@@ -251,10 +257,29 @@ def _watch(
 def _start_queue(
     store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], options: LaneOptions
 ) -> Any:
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
-    return actor.remote(store_url, store_options, tasks, options.max_attempts)
+    name = f"{actor_name(_QUEUE_KIND, store_url)}-{secrets.token_hex(4)}"  # a store may have several runs at once
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
+    named = actor.options(name=name, namespace=NAMESPACE)
+    return named.remote(store_url, store_options, tasks, options.max_attempts)
 
 
-def _nodes() -> list[Node]:
+def find_statuses(store_url: str, *, timeout_s: float) -> list[list[TaskStatus]]:
+    """The tasks of every run of a store (`Store.url`) whose lanes train on this cluster now, one list a run.
+
+    A queue that does not answer within `timeout_s` is left out: its run is ending.
+    """
+    prefix = f"{actor_name(_QUEUE_KIND, store_url)}-"
+    found: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    names = sorted(actor["name"] for actor in found if actor["namespace"] == NAMESPACE)
+    runs = []
+    for name in names:
+        if name.startswith(prefix):
+            with suppress(ValueError, GetTimeoutError, RayActorError):
+                queue: Any = ray.get_actor(name, namespace=NAMESPACE)
+                runs.append(ray.get(queue.statuses.remote(), timeout=timeout_s))
+    return runs
+
+
+def cluster_nodes() -> list[Node]:
     """The cluster's living nodes."""
     return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]
