@@ -161,8 +161,8 @@ class FusionConfig(Section):
             )
         if (self.device == "cuda") != (self.num_gpus > 0):
             raise ValueError(
-                f"device: {self.device} with num_gpus: {self.num_gpus:g}: to fuse on a GPU takes both, device: cuda and "
-                "num_gpus above 0"
+                f"device: {self.device} with num_gpus: {self.num_gpus:g}: fusing on a GPU takes both, device: cuda "
+                "and num_gpus above 0"
             )
         for name in ("scales", "dtype"):
             if getattr(self, name) is not None and self.mode == "signed":

@@ -16,32 +16,30 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from fusion.bases import Base
 from fusion.errors import BlobNotFoundError, DataError
 from fusion.experts import find_expert, num_attempts
-from fusion.names import NAMESPACE, actor_name
+from fusion.names import NAMESPACE
 from fusion.store import S3Options, open_store
 from training.capacity import LaneOptions, Node, lanes_that_fit
 from training.environment import WORKER_ENVIRONMENT
 from training.expert import identity_of
 from training.lane import CrashReporter, LaneConfig, LaneError, one_line
+from training.lane_status import queue_prefix
 from training.lane_worker import run_worker
 from training.sources import absolute_source
 from training.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
 
 logger = logging.getLogger(__name__)
 
-_QUEUE_KIND = "queue-v1"
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
 _TRAIN_SETTINGS = {
@@ -257,27 +255,10 @@ def _watch(
 def _start_queue(
     store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], options: LaneOptions
 ) -> Any:
-    name = f"{actor_name(_QUEUE_KIND, store_url)}-{secrets.token_hex(4)}"  # a store may have several runs at once
+    name = f"{queue_prefix(store_url)}{secrets.token_hex(4)}"  # a store may have several runs at once
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
     named = actor.options(name=name, namespace=NAMESPACE)
     return named.remote(store_url, store_options, tasks, options.max_attempts)
-
-
-def find_statuses(store_url: str, *, timeout_s: float) -> list[list[TaskStatus]]:
-    """The tasks of every run of a store (`Store.url`) whose lanes train on this cluster now, one list a run.
-
-    A queue that does not answer within `timeout_s` is left out: its run is ending.
-    """
-    prefix = f"{actor_name(_QUEUE_KIND, store_url)}-"
-    found: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    names = sorted(actor["name"] for actor in found if actor["namespace"] == NAMESPACE)
-    runs = []
-    for name in names:
-        if name.startswith(prefix):
-            with suppress(ValueError, GetTimeoutError, RayActorError):
-                queue: Any = ray.get_actor(name, namespace=NAMESPACE)
-                runs.append(ray.get(queue.statuses.remote(), timeout=timeout_s))
-    return runs
 
 
 def cluster_nodes() -> list[Node]:

@@ -56,7 +56,7 @@ def add_task(
 def _run(config: Config, *, replace: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
     report: dict[str, Any] | None = None
     this = open_run(config)
-    with ray_session(config.ray) as ray:
+    with ray_session(config.ray, store=config.store) as ray:
         train_and_fuse(this, replace=replace, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:
