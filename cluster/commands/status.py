@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, load_config
@@ -92,7 +93,8 @@ def _live_status(store_url: str | None, settings: Config | None) -> list[dict[st
 def _print_store(held: dict[str, Any]) -> None:
     newest, experts = held["newest"], held["experts"]
     if held["problem"]:
-        errors.print(f"[bold red]problem[/] {held['problem']}", markup=True)
+        errors.print("[bold red]problem[/] ", end="")
+        errors.print(held["problem"], markup=False)
     elif newest is None:
         console.print(f"nothing was published in {held['url']} yet")
     else:
@@ -115,7 +117,7 @@ def _print_sessions(sessions: list[dict[str, Any]]) -> None:
         console.print("nothing runs now")
     for session in busy:
         console.print()
-        console.print(f"[bold]{session.get('command') or 'cluster'}[/], Ray at {session['address']}")
+        console.print(f"[bold]{escape(session.get('command') or 'cluster')}[/], Ray at {session['address']}")
         if "command" in session:
             console.print(f"  started {session['started']}, process {session['pid']}, for {session['store']}")
         for run in session.get("tasks", []):
@@ -128,7 +130,7 @@ def _print_sessions(sessions: list[dict[str, Any]]) -> None:
 
 def _task_rows(run: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
     for task in run:
-        where = task["reason"] or task["worker"]
+        where = escape(task["reason"] or task["worker"] or "")
         step = f"{task['step']}/{task['steps']}"
         loss = None if task["loss"] is None else f"{task['loss']:.2f}"
         yield task["name"], task["state"], step, loss, round(task["seconds"]), task["attempts"], where
