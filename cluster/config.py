@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -145,14 +145,24 @@ class FusionConfig(Section):
     """Let a version name every expert's file, which `joint` reads again (and always does). A checkpoint a task."""
     archive_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """What is archived: the expert's file, or its task vector in 16 bits, half the size."""
-    num_cpus: float = Field(default=0.0, ge=0)
-    """Cores that the fusion actor reserves; 0: none, it fuses beside the lanes instead of waiting for one to end."""
+    num_cpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """Cores that the fusion actor reserves, and threads it computes with; 0: none, and one thread beside the lanes.
+    `auto`: one on a cluster of more than two cores, if the lanes fit beside it."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the fusion actor does its arithmetic."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPU share that it reserves, with `device: cuda`."""
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> FusionConfig:
         if self.bits is not None and self.mode != "signed":
             raise ValueError(
                 f"bits: {self.bits} has no effect in mode '{self.mode}': only 'signed' has more than one bit"
+            )
+        if (self.device == "cuda") != (self.num_gpus > 0):
+            raise ValueError(
+                f"device: {self.device} with num_gpus: {self.num_gpus:g}: fusing on a GPU takes both, device: cuda "
+                "and num_gpus above 0"
             )
         for name in ("scales", "dtype"):
             if getattr(self, name) is not None and self.mode == "signed":

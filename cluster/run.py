@@ -17,6 +17,7 @@ from typing import Any
 from cluster.base_source import resolve_base
 from cluster.config import Config
 from cluster.fuser import OrderedFuser
+from cluster.fusion_cores import fusion_resources
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
 from cluster.progress import TaskProgress
 from fusion.bases import Base
@@ -121,22 +122,31 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
 
     A task that somebody removes from the store meanwhile is trained and not fused, unless `readd` is on.
 
-    Raises: TaskNameError when a configured name holds another expert and `replace` is off; whatever fusing raises.
+    Raises: ConfigError when lanes and fusion actor can never run at once; TaskNameError when a configured name holds
+        another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
-    from training.lanes import run_lanes
+    from training.lanes import cluster_nodes, run_lanes
 
     config = run.config
+    lanes = lane_options(config)
+    reserved = fusion_resources(config.fusion, lanes, cluster_nodes(), len(config.tasks))
     parent = Versions(run.store).newest()
-    client = FusionClient(config.store, run.options, num_cpus=config.fusion.num_cpus, cache_folder=config.cache)
+    client = FusionClient(
+        config.store,
+        run.options,
+        num_cpus=reserved.get("CPU", 0.0),
+        num_gpus=reserved.get("GPU", 0.0),
+        cache_folder=config.cache,
+    )
     options = {
         "mode": config.fusion.settings(),
         "archive": config.fusion.archive_experts,
         "archive_dtype": config.fusion.archive_dtype,
         "replace": replace,
+        "device": config.fusion.device,
         "created": {"config": config_hash(config)},
     }
-    lanes = lane_options(config)
     with TaskProgress(enabled=show) as progress:
         fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd)
         first = True
@@ -145,13 +155,22 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
             nonlocal first
             if first and parent is not None and not replace:
                 _refuse_taken_names(run.store, parent, statuses)
+            if first and reserved and any(status.state == "waiting" for status in statuses):
+                client.start(timeout_s=lanes.startup_timeout_s)  # it takes its share before the lanes take the rest
             first = False
             progress.update(statuses)
             fuser.update(statuses)
 
         with run.stage("train"):
             run.statuses = run_lanes(
-                config.store, run.options, run.base, jobs(config), lanes, on_status, cache_folder=config.cache
+                config.store,
+                run.options,
+                run.base,
+                jobs(config),
+                lanes,
+                on_status,
+                cache_folder=config.cache,
+                reserved=reserved,
             )
         with run.stage("fuse"):
             fuser.update(run.statuses)

@@ -12,10 +12,11 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from cluster.config import RayConfig
+from cluster.session_file import announced
 from fusion.errors import ConfigError
 
 _LOOPBACK = "127.0.0.1"
@@ -25,16 +26,20 @@ _OBJECT_STORE_BYTES = 256 << 20
 
 
 @contextmanager
-def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
+def ray_session(
+    config: RayConfig, *, quiet: bool = True, store: str | None = None, joined: bool = False
+) -> Iterator[Any]:
     """Connect to Ray for the duration of a block, and give its module.
 
     Args:
         config: where Ray is.
         quiet: keep the logs of Ray's processes in their files instead of the terminal.
+        store: what the session works for. A local session is then announced to `condu status`.
+        joined: the address is that of a local session of another process, whose token is in the environment.
     Raises: ConfigError when the address does not answer.
     """
     local = config.address == "local"
-    if local:
+    if local or joined:
         _prepare_local()
     if quiet:
         # what raylets report is printed to standard output, where JSON may be expected; this drops every line of it
@@ -55,10 +60,11 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
             "num_cpus": config.num_cpus,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
-            "_node_ip_address": _LOOPBACK,
         }
     else:
         options["address"] = config.address
+    if local or joined:
+        options["_node_ip_address"] = _LOOPBACK
     try:
         _check_reachable(config.address)
         ray.init(**options)
@@ -68,7 +74,8 @@ def ray_session(config: RayConfig, *, quiet: bool = True) -> Iterator[Any]:
             "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`"
         ) from error
     try:
-        yield ray
+        with announced(ray.get_runtime_context().gcs_address, store) if local and store else nullcontext():
+            yield ray
     finally:
         ray.shutdown()
 

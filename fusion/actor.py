@@ -3,63 +3,151 @@
 It keeps nothing that the store lacks, so any line of it may be its last: Ray starts it again, the caller's call runs
 again, and fusing an expert that the newest version names already is a no-op. Two incarnations that run at once (a
 partition) race for one manifest key like any two publishers, so exactly-once comes from the store, never from here.
+
+It fuses one call at a time, and callers take turns (`fusion.turns`). The line is not kept either: when the actor dies,
+every call that waited comes again by itself, callers line up anew in the order in which they come, the one that was
+being served among them, and each caller's own calls keep their order.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import itertools
 import logging
 import os
+import secrets
+import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
 from fusion.bases import Base
 from fusion.cache import NodeCache
 from fusion.errors import ConduError, StoreUnavailableError
 from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.names import NAMESPACE, actor_name
 from fusion.store import S3Options, open_store
+from fusion.turns import Turns, Waiting
 
-NAMESPACE = "condu"
-_PROTOCOL = 1
+_KIND = "fusion-v2"
 """Part of the actor's name: an actor of an older release, which still runs the older code, is never asked."""
 
 _MAX_ATTEMPTS = 5
+_GROUPS = {"fuse": 1000, "watch": 16}
+"""Calls that Ray lets in at once. Those to `fuse` wait inside for their turn; who watches waits for none of them."""
+
 _logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Fusing:
+    """The fuse that runs now.
+
+    Attributes:
+        caller, tasks: who asked for it, and for what.
+        stage: `verify`, `fuse` or `publish`.
+        seconds, stage_seconds: since it began, and since the stage did.
+    """
+
+    caller: str
+    tasks: tuple[str, ...]
+    stage: str
+    seconds: float = 0.0
+    stage_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FusionProgress:
+    """What a fusion actor does. `asdict` of it is JSON.
+
+    Attributes:
+        pid: its process.
+        now: None: nothing.
+        waiting: calls that have not begun, the next one first.
+        num_fused: experts that it fused since its process started.
+        version: of the last call that succeeded; None: there was none.
+        error: of the last call that failed.
+    """
+
+    pid: int
+    now: Fusing | None = None
+    waiting: tuple[Waiting, ...] = ()
+    num_fused: int = 0
+    version: int | None = None
+    error: str | None = None
+
+
 class FusionActor:
-    """Fuses experts into one store, one call after the other (Ray queues callers in the order of their arrival)."""
+    """Fuses experts into one store, one call after the other."""
 
     def __init__(self, store_url: str, store_options: S3Options | None, cache_folder: Path | None) -> None:
         self._cache = NodeCache(open_store(store_url, store_options), cache_folder)
+        self._turns = Turns()
+        self._progress = FusionProgress(os.getpid())
+        self._started = self._stage_started = 0.0
 
-    def fuse(
-        self,
-        base: Base,
-        experts: Sequence[ExpertToFuse],
-        *,
-        mode: Mapping[str, Any],
-        **options: Any,
+    @ray.method(concurrency_group="fuse")
+    async def fuse(
+        self, caller: str, number: int, base: Base, experts: Sequence[ExpertToFuse], options: Mapping[str, Any]
     ) -> int:
         """Fuse experts (references into the store) and return the version that holds them. May run twice.
 
-        `options` are those of `fuse_experts`.
+        Args:
+            caller, number: see `Turns.submit`.
+            options: those of `fuse_experts`.
         """
-        start = time.perf_counter()
-        result = fuse_experts(self._cache, base, experts, mode=mode, **options)
-        version = result.manifest.version
-        for task in result.fused:
-            _logger.info("fused task=%s version=%d s=%.1f", task, version, time.perf_counter() - start)
-        return version
+        tasks = tuple(expert.task for expert in experts)
+        work = partial(self._fuse, caller, tasks, base, experts, options)
+        return int(await asyncio.wrap_future(self._turns.submit(caller, number, tasks, work)))
 
-    def pid(self) -> int:
+    @ray.method(concurrency_group="watch")
+    async def progress(self) -> FusionProgress:
+        """What it does now. Answered while a fuse runs."""
+        progress = replace(self._progress, waiting=tuple(self._turns.waiting()))
+        if progress.now is None:
+            return progress
+        clock = time.monotonic()
+        seconds, stage_seconds = round(clock - self._started, 2), round(clock - self._stage_started, 2)
+        return replace(progress, now=replace(progress.now, seconds=seconds, stage_seconds=stage_seconds))
+
+    @ray.method(concurrency_group="watch")
+    async def pid(self) -> int:
         """The process that answers: how a probe, and a test that kills it, finds it."""
         return os.getpid()
+
+    def _fuse(
+        self,
+        caller: str,
+        tasks: tuple[str, ...],
+        base: Base,
+        experts: Sequence[ExpertToFuse],
+        options: Mapping[str, Any],
+    ) -> int:
+        start = self._started = time.monotonic()
+
+        def on_stage(stage: str) -> None:
+            self._stage_started = time.monotonic()
+            self._progress = replace(self._progress, now=Fusing(caller, tasks, stage))
+
+        try:
+            result = fuse_experts(self._cache, base, experts, **{**options, "on_stage": on_stage})
+        except BaseException as error:
+            told = f"{', '.join(tasks)}: {type(error).__name__}: {error}"
+            self._progress = replace(self._progress, now=None, error=told)
+            raise
+        version = result.manifest.version
+        num_fused = self._progress.num_fused + len(result.fused)
+        self._progress = replace(self._progress, now=None, num_fused=num_fused, version=version)
+        for task in result.fused:
+            _logger.info("fused task=%s version=%d s=%.1f", task, version, time.monotonic() - start)
+        return version
 
 
 class FusionClient:
@@ -67,7 +155,8 @@ class FusionClient:
 
     Args:
         store_url, store_options: the store that the actor writes to.
-        num_cpus: cores that Ray reserves for it; its kernels use as many threads.
+        num_cpus: cores that Ray reserves for it; its kernels use as many threads, and one where it is below 2.
+        num_gpus: GPUs, or a fraction of one, that Ray reserves for it; to be used with `device="cuda"` of `fuse`.
         cache_folder: of the node cache; None for the default.
     """
 
@@ -77,58 +166,100 @@ class FusionClient:
         store_options: S3Options | None = None,
         *,
         num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
         cache_folder: Path | None = None,
     ) -> None:
+        store_url = open_store(store_url, store_options).url
+        self.name = actor_name(_KIND, store_url)
+        self.caller = f"{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(2)}"
         self._arguments = (store_url, store_options, cache_folder)
-        self._num_cpus = num_cpus
-        self.name = actor_name(store_url)
-        self._handle: Any = None  # held: Ray ends a named actor when the last handle to it goes
+        self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._held: Any = None
+
+    def start(self, *, timeout_s: float) -> None:
+        """Start the actor, unless it runs, and wait until it has what it reserves.
+
+        Raises `StoreUnavailableError` when it hasn't after `timeout_s`: others hold the resources.
+        """
+        try:
+            self._call("pid", timeout_s=timeout_s)
+        except GetTimeoutError:
+            needs = ", ".join(f"{name} {value:g}" for name, value in self._resources.items() if value)
+            raise StoreUnavailableError(
+                f"the fusion actor did not start in {timeout_s:.0f} s: it reserves {needs or 'nothing'}, and others "
+                "hold the cluster. Stop them, or set fusion.num_cpus to 0: it then fuses beside them"
+            ) from None
 
     def fuse(self, base: Base, experts: Sequence[ExpertToFuse], **options: Any) -> int:
-        """As `FusionActor.fuse`, whatever happens to the actor meanwhile. Raises what fusing raises.
+        """As `fuse_experts`, whatever happens to the actor meanwhile. Raises what fusing raises.
 
         Raises `StoreUnavailableError` when the actor died five times over this one call.
         """
-        return int(self._call("fuse", base, list(experts), **options))
+        return int(self._call("fuse", self.caller, next(self._numbers), base, list(experts), options))
 
     def pid(self) -> int:
         """Process id of the actor that is alive now."""
         return int(self._call("pid"))
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+    def progress(self) -> FusionProgress:
+        """What the actor does now."""
+        progress: FusionProgress = self._call("progress")
+        return progress
+
+    def _call(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
         for attempt in range(_MAX_ATTEMPTS):
             try:
-                self._handle = self._handle or self._actor()
-                return ray.get(getattr(self._handle, method).remote(*args, **kwargs))
+                handle = self._handle()
+                return ray.get(getattr(handle, method).remote(*args), timeout=timeout_s)
             except RayTaskError as error:
                 if isinstance(error.cause, ConduError):
                     raise error.cause from None
                 raise
             except (ActorUnavailableError, RayActorError) as error:
                 _logger.warning("the fusion actor died (attempt %d of %d): %s", attempt + 1, _MAX_ATTEMPTS, error)
-                self._handle = None
+                with self._lock:
+                    self._held = None if self._held is handle else self._held
                 time.sleep(0.2 * 2**attempt)
         raise StoreUnavailableError(
             f"the fusion actor died {_MAX_ATTEMPTS} times over one call. Usually it ran out of memory: `ray memory` "
             "and the node's log tell. What was published is untouched, and the same command goes on from there"
         )
 
+    def _handle(self) -> Any:
+        # one for all threads, and held: Ray ends a named actor when the last handle to it goes
+        with self._lock:
+            if self._held is None:
+                self._held = self._actor()
+            return self._held
+
     def _actor(self) -> Any:
+        # Ray sets the threads from num_cpus only where the environment that the node was started in does not
+        threads = str(max(1, int(self._resources["num_cpus"])))
         # get_if_exists can lose a race against an actor that is just going (ray#48856): the caller asks again
-        return (
-            ray.remote(FusionActor)
-            .options(
-                name=self.name,
-                namespace=NAMESPACE,
-                get_if_exists=True,
-                max_restarts=-1,
-                max_task_retries=_MAX_ATTEMPTS,
-                num_cpus=self._num_cpus,
-            )
-            .remote(*self._arguments)
-        )
+        options: dict[str, Any] = {
+            "name": self.name,
+            "namespace": NAMESPACE,
+            "get_if_exists": True,
+            "max_restarts": -1,
+            "max_task_retries": _MAX_ATTEMPTS,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}},
+            **self._resources,
+        }
+        remote: Any = ray.remote
+        return remote(concurrency_groups=_GROUPS)(FusionActor).options(**options).remote(*self._arguments)
 
 
-def actor_name(store_url: str) -> str:
-    """One name a store, and a protocol number."""
-    return f"condu-fusion-v{_PROTOCOL}-{hashlib.sha256(store_url.encode()).hexdigest()[:12]}"
+def find_progress(store_url: str, *, timeout_s: float) -> FusionProgress | None:
+    """What the fusion actor of a store (`Store.url`) does, without starting one. None: there is none.
+
+    Raises `GetTimeoutError` when it does not answer: it is being restarted, or waits for its resources.
+    """
+    try:
+        handle: Any = ray.get_actor(actor_name(_KIND, store_url), namespace=NAMESPACE)
+        answer: Any = ray.get(handle.progress.remote(), timeout=timeout_s)
+    except (ValueError, RayActorError):
+        return None
+    progress: FusionProgress = answer
+    return progress

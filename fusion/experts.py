@@ -69,6 +69,20 @@ class TrainingState:
     tensors: BlobRef
 
 
+@dataclass(frozen=True)
+class UnfinishedExpert:
+    """An expert that is being trained, or whose training was interrupted.
+
+    Attributes:
+        step: of its newest resumable state, 0 for none.
+        attempts: how often its training was started.
+    """
+
+    identity: str
+    step: int
+    attempts: int
+
+
 def expert_identity(*, base: str, data: str, recipe: Mapping[str, Any], seed: int) -> str:
     """Hex sha256 that names an expert before it exists.
 
@@ -153,6 +167,23 @@ def count_attempt(store: Store, identity: str) -> int:
 def num_attempts(store: Store, identity: str) -> int:
     """How many times training of an unfinished expert was started."""
     return sum(1 for _ in store.list(f"experts/{identity}/attempts/"))
+
+
+def survey_experts(store: Store) -> tuple[int, list[UnfinishedExpert]]:
+    """How many experts are finished, and those that were begun and are not, from one listing."""
+    finished: set[str] = set()
+    steps: dict[str, int] = {}
+    attempts: dict[str, int] = {}
+    for info in store.list("experts/"):
+        identity, _, rest = info.key.removeprefix("experts/").partition("/")
+        if not rest:
+            finished.add(identity.removesuffix(".json"))
+        elif rest.startswith("state/"):
+            steps[identity] = max(steps.get(identity, 0), int(rest.removeprefix("state/").split("-")[0]))
+        elif rest.startswith("attempts/"):
+            attempts[identity] = attempts.get(identity, 0) + 1
+    begun = sorted({*steps, *attempts} - finished)
+    return len(finished), [UnfinishedExpert(name, steps.get(name, 0), attempts.get(name, 0)) for name in begun]
 
 
 def record_key(identity: str) -> str:

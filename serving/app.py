@@ -20,12 +20,11 @@ from serving.errors import StartError
 from serving.ingress import Ingress
 from serving.options import ServeOptions
 from serving.replicas import BaseReplica, ExpertReplica, expert_window
+from serving.status import APP_NAME, BASE, EXPERTS, INGRESS
 from serving.watch import newest_readable
 
 logger = logging.getLogger(__name__)
 
-APP_NAME = "condu"
-INGRESS, BASE, EXPERTS = "Ingress", "Base", "Experts"
 _RETRY_AFTER_S = 1.0
 _GRACE_S = 5.0
 _MESSAGE_LINES = 6

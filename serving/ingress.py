@@ -96,6 +96,17 @@ class Ingress:
         """Before a stop: see `Service.drain`."""
         await self._service.drain()
 
+    async def describe(self) -> dict[str, Any]:
+        """What this replica answers, where and from what, for `condu status`. JSON values only."""
+        options, current = self._service.options, self._watcher.current
+        return {
+            "store": self._store.url,
+            "url": f"http://{options.host}:{options.port}",
+            "version": current.version if current else None,
+            "ready": self._service.ready,
+            "problem": self._watcher.problem,
+        }
+
     async def check_health(self) -> None:
         """The watcher must be alive: without it the version in hand would be the last one for ever."""
         if any(task.done() and not task.cancelled() and task.exception() for task in self._background):

@@ -76,31 +76,64 @@ class Node:
     labels: Mapping[str, str]
 
 
-def lanes_that_fit(options: LaneOptions, nodes: Sequence[Node], free: Mapping[str, float], num_tasks: int) -> int:
+def lanes_that_fit(
+    options: LaneOptions,
+    nodes: Sequence[Node],
+    free: Mapping[str, float],
+    num_tasks: int,
+    *,
+    reserved: Mapping[str, float] | None = None,
+) -> int:
     """Number of lanes to start, at least 1.
 
     Args:
         nodes: the living nodes.
         free: what is free in the whole cluster now. It caps `auto`; a given number of lanes may wait for its turn.
         num_tasks: more lanes than tasks are of no use.
+        reserved: what one other actor of this run holds, whether or not `free` has noticed yet.
     Raises:
         ConfigError: one lane would not fit even an idle cluster; it names the resource that is missing.
     """
+    reserved = reserved or {}
     wanted = num_tasks if options.lanes == "auto" else min(options.lanes, num_tasks)
     if options.autoscaling:
         return wanted
-    demand = dict(options.demand())
-    if options.accelerator_type:
-        demand[f"accelerator_type:{options.accelerator_type}"] = 0.001
-    fitting = [node for node in nodes if _has_labels(node, options.labels or {})]
+    fitting = _fitting(options, nodes)
     if not fitting:
         raise ConfigError(f"train.labels: no node of the cluster has the labels {dict(options.labels or {})}")
-    workers = sum(_times(demand, node.resources) for node in fitting)
+    workers = workers_beside(options, nodes, {})
     if workers < options.workers:
-        raise ConfigError(_shortage(options, demand, fitting, workers))
+        raise ConfigError(_shortage(options, _demand(options), fitting, workers))
+    workers = workers_beside(options, nodes, reserved)
     if options.lanes == "auto":
-        workers = min(workers, _times(options.demand(), free))
+        total = {name: sum(node.resources.get(name, 0.0) for node in nodes) for name in {*free, *reserved}}
+        left = {name: min(free.get(name, 0.0), total[name] - reserved.get(name, 0.0)) for name in total}
+        workers = min(workers, _times(options.demand(), left))
     return max(1, min(wanted, workers // options.workers))
+
+
+def workers_beside(options: LaneOptions, nodes: Sequence[Node], reserved: Mapping[str, float]) -> int:
+    """Workers of lanes that an idle cluster holds while some one node gives `reserved` to another actor.
+
+    That actor is thought to be where it costs the fewest workers. 0 when no node could give it what it reserves.
+    """
+    demand, fitting = _demand(options), _fitting(options, nodes)
+    workers = sum(_times(demand, node.resources) for node in fitting)
+    losses = []
+    for node in nodes:
+        left = {**node.resources, **{name: node.resources.get(name, 0.0) - need for name, need in reserved.items()}}
+        if min(left.values(), default=0.0) >= 0:
+            losses.append(_times(demand, node.resources) - _times(demand, left) if node in fitting else 0)
+    return workers - min(losses, default=workers)
+
+
+def _demand(options: LaneOptions) -> dict[str, float]:
+    accelerator = {f"accelerator_type:{options.accelerator_type}": 0.001} if options.accelerator_type else {}
+    return {**options.demand(), **accelerator}
+
+
+def _fitting(options: LaneOptions, nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if _has_labels(node, options.labels or {})]
 
 
 def _shortage(options: LaneOptions, demand: Mapping[str, float], nodes: Sequence[Node], workers: int) -> str:

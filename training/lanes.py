@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +27,13 @@ from ray.train.torch import TorchTrainer
 from fusion.bases import Base
 from fusion.errors import BlobNotFoundError, DataError
 from fusion.experts import find_expert, num_attempts
+from fusion.names import NAMESPACE
 from fusion.store import S3Options, open_store
 from training.capacity import LaneOptions, Node, lanes_that_fit
 from training.environment import WORKER_ENVIRONMENT
 from training.expert import identity_of
 from training.lane import CrashReporter, LaneConfig, LaneError, one_line
+from training.lane_status import queue_prefix
 from training.lane_worker import run_worker
 from training.sources import absolute_source
 from training.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
@@ -57,6 +59,7 @@ def run_lanes(
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
     cache_folder: Path | None = None,
+    reserved: Mapping[str, float] | None = None,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
 
@@ -68,6 +71,7 @@ def run_lanes(
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
         cache_folder: of every node's cache; None: the default.
+        reserved: what the caller's own actor holds of the cluster, so that `auto` leaves it.
     Returns: the last statuses, each `done` or `failed`.
     Raises:
         ConfigError: a lane's demand is more than the cluster has.
@@ -84,7 +88,7 @@ def run_lanes(
         return statuses
     if open_store(store_url, store_options).head(base.weights.key) is None:
         raise BlobNotFoundError(f"{store_url} has no base {base.sha256[:12]}… to train from: put it there first")
-    num_lanes = lanes_that_fit(options, _nodes(), ray.available_resources(), len(planned))
+    num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
     queue = _start_queue(store_url, store_options, list(planned.values()), options)
     lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, cache_folder, planned)
 
@@ -251,10 +255,12 @@ def _watch(
 def _start_queue(
     store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], options: LaneOptions
 ) -> Any:
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
-    return actor.remote(store_url, store_options, tasks, options.max_attempts)
+    name = f"{queue_prefix(store_url)}{secrets.token_hex(4)}"  # a store may have several runs at once
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
+    named = actor.options(name=name, namespace=NAMESPACE)
+    return named.remote(store_url, store_options, tasks, options.max_attempts)
 
 
-def _nodes() -> list[Node]:
+def cluster_nodes() -> list[Node]:
     """The cluster's living nodes."""
     return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]

@@ -82,7 +82,7 @@ def compare(
         )
         for method in chosen
     ]
-    with ray_session(settings.ray) as ray:
+    with ray_session(settings.ray, store=settings.store) as ray:
         compared = _collect(ray, work, show=not as_json)
     report = build_comparison(run, compared, settings={**options, "seed": settings.seed})
     if as_json:

@@ -37,7 +37,7 @@ def demo(
         raise ConfigError(f"{config}: no such file. The demo's data is part of the repository: run it from a clone")
     settings, written = _into_folder(load_config(config), output.resolve())
     run = open_run(settings)
-    with ray_session(settings.ray) as ray:
+    with ray_session(settings.ray, store=settings.store) as ray:
         report = run_demo(run, output.resolve() / "scratch", ray)
         for part in report_tables(report):
             console.print(part, "")

@@ -60,7 +60,7 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
     this = open_run(config, readd=readd)
     for name in this.removed:
         errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
-    with ray_session(config.ray) as ray:
+    with ray_session(config.ray, store=config.store) as ray:
         train_and_fuse(this, replace=replace, readd=readd, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:

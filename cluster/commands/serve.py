@@ -23,7 +23,7 @@ def serve(
     settings = load_config(config)
     options = serve_options(settings, port=port)
     stopped = threading.Event()
-    with ray_session(settings.ray):
+    with ray_session(settings.ray, store=settings.store):
         from serving.app import stop
 
         try:

@@ -50,6 +50,7 @@ class Project:
             **os.environ,
             "HOME": str(folder / "home"),
             "CONDU_CACHE": str(folder / "cache"),
+            "XDG_RUNTIME_DIR": str(folder / "runtime"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "160",
             **(env or {}),

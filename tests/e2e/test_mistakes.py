@@ -164,6 +164,10 @@ def test_a_cluster_that_is_not_there_or_too_small_is_told(project: Project) -> N
     assert done.returncode == 2, done.stdout + done.stderr
     assert "GPU" in done.stderr
     assert "Traceback" not in done.stderr
+    project.write_config(ray={"num_cpus": 2}, train={"lanes": 2}, fusion={"num_cpus": 1})
+    done = project.condu("run", "condu.yaml")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "leaves room for 1 workers beside the actor" in " ".join(done.stderr.split())
 
 
 def test_serving_refuses_an_empty_store_and_a_port_in_use(finished: Project, shared: Project) -> None:

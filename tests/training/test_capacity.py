@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fusion.errors import ConfigError
-from training.capacity import LaneOptions, Node, lanes_that_fit
+from training.capacity import LaneOptions, Node, lanes_that_fit, workers_beside
 
 SMALL = Node({"CPU": 4.0, "memory": 8.0 * 2**30}, {"zone": "a"})
 GPUS = Node({"CPU": 32.0, "GPU": 4.0, "memory": 200.0 * 2**30, "accelerator_type:A100": 1.0}, {"zone": "b"})
@@ -37,6 +37,30 @@ def test_auto_takes_what_is_free_and_one_lane_at_least() -> None:
     assert lanes_that_fit(LaneOptions(), [SMALL], {"CPU": 3.0}, num_tasks=9) == 3
     assert lanes_that_fit(LaneOptions(), [SMALL], {}, num_tasks=9) == 1
     assert lanes_that_fit(LaneOptions(lanes=4), [SMALL], {}, num_tasks=9) == 4
+
+
+def test_auto_leaves_what_another_actor_of_the_run_reserved_noticed_or_not() -> None:
+    reserved = {"CPU": 1.0}
+    assert lanes_that_fit(LaneOptions(), [SMALL], {"CPU": 4.0}, num_tasks=9, reserved=reserved) == 3
+    assert lanes_that_fit(LaneOptions(), [SMALL], {"CPU": 3.0}, num_tasks=9, reserved=reserved) == 3
+    assert lanes_that_fit(LaneOptions(lanes=4), [SMALL], {}, num_tasks=9, reserved=reserved) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "reserved", "workers"),
+    [
+        (LaneOptions(num_cpus=4), {}, 9),
+        (LaneOptions(num_cpus=4), {"CPU": 1.0}, 8),
+        (LaneOptions(num_cpus=3), {"CPU": 1.0}, 11),  # the small node has one to spare
+        (LaneOptions(num_cpus=4, labels={"zone": "b"}), {"CPU": 1.0}, 8),  # the other node has room
+        (LaneOptions(num_gpus=1), {"CPU": 1.0, "GPU": 0.5}, 3),
+        (LaneOptions(), {"CPU": 33.0}, 0),
+    ],
+)
+def test_an_actor_beside_the_lanes_is_counted_on_the_node_where_it_costs_least(
+    options: LaneOptions, reserved: dict[str, float], workers: int
+) -> None:
+    assert workers_beside(options, [SMALL, GPUS], reserved) == workers
 
 
 @pytest.mark.parametrize(

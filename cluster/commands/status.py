@@ -1,0 +1,171 @@
+"""`condu status`: what runs now, and what the store holds. Reads only, and never waits for long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from cluster.commands.fuse import JsonOption
+from cluster.config import Config, load_config
+from cluster.live import ask_session
+from cluster.output import console, errors, print_json, table
+from cluster.session_file import Session, running_sessions
+from fusion.errors import ConduError, ConfigError
+from fusion.experts import survey_experts
+from fusion.store import Store, open_store
+from fusion.versions import Versions
+
+
+def status(
+    config: Annotated[Path | None, typer.Argument(help="YAML configuration.", metavar="[CONFIG]")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", help="Instead of CONFIG: file:///folder, a path, or s3://…", metavar="URL")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the newest version, experts in training, and what runs: lanes, the fusion actor, the service.
+
+    Local sessions of this user on this machine are found by themselves; a cluster is asked when CONFIG names one.
+    Without CONFIG and --store: all sessions on this machine.
+    """
+    if config and store:
+        raise ConfigError("CONFIG and --store both name a store: give one of them")
+    settings = load_config(config) if config else None
+    target = open_store(settings.store, settings.s3.options()) if settings else open_store(store) if store else None
+    held = _store_status(target) if target else None
+    sessions = _live_status(target.url if target else None, settings)
+    if as_json:
+        print_json({"store": held, "sessions": sessions})
+    else:
+        _print_store(held) if held else None
+        _print_sessions(sessions)
+    if held and held["problem"]:
+        raise typer.Exit(1)
+
+
+def _store_status(store: Store) -> dict[str, Any]:
+    """What a store holds. An unreadable one is a `problem` here: what runs is still worth telling."""
+    found: dict[str, Any] = {"url": store.url, "newest": None, "experts": None, "problem": None}
+    try:
+        if newest := Versions(store).newest():
+            published = datetime.fromisoformat(newest.created["at"])
+            found["newest"] = {
+                "version": newest.version,
+                "published": newest.created["at"],
+                "age_s": round((datetime.now(UTC) - published).total_seconds()),
+                "by": newest.created["by"],
+                "why": newest.created.get("why"),
+                "mode": dict(newest.mode),
+                "tasks": list(newest.state.tasks),
+            }
+        finished, unfinished = survey_experts(store)
+        found["experts"] = {"finished": finished, "unfinished": [asdict(expert) for expert in unfinished]}
+    except ConduError as error:
+        found["problem"] = str(error)
+    return found
+
+
+def _live_status(store_url: str | None, settings: Config | None) -> list[dict[str, Any]]:
+    """Every session that works for the store (None: for any), asked side by side."""
+
+    def ask(session: Session) -> dict[str, Any]:
+        known = {name: getattr(session, name) for name in ("store", "command", "started", "pid", "address")}
+        return known | ask_session(
+            session.address, session.store, auth_mode=session.auth_mode, token=session.token, joined=True
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        ours = [session for session in running_sessions() if store_url in (None, session.store)]
+        local = pool.map(ask, ours)
+        if settings is None or store_url is None or settings.ray.address == "local":
+            return list(local)
+        cluster = pool.submit(ask_session, settings.ray.address, store_url, joined=False)
+        return [*local, {"store": store_url, "address": settings.ray.address, **cluster.result()}]
+
+
+def _print_store(held: dict[str, Any]) -> None:
+    newest, experts = held["newest"], held["experts"]
+    if held["problem"]:
+        errors.print("[bold red]problem[/] ", end="")
+        errors.print(held["problem"], markup=False)
+    elif newest is None:
+        console.print(f"nothing was published in {held['url']} yet")
+    else:
+        mode = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in newest["mode"].items())
+        console.print(f"[bold]version {newest['version']}[/] of {held['url']}")
+        console.print(f"  published  {_ago(newest['age_s'])} ago, {newest['published']}, by {newest['by']}")
+        console.print(f"  why        {newest['why'] or '–'}", markup=False)
+        console.print(f"  mode       {mode}")
+        console.print(f"  tasks      {len(newest['tasks'])}: {', '.join(newest['tasks'])}")
+    if experts:
+        begun = [f"{e['identity'][:12]}… (step {e['step']}, attempt {e['attempts']})" for e in experts["unfinished"]]
+        told = f", begun and not finished: {', '.join(begun)}" if begun else ""
+        console.print(f"experts      {experts['finished']} finished{told}")
+
+
+def _print_sessions(sessions: list[dict[str, Any]]) -> None:
+    parts = ("command", "tasks", "fusion", "service", "problem")  # a session of this machine has a command
+    busy = [session for session in sessions if any(session.get(part) for part in parts)]
+    if not busy:
+        console.print("nothing runs now")
+    for session in busy:
+        console.print()
+        console.print(f"[bold]{escape(session.get('command') or 'cluster')}[/], Ray at {session['address']}")
+        if "command" in session:
+            console.print(f"  started {session['started']}, process {session['pid']}, for {session['store']}")
+        for run in session.get("tasks", []):
+            console.print(table("lanes", ["task", "state", "step", "loss", "s", "attempts", "where"], _task_rows(run)))
+        for line in [*_fusion_lines(session.get("fusion")), *_service_lines(session.get("service"))]:
+            console.print(line, markup=False)
+        if "problem" in session:
+            console.print(f"  not answered: {session['problem']}", markup=False)
+
+
+def _task_rows(run: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
+    for task in run:
+        where = escape(task["reason"] or task["worker"] or "")
+        step = f"{task['step']}/{task['steps']}"
+        loss = None if task["loss"] is None else f"{task['loss']:.2f}"
+        yield task["name"], task["state"], step, loss, round(task["seconds"]), task["attempts"], where
+
+
+def _fusion_lines(fusion: dict[str, Any] | None) -> Iterator[str]:
+    if fusion is None:
+        return
+    if now := fusion["now"]:
+        yield f"  fusing   {', '.join(now['tasks'])}: {now['stage']}, {now['seconds']:.1f} s, for {now['caller']}"
+    for waiting in fusion["waiting"]:
+        yield f"  waits    {', '.join(waiting['what'])}, for {waiting['caller']}"
+    version = f", the last in version {fusion['version']}" if fusion["version"] else ""
+    yield f"  fused    {fusion['num_fused']} experts by process {fusion['pid']}{version}"
+    if fusion["error"]:
+        yield f"  failed   {fusion['error']}"
+
+
+def _service_lines(service: dict[str, Any] | None) -> Iterator[str]:
+    if service is None:
+        return
+    counts = [
+        f"{name} {', '.join(f'{count} {state.lower()}' for state, count in states.items()) or 'none'}"
+        for name, states in service["replicas"].items()
+    ]
+    yield f"  service  {service['status'].lower()}: {'; '.join(counts)}"
+    for replica in service["ingress"]:
+        ready = "ready" if replica["ready"] else "not ready"
+        yield f"           {replica['url']} {ready}, version {replica['version']}" + (
+            f", {replica['problem']}" if replica["problem"] else ""
+        )
+
+
+def _ago(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0, seconds):.0f} seconds"

@@ -1,0 +1,96 @@
+"""Turns: one job at a time, and callers take turns, so that one with a hundred jobs keeps nobody from having one done.
+
+Every caller stands in one line at most once. Whose job is done goes to the end of the line if it has more. So a job
+waits for the one that runs and for one job of each caller ahead, however many those have; a caller's own jobs go in the
+order of their numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, order=True)
+class _Job:
+    number: int
+    arrival: int
+    caller: str = field(compare=False)
+    what: tuple[str, ...] = field(compare=False)
+    work: Callable[[], Any] = field(compare=False)
+    result: Future[Any] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A job that has not begun: whose, and what it is about."""
+
+    caller: str
+    what: tuple[str, ...]
+
+
+class Turns:
+    """Runs jobs in a thread of its own, one at a time. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._jobs: dict[str, list[_Job]] = {}
+        self._line: deque[str] = deque()
+        self._served: str | None = None
+        self._arrivals = itertools.count()
+        threading.Thread(target=self._serve, name="turns", daemon=True).start()
+
+    def submit(self, caller: str, number: int, what: tuple[str, ...], work: Callable[[], Any]) -> Future[Any]:
+        """Add a job: the future gets what `work` returns or raises. A cancelled one that has not begun never does.
+
+        Args:
+            caller: who asks; any name that no other caller has.
+            number: of the job among this caller's own: lower ones go first, whenever they arrive.
+            what: told by `waiting`.
+        """
+        job = _Job(number, next(self._arrivals), caller, what, work, Future())
+        with self._changed:
+            heapq.heappush(self._jobs.setdefault(caller, []), job)
+            if caller not in self._line and caller != self._served:
+                self._line.append(caller)
+            self._changed.notify()
+        return job.result
+
+    def waiting(self) -> list[Waiting]:
+        """Jobs that have not begun, in the order in which they would be served if none came in between."""
+        with self._changed:
+            callers = [*self._line, *([self._served] if self._served else [])]
+            places = [
+                (round_, place, job)
+                for place, caller in enumerate(callers)
+                for round_, job in enumerate(sorted(self._jobs.get(caller, ())))
+            ]
+        return [Waiting(job.caller, job.what) for _, _, job in sorted(places) if not job.result.cancelled()]
+
+    def _serve(self) -> None:
+        while True:
+            job = self._next()
+            if job.result.set_running_or_notify_cancel():
+                try:
+                    job.result.set_result(job.work())
+                except BaseException as error:  # it is the caller's; the line goes on
+                    job.result.set_exception(error)
+
+    def _next(self) -> _Job:
+        with self._changed:
+            if self._served in self._jobs:
+                self._line.append(self._served)
+            self._served = None
+            while not self._line:
+                self._changed.wait()
+            caller = self._served = self._line.popleft()
+            job = heapq.heappop(self._jobs[caller])
+            if not self._jobs[caller]:
+                del self._jobs[caller]
+            return job

@@ -1,0 +1,38 @@
+"""How a service stands, for who did not start it. Imports no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+APP_NAME = "condu"
+INGRESS, BASE, EXPERTS = "Ingress", "Base", "Experts"
+
+
+def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
+    """The service of a store (`Store.url`) on this cluster, JSON values only. None: there is none.
+
+    Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `ingress`: what each of
+        its replicas says of itself, see `Ingress.describe`; empty while it starts.
+    """
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    if not any(actor["namespace"] == "serve" for actor in actors):
+        return None  # asking Serve itself would take seconds to import it
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus, ReplicaState
+
+    app = serve.status().applications.get(APP_NAME)
+    if app is None:
+        return None
+    ingress: list[dict[str, Any]] = []
+    if INGRESS in app.deployments and app.deployments[INGRESS].replica_states.get(ReplicaState.RUNNING):
+        handle: Any = serve.get_deployment_handle(INGRESS, APP_NAME)
+        ingress = list(handle.broadcast("describe").results(timeout_s=timeout_s))
+    if any(replica["store"] != store_url for replica in ingress):
+        return None
+    replicas = {
+        name: {ReplicaState(state).value: count for state, count in deployment.replica_states.items() if count}
+        for name, deployment in app.deployments.items()
+    }
+    return {"status": ApplicationStatus(app.status).value, "replicas": replicas, "ingress": ingress}
