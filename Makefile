@@ -11,10 +11,10 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 SOURCES := cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak base data clean
+.PHONY: help setup demo test lint bench bench-fusion soak base data clean
 
 help:  ## Show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## Make .venv with every pinned package and .venv/bin/condu
 
@@ -39,7 +39,10 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy cluster fusion serving training
 
-bench: $(READY)  ## Measure what the docs claim, each beside a baseline in the same run
+bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
+	@$(BIN)/python -m benchmarks.thousand_tasks
+
+bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (half an hour, 15 GB of disk)
 	@$(BIN)/python -m benchmarks.fusion_time
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
