@@ -26,6 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (a few minutes, about 6 GB with torch)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m fusion.kernels
 	@touch $@
 
 demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (about 8 minutes on 2 cores)
