@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from fusion.versions import Versions
 from tests.e2e.project import FAST, Project
 from tests.e2e.test_kills import kill_session, wait_for
 
@@ -117,9 +118,13 @@ def test_a_service_is_seen_with_its_replicas_and_the_version_that_it_answers_fro
 def test_when_nothing_runs_that_is_said_and_the_store_is_shown(finished: Project) -> None:
     told = ask(finished)
     assert told["sessions"] == []
-    assert told["store"]["newest"]["tasks"] == ["colours", "shapes"]
+    newest = Versions(finished.store).newest()  # other tests have added tasks to this project
+    assert newest is not None
+    assert told["store"]["newest"]["version"] == newest.version
+    assert told["store"]["newest"]["tasks"] == list(newest.state.tasks)
     assert told["store"]["newest"]["age_s"] >= 0
-    assert told["store"]["experts"] == {"finished": 2, "unfinished": []}
+    assert told["store"]["experts"]["finished"] >= 2
+    assert told["store"]["experts"]["unfinished"] == []
     shown = finished.condu("status", "condu.yaml")
     assert shown.returncode == 0
     assert "nothing runs now" in shown.stdout
