@@ -1,7 +1,8 @@
 """The plain way to fuse, for comparison: the equations as they are usually written in torch.
 
-A task vector is a dict of tensors and a mask is a boolean tensor. A session decouples every old task in full and
-unifies all of them with the new one. Everything is in memory before the clock starts.
+A model and a task vector are dicts of tensors and a mask is a boolean tensor. A session decouples every old task into
+a whole model, as the released code does (it copies the model for each expert), takes the task vectors of all models,
+and unifies them. Everything is in memory before the clock starts.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ def main(shapes: dict[str, tuple[int, ...]], num_tasks: int) -> None:
 def add(
     state: tuple[Vector, list[Vector], list[float]], base: Vector, expert: Vector
 ) -> tuple[Vector, list[Vector], list[float]]:
-    """Decouple the old tasks, then unify them with the new one."""
+    """Decouple the old tasks into models, then unify the task vectors of all models."""
     unified, masks, scales = state
-    old = [
-        {name: scale * mask[name] * unified[name] for name in unified}
+    experts = [
+        {name: base[name] + scale * mask[name] * unified[name] for name in unified}
         for mask, scale in zip(masks, scales, strict=True)
     ]
-    return unify([*old, {name: expert[name] - base[name] for name in base}])
+    return unify([{name: model[name] - base[name] for name in base} for model in [*experts, expert]])
 
 
 def unify(deltas: list[Vector]) -> tuple[Vector, list[Vector], list[float]]:
