@@ -43,7 +43,7 @@ lint: $(READY)  ## ruff and mypy
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
 	@$(BIN)/python -m benchmarks.thousand_tasks
 
-bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (half an hour, 15 GB of disk)
+bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (a quarter of an hour, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.fusion_time
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills

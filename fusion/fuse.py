@@ -228,6 +228,8 @@ def _verify(cache: NodeCache, base: Base, experts: Sequence[ExpertToFuse], paren
     needed = [base.weights]
     if parent and parent.state.last_flip and parent.state.unified:
         needed += [parent.state.unified, parent.state.last_flip]
+    if parent and parent.state.profiles:
+        needed.append(parent.state.profiles[-1].blob)
     jobs: list[Callable[[], Any]] = [partial(_sha256, expert.weights) for expert in experts]
     jobs += [partial(cache.path, ref) for ref in needed]
     done = map_chunks(lambda job: job(), jobs, threads=available_cores())

@@ -103,9 +103,12 @@ class Kernels(Protocol):
         ...
 
     def level_histogram(
-        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
+        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray, *, step: int
     ) -> np.ndarray:
-        """Histogram of |delta| / (mu g) weighted by (mu g)^2: float64 [2, P], sums of weight and of weight x ratio."""
+        """Histogram of every `step`-th |delta| / (mu g), weighted by (mu g)^2.
+
+        Returns: float64 [P, 2], sums of weight and of weight x ratio.
+        """
         ...
 
     def encode(

@@ -355,35 +355,39 @@ def sum_abs_segments(values_N, starts_S, sums_S):  # type: ignore[no-untyped-def
 
 
 @_compiled
-def level_histogram(delta_N, profile_N, scales_S, starts_S, bins_per_unit, weights_P, moments_P):  # type: ignore[no-untyped-def]
-    """Add the ratios |delta| / (mu g) to a histogram, weighted by (mu g)^2; `moments_P` sums weight x ratio."""
-    last_bin, one = np.int64(weights_P.size - 1), np.float32(1)
-    for s in range(starts_S.size - 1):
+def level_histogram(delta_N, profile_N, scales_S, starts_S, step, bins_per_unit, histogram_P2):  # type: ignore[no-untyped-def]
+    """Add every `step`-th ratio |delta| / (mu g) to a histogram: sums of the weight (mu g)^2 and of weight x ratio."""
+    last_bin, one = np.int64(histogram_P2.shape[0] - 1), np.float32(1)
+    s = 0
+    for j in range(0, delta_N.size, step):
+        while j >= starts_S[s + 1]:
+            s += 1
         scale = scales_S[s]
         if not scale > np.float32(0):
             continue
-        for j in range(starts_S[s], starts_S[s + 1]):
-            expected = scale * profile_N[j]
-            ratio = abs(delta_N[j]) * (one / expected)
-            position = ratio * bins_per_unit
-            p = np.int64(position) if position < last_bin else last_bin  # NaN and infinity land in the last bin too
-            weight = np.float64(expected) * np.float64(expected)
-            if not weight > 0.0:
-                continue
-            weights_P[p] += weight
-            moments_P[p] += weight * ratio
+        expected = scale * profile_N[j]
+        ratio = abs(delta_N[j]) * (one / expected)
+        position = ratio * bins_per_unit
+        p = np.int64(position) if position < last_bin else last_bin  # NaN and infinity land in the last bin too
+        weight = np.float64(expected) * np.float64(expected)
+        if not weight > 0.0:
+            continue
+        histogram_P2[p, 0] += weight
+        histogram_P2[p, 1] += weight * ratio
 
 
 @_compiled
-def fit_levels(weights_P, moments_P, num_levels, max_rounds):  # type: ignore[no-untyped-def]
+def fit_levels(histogram_P2, num_levels, max_rounds):  # type: ignore[no-untyped-def]
     """Lloyd's levels of a histogram: what `fusion.modes.signed.fit_levels` promises."""
     used = 0
     total = 0.0
-    value, mass = np.empty(weights_P.size), np.empty(weights_P.size)
-    for p in range(weights_P.size):
-        if weights_P[p] > 0.0:
-            value[used], mass[used] = moments_P[p] / weights_P[p], weights_P[p]
-            total += weights_P[p]
+    num_bins = histogram_P2.shape[0]
+    value, mass = np.empty(num_bins), np.empty(num_bins)
+    for p in range(num_bins):
+        weight = histogram_P2[p, 0]
+        if weight > 0.0:
+            value[used], mass[used] = histogram_P2[p, 1] / weight, weight
+            total += weight
             used += 1
     levels = np.ones(num_levels)
     if used == 0:
@@ -418,7 +422,6 @@ def fit_levels(weights_P, moments_P, num_levels, max_rounds):  # type: ignore[no
 @_compiled
 def encode(delta_N, profile_N, scales_S, starts_S, borders_Q, planes_KB):  # type: ignore[no-untyped-def]
     """Sign plane and level planes of a chunk: what `fusion.kernels.Kernels.encode` promises."""
-    one = np.float32(1)
     bits_N, level_N = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
     planes_KB[:] = 0
     for s in range(starts_S.size - 1):
@@ -432,10 +435,11 @@ def encode(delta_N, profile_N, scales_S, starts_S, borders_Q, planes_KB):  # typ
             if planes_KB.shape[0] == 1 or not scale > np.float32(0):
                 continue
             level[:] = np.uint8(0)
-            for i in range(delta.size):
-                ratio = abs(delta[i]) * (one / (scale * profile_N[first + i]))
-                for q in range(borders_Q.size):
-                    level[i] += np.uint8(ratio > borders_Q[q])
+            profile = profile_N[first:last]
+            for q in range(borders_Q.size):
+                border = borders_Q[q]
+                for i in range(delta.size):
+                    level[i] += np.uint8(abs(delta[i]) > border * (scale * profile[i]))
             for k in range(1, planes_KB.shape[0]):
                 for i in range(delta.size):
                     bits[i] = (level[i] >> np.uint8(k - 1)) & np.uint8(1)

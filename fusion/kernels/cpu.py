@@ -93,12 +93,12 @@ class CpuKernels:
         return sums_S
 
     def level_histogram(
-        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
+        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray, *, step: int
     ) -> np.ndarray:
-        histogram = np.zeros((2, LEVEL_BINS))
+        histogram_P2 = np.zeros((LEVEL_BINS, 2))
         per_unit = np.float32(LEVEL_BINS_PER_UNIT)
-        compiled.level_histogram(delta_N, profile_N, scales_S, starts_S, per_unit, histogram[0], histogram[1])
-        return histogram
+        compiled.level_histogram(delta_N, profile_N, scales_S, starts_S, step, per_unit, histogram_P2)
+        return histogram_P2
 
     def encode(
         self,

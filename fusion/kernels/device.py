@@ -120,18 +120,18 @@ class DeviceKernels:
         return self._segment_sums(self._up(values_N).abs(), None, starts_S)
 
     def level_histogram(
-        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
+        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray, *, step: int
     ) -> np.ndarray:
-        expected, ratio = self._expected_and_ratio(delta_N, profile_N, scales_S, starts_S)
+        expected = self._expected(profile_N, scales_S, starts_S)[::step]
+        ratio = self._up(delta_N).abs()[::step] * (1.0 / expected)
         used = expected.double().square() > 0
         expected, ratio = expected[used].double(), ratio[used]
         position = ratio * LEVEL_BINS_PER_UNIT
         bins = torch.where(position < LEVEL_BINS - 1, position, LEVEL_BINS - 1).long()
         weight = expected * expected
-        histogram = torch.zeros((2, LEVEL_BINS), dtype=torch.float64, device=self._device)
-        histogram[0].index_add_(0, bins, weight)
-        histogram[1].index_add_(0, bins, weight * ratio.double())
-        return histogram.cpu().numpy()
+        histogram_P2 = torch.zeros((LEVEL_BINS, 2), dtype=torch.float64, device=self._device)
+        histogram_P2.index_add_(0, bins, torch.stack([weight, weight * ratio.double()], dim=1))
+        return histogram_P2.cpu().numpy()
 
     def encode(
         self,
@@ -145,10 +145,10 @@ class DeviceKernels:
     ) -> np.ndarray:
         planes = [self._packed(self._up(delta_N) > 0)]
         if bits > 1:
-            _, ratio = self._expected_and_ratio(delta_N, profile_N, scales_S, starts_S)
-            level = torch.zeros_like(ratio, dtype=torch.int32)
+            expected, size = self._expected(profile_N, scales_S, starts_S), self._up(delta_N).abs()
+            level = torch.zeros_like(size, dtype=torch.int32)
             for border in ((levels_Q[1:] + levels_Q[:-1]) / 2).tolist():
-                level += ratio > border
+                level += size > border * expected
             level = torch.where(self._up(scales_S)[self._segments(starts_S)] > 0, level, 0)
             planes += [self._packed((level >> k & 1).bool()) for k in range(bits - 1)]
         return np.stack(planes)
@@ -203,12 +203,9 @@ class DeviceKernels:
         padded = torch.nn.functional.pad(bits_N.to(torch.int64), (0, -bits_N.numel() % 8))
         return (padded.reshape(-1, 8) * weights).sum(1).to(torch.uint8).cpu().numpy()
 
-    def _expected_and_ratio(
-        self, delta_N: np.ndarray, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """mu g and |delta| / (mu g)."""
-        expected = self._up(scales_S)[self._segments(starts_S)] * self._up(profile_N)
-        return expected, self._up(delta_N).abs() * (1.0 / expected)
+    def _expected(self, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray) -> torch.Tensor:
+        """mu g."""
+        return self._up(scales_S)[self._segments(starts_S)] * self._up(profile_N)
 
 
 def _rounded(values: torch.Tensor, dtype: StateDtype) -> torch.Tensor:

@@ -12,7 +12,7 @@ Suffixes: N elements of a chunk, S rows of it, K planes, Q levels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from fusion.blobs import BlobRef, BlobWriter
 from fusion.chunks import CHUNK_ELEMENTS, Chunk
 from fusion.errors import ConfigError
-from fusion.kernels import Kernels
+from fusion.kernels import LEVEL_BINS, Kernels
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.state import FusedState, Profile
 from fusion.taskvectors import TaskVector, check_finite
@@ -32,9 +32,12 @@ PROFILE_OPENS_AT = (1, 2, 4, 8)
 _FP16_MAX = 65504.0
 _LLOYD_ROUNDS = 100
 _BATCH_ELEMENTS = 16 * CHUNK_ELEMENTS
+_SAMPLED_ABOVE, _SAMPLE_STEP = 1 << 16, 5
+"""Levels of a tensor with more elements are fitted on every fifth: thousands of ratios tell them to a fraction of a
+percent."""
 
 
-def fit_levels(histogram: np.ndarray, num_levels: int) -> np.ndarray:
+def fit_levels(histogram_P2: np.ndarray, num_levels: int) -> np.ndarray:
     """Lloyd's levels for |delta| / (mu g), weighted by (mu g)^2: what minimises the squared error of delta_hat.
 
     Runs on a histogram (`Kernels.level_histogram`): a level is a weighted mean of bin means, so only the borders of
@@ -44,7 +47,7 @@ def fit_levels(histogram: np.ndarray, num_levels: int) -> np.ndarray:
     """
     from fusion.kernels import compiled
 
-    return compiled.fit_levels(histogram[0], histogram[1], num_levels, _LLOYD_ROUNDS).astype(np.float32)
+    return compiled.fit_levels(histogram_P2, num_levels, _LLOYD_ROUNDS).astype(np.float32)
 
 
 def row_means(kernels: Kernels, values_N: np.ndarray, starts_S: np.ndarray) -> np.ndarray:
@@ -160,6 +163,17 @@ class Signed:
         return SignedDecoder(bench, bench.trigger(entry), profile, self.bits)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """A chunk on its way: read once, and what it told. `norm` is sum |delta|."""
+
+    delta_N: np.ndarray
+    profile_N: np.ndarray
+    norm: float
+    scales_S: np.ndarray
+    histogram_P2: np.ndarray | None
+
+
 class _Encoder:
     """Encodes one task vector against a profile, whole tensors at a time: levels are fitted for a tensor."""
 
@@ -177,45 +191,42 @@ class _Encoder:
         measured = self._bench.map(self._measure, batch)
         levels = {chunk.name: np.ones(1, np.float32) for chunk in batch}
         if self._bits > 1:
-            histograms: dict[str, np.ndarray] = {}
-            for chunk, (_, _, histogram) in zip(batch, measured, strict=True):
-                assert histogram is not None, "more than one bit has levels"
-                histograms.setdefault(chunk.name, np.zeros_like(histogram))
-                histograms[chunk.name] += histogram
-            for name, histogram in histograms.items():
-                levels[name] = fit_levels(histogram, 2 ** (self._bits - 1))
+            histograms = {chunk.name: np.zeros((LEVEL_BINS, 2)) for chunk in batch}
+            for chunk, one in zip(batch, measured, strict=True):
+                assert one.histogram_P2 is not None, "more than one bit has levels"
+                histograms[chunk.name] += one.histogram_P2
+            for name, histogram_P2 in histograms.items():
+                levels[name] = fit_levels(histogram_P2, 2 ** (self._bits - 1))
                 self._trigger.write(f"level/{name}", levels[name])
-        scales = {(chunk.name, chunk.start): scales_S for chunk, (_, scales_S, _) in zip(batch, measured, strict=True)}
+        found = {(chunk.name, chunk.start): one for chunk, one in zip(batch, measured, strict=True)}
 
         def write(chunk: Chunk) -> None:
-            delta_N, profile_N = self._vector.delta(chunk, self._bench.buffers), self._read_profile(chunk)
+            one = found.pop((chunk.name, chunk.start))
             planes_KB = self._bench.kernels.encode(
-                delta_N, profile_N, scales[chunk.name, chunk.start], chunk.rows, levels[chunk.name], bits=self._bits
+                one.delta_N, one.profile_N, one.scales_S, chunk.rows, levels[chunk.name], bits=self._bits
             )
             for k, plane_B in enumerate(planes_KB):
                 self._trigger.write(f"plane/{k}/{chunk.name}", plane_B, start=chunk.first_byte)
 
         self._bench.map(write, batch)
         sizes = self._bench.specs
-        return sum(norm / sizes[c.name].elements for c, (norm, _, _) in zip(batch, measured, strict=True) if c.size)
+        return sum(one.norm / sizes[c.name].elements for c, one in zip(batch, measured, strict=True) if c.size)
 
-    def _measure(self, chunk: Chunk) -> tuple[float, np.ndarray, np.ndarray | None]:
-        """sum |delta|, mu, and the histogram of levels of a chunk. Writes mu."""
+    def _measure(self, chunk: Chunk) -> _Measured:
+        """Read a chunk, and fit what can be fitted on it alone. Writes mu."""
         kernels = self._bench.kernels
-        delta_N, profile_N = self._vector.delta(chunk, self._bench.buffers), self._read_profile(chunk)
+        delta_N = self._vector.delta(chunk, self._bench.buffers).copy()
+        profile_N = np.empty(chunk.size, np.float32)
+        self._profile.read_float32(chunk.name, chunk.start, profile_N)
         sums_S = kernels.sum_abs(delta_N, chunk.rows)
         check_finite(sums_S, self._vector, chunk.name)
         scales_S = (sums_S / np.maximum(np.diff(chunk.rows), 1)).astype(np.float32)
         self._trigger.write(f"row/{chunk.name}", scales_S, start=chunk.first_row)
-        histogram = None
+        histogram_P2 = None
         if self._bits > 1:
-            histogram = kernels.level_histogram(delta_N, profile_N, scales_S, chunk.rows)
-        return float(sums_S.sum()), scales_S, histogram
-
-    def _read_profile(self, chunk: Chunk) -> np.ndarray:
-        profile_N = self._bench.buffers.take("profile", chunk.size)
-        self._profile.read_float32(chunk.name, chunk.start, profile_N)
-        return profile_N
+            step = _SAMPLE_STEP if self._bench.specs[chunk.name].elements > _SAMPLED_ABOVE else 1
+            histogram_P2 = kernels.level_histogram(delta_N, profile_N, scales_S, chunk.rows, step=step)
+        return _Measured(delta_N, profile_N, float(sums_S.sum()), scales_S, histogram_P2)
 
 
 class SignedDecoder:

@@ -40,14 +40,14 @@ def round_trip(delta: np.ndarray, profile: np.ndarray, bits: int) -> np.ndarray:
     scales = row_means(KERNELS, flat, starts)
     levels = np.ones(1, np.float32)
     if bits > 1:
-        levels = fit_levels(KERNELS.level_histogram(flat, g, scales, starts), 2 ** (bits - 1))
+        levels = fit_levels(KERNELS.level_histogram(flat, g, scales, starts, step=1), 2 ** (bits - 1))
     planes = KERNELS.encode(flat, g, scales, starts, levels, bits=bits)
     return KERNELS.decode(planes, g, scales, levels, starts)
 
 
 def histogram_of(ratio: np.ndarray, weight: np.ndarray) -> np.ndarray:
     bins = np.minimum(ratio * LEVEL_BINS_PER_UNIT, LEVEL_BINS - 1).astype(int)
-    return np.stack([np.bincount(bins, w, minlength=LEVEL_BINS) for w in (weight, weight * ratio)])
+    return np.stack([np.bincount(bins, w, minlength=LEVEL_BINS) for w in (weight, weight * ratio)], axis=1)
 
 
 deltas_of_rows = st.integers(1, 6).flatmap(
