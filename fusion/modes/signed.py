@@ -165,10 +165,9 @@ class Signed:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A chunk on its way: read once, and what it told. `norm` is sum |delta|."""
+    """A chunk on its way: delta and g where they are kept, and what they told. `norm` is sum |delta|."""
 
-    delta_N: np.ndarray
-    profile_N: np.ndarray
+    read: tuple[np.ndarray, np.ndarray] | None
     norm: float
     scales_S: np.ndarray
     histogram_P2: np.ndarray | None
@@ -187,8 +186,12 @@ class _Encoder:
         self._bits = bits
 
     def encode(self, batch: Sequence[Chunk]) -> float:
-        """Encode the chunks of some tensors. Returns sum over these tensors of mean |delta|."""
-        measured = self._bench.map(self._measure, batch)
+        """Encode the chunks of some tensors. Returns sum over these tensors of mean |delta|.
+
+        What was read to measure is kept to encode, unless a tensor is so large that reading it again is cheaper.
+        """
+        keep = sum(chunk.size for chunk in batch) <= 2 * _BATCH_ELEMENTS
+        measured = self._bench.map(lambda chunk: self._measure(chunk, keep=keep), batch)
         levels = {chunk.name: np.ones(1, np.float32) for chunk in batch}
         if self._bits > 1:
             histograms = {chunk.name: np.zeros((LEVEL_BINS, 2)) for chunk in batch}
@@ -201,9 +204,10 @@ class _Encoder:
         found = {(chunk.name, chunk.start): one for chunk, one in zip(batch, measured, strict=True)}
 
         def write(chunk: Chunk) -> None:
-            one = found.pop((chunk.name, chunk.start))
+            one = found[chunk.name, chunk.start]
+            delta_N, profile_N = one.read or self._read(chunk)
             planes_KB = self._bench.kernels.encode(
-                one.delta_N, one.profile_N, one.scales_S, chunk.rows, levels[chunk.name], bits=self._bits
+                delta_N, profile_N, one.scales_S, chunk.rows, levels[chunk.name], bits=self._bits
             )
             for k, plane_B in enumerate(planes_KB):
                 self._trigger.write(f"plane/{k}/{chunk.name}", plane_B, start=chunk.first_byte)
@@ -212,12 +216,16 @@ class _Encoder:
         sizes = self._bench.specs
         return sum(one.norm / sizes[c.name].elements for c, one in zip(batch, measured, strict=True) if c.size)
 
-    def _measure(self, chunk: Chunk) -> _Measured:
+    def _read(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
+        """delta and g, float32 [N], in the thread's buffers."""
+        profile_N = self._bench.buffers.take("profile", chunk.size)
+        self._profile.read_float32(chunk.name, chunk.start, profile_N)
+        return self._vector.delta(chunk, self._bench.buffers), profile_N
+
+    def _measure(self, chunk: Chunk, *, keep: bool) -> _Measured:
         """Read a chunk, and fit what can be fitted on it alone. Writes mu."""
         kernels = self._bench.kernels
-        delta_N = self._vector.delta(chunk, self._bench.buffers).copy()
-        profile_N = np.empty(chunk.size, np.float32)
-        self._profile.read_float32(chunk.name, chunk.start, profile_N)
+        delta_N, profile_N = self._read(chunk)
         sums_S = kernels.sum_abs(delta_N, chunk.rows)
         check_finite(sums_S, self._vector, chunk.name)
         scales_S = (sums_S / np.maximum(np.diff(chunk.rows), 1)).astype(np.float32)
@@ -226,7 +234,8 @@ class _Encoder:
         if self._bits > 1:
             step = _SAMPLE_STEP if self._bench.specs[chunk.name].elements > _SAMPLED_ABOVE else 1
             histogram_P2 = kernels.level_histogram(delta_N, profile_N, scales_S, chunk.rows, step=step)
-        return _Measured(delta_N, profile_N, float(sums_S.sum()), scales_S, histogram_P2)
+        read = (delta_N.copy(), profile_N.copy()) if keep else None
+        return _Measured(read, float(sums_S.sum()), scales_S, histogram_P2)
 
 
 class SignedDecoder:
