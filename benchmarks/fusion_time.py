@@ -45,7 +45,7 @@ from fusion.versions import Versions, manifest_key
 
 _GIB = 2.0**30
 _TASKS = {"ViT-B-16": (2, 6, 11, 50), "ViT-L-14": (2, 11)}
-_TRIAL_PARAMS = (1_000_000, 4_000_000)
+_TRIAL_PARAMS = (4_000_000, 16_000_000)
 _COMMAND_AT = 11
 """The number of tasks at which the command itself is timed, beside a copy."""
 

@@ -26,7 +26,7 @@ def ask(project: Project, *arguments: str) -> dict[str, Any]:
     return told
 
 
-def ask_until(project: Project, process: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool]) -> Any:
+def ask_until(project: Project, process: subprocess.Popen[str], what: Callable[[dict[str, Any]], Any]) -> Any:
     deadline = time.monotonic() + 200
     while not what(told := ask(project)):
         assert process.poll() is None, f"ended with {process.returncode}: {project.log()}"
@@ -56,7 +56,10 @@ def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(p
     process = project.start("run", "condu.yaml", "--no-evaluate")
     try:
         wait_for(lambda: bool(session_files(project)), process)
-        told = ask_until(project, process, lambda told: bool(training(told)) and fused(told) == 1)
+        # the store is read a moment before the session is asked: wait until both have seen the first version
+        told = ask_until(
+            project, process, lambda told: bool(training(told)) and fused(told) == 1 and told["store"]["newest"]
+        )
         (session,) = told["sessions"]
         assert "problem" not in session
         assert session["command"] == "condu run condu.yaml --no-evaluate"
