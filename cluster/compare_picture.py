@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.output import human_bytes
+from cluster.pictures import png, pyplot
 
 _COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
 _SIZES = ("bytes_per_task", "total_bytes_per_task")
@@ -23,11 +23,9 @@ def picture(report: Mapping[str, Any]) -> bytes:
     A method's point counts what tasks share, divided by their number; where it shares something, a line reaches left to
     what one more task costs.
     """
-    from matplotlib import pyplot as plt  # half a second that no other command should wait for
     from matplotlib.ticker import FuncFormatter, LogLocator
 
-    plt.switch_backend("Agg")  # there may be no display
-    figure, axis = plt.subplots(figsize=(9, 5.4))
+    figure, axis = pyplot().subplots(figsize=(9, 5.4))
     methods = [method for method in report["methods"] if method["total_bytes_per_task"]]
     for kind, colour in _COLOURS.items():
         chosen = [method for method in methods if method["kind"] == kind]
@@ -77,10 +75,7 @@ def picture(report: Mapping[str, Any]) -> bytes:
     axis.legend(loc="lower right", fontsize=9)
     figure.tight_layout()
     _label(axis, methods, to_points=72 / figure.dpi)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.output import human_bytes, table
+from cluster.pictures import png, pyplot, replace_file
 from fusion.errors import ConfigError
 from fusion.fidelity import FidelityReport
 
@@ -59,11 +57,8 @@ def write_fidelity(reports: Sequence[FidelityReport], path: Path) -> list[Path]:
 
 def picture(report: FidelityReport) -> bytes:
     """PNG: cosine and lost bits of every task, in fused order."""
-    from matplotlib import pyplot as plt  # half a second that no other command should wait for
-
-    plt.switch_backend("Agg")  # there may be no display
     names = [task.task for task in report.tasks]
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 1.6 + 0.28 * len(names)), sharey=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(9.5, 1.6 + 0.28 * len(names)), sharey=True)
     panels: list[tuple[Any, str, list[float | None]]] = [
         (axes[0], "cosine of the decoupled to the original task vector", [task.cosine for task in report.tasks]),
         (axes[1], "bits lost since the task was added (%)", [100 * task.bits_lost for task in report.tasks]),
@@ -81,10 +76,7 @@ def picture(report: FidelityReport) -> bytes:
     axes[0].invert_yaxis()
     figure.suptitle(f"version {report.version}, {report.mode['name']}", fontsize=10)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _number(value: float | None) -> str | None:
@@ -93,8 +85,6 @@ def _number(value: float | None) -> str | None:
 
 def _replace(path: Path, body: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            file.write(body)
-        os.replace(file.name, path)
+        replace_file(path, body)
     except OSError as error:
         raise ConfigError(f"{path} can't be written: {error.strerror}") from error

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.pictures import png, pyplot, replace_file
 from cluster.report_tables import METHOD_NAMES, report_tables
 
 _STYLE = """
@@ -36,20 +35,17 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
         ("accuracy.png", picture),
         ("report.html", page(report, picture).encode()),
     ):
-        temporary = folder / f".{name}"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        replace_file(folder / name, content)
 
 
 def heat_map(report: dict[str, Any]) -> bytes:
     """PNG of A[t, i]: rows are sessions, columns tasks; condu beside plain continual fine-tuning where it was run."""
-    from matplotlib import pyplot as plt  # half a second that no other command should wait for
-
-    plt.switch_backend("Agg")  # there may be no display
     names = [task["name"] for task in report["tasks"]]
     panels = [(title, report["matrices"][key]) for title, key in _PANELS if key in report["matrices"]]
     width = 1.6 + 0.62 * len(names)
-    figure, axes = plt.subplots(1, len(panels), figsize=(width * len(panels), 1.9 + 0.5 * len(names)), squeeze=False)
+    figure, axes = pyplot().subplots(
+        1, len(panels), figsize=(width * len(panels), 1.9 + 0.5 * len(names)), squeeze=False
+    )
     for axis, (title, rows) in zip(axes[0], panels, strict=True):
         matrix = np.array([[np.nan if value is None else value for value in row] for row in rows], float)
         axis.imshow(matrix, cmap="YlGnBu", vmin=0, vmax=100, aspect="auto")
@@ -63,10 +59,7 @@ def heat_map(report: dict[str, Any]) -> bytes:
         axis.set_ylabel("after session", fontsize=8)
         axis.set_title(title, fontsize=10)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    plt.close(figure)
-    return buffer.getvalue()
+    return png(figure)
 
 
 def page(report: dict[str, Any], picture: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ from cluster.compare_picture import picture
 from cluster.compare_report import build_comparison, comparison_table
 from cluster.config import load_config
 from cluster.output import console, print_json
+from cluster.pictures import replace_file
 from cluster.run import Run, jobs
 from cluster.session import ray_session
 from fusion.errors import ConduError, ConfigError
@@ -147,6 +147,4 @@ def _write(report: dict[str, Any], folder: Path) -> None:
         ("compare.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
         ("compare.png", picture(report)),
     ):
-        temporary = folder / f".{name}"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        replace_file(folder / name, content)
