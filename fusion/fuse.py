@@ -196,7 +196,9 @@ def rebuild_from_archive(
         return Draft(parent.base, method.settings(), method.rebuild(bench, experts), parent.removed)
 
     why = f"fuse anew from the archive, {_describe(method.settings())}"
-    manifest = publish(Versions(cache.store), build, written=meter.written, created={"why": why, **(created or {})})
+    manifest = publish(
+        Versions(cache.store), build, written=meter.written, created={"kind": "rebuild", "why": why, **(created or {})}
+    )
     assert manifest is not None
     return FuseResult(manifest, tuple(manifest.state.tasks), (), meter.cost())
 

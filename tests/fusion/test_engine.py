@@ -154,6 +154,7 @@ def test_fused_anew_from_the_archive_is_what_fusing_from_the_start_gives(
     publish(local_store, tmp_path, {"name": "signed", "bits": 2}, archive=True, archive_dtype=dtype)
     rebuilt = rebuild_from_archive(cache, mode=mode)
     assert rebuilt.manifest.mode == mode
+    assert rebuilt.manifest.created["kind"] == "rebuild"
     assert list(rebuilt.manifest.state.tasks) == ["t0", "t1", "t2", "t3"]
     exact = {i: TensorFile(tmp_path / f"t{i}-{i}.safetensors") for i in range(4)}
     report = measure_fidelity(cache, rebuilt.manifest, rebuilt.cost, experts={f"t{i}": f for i, f in exact.items()})
