@@ -14,12 +14,9 @@ from fusion.blobs import BlobRef
 from fusion.chunks import Chunk
 from fusion.experts import expert_identity, put_expert_file
 from fusion.kernels import StateDtype
-from fusion.modes.masked import stored
-from fusion.modes.workbench import Workbench
+from fusion.modes.masked import specs_in, stored
+from fusion.modes.workbench import Workbench, copy_buffers
 from fusion.taskvectors import DELTA, TaskVector, check_finite
-from fusion.tensors import TensorSpec
-
-_NAMES: dict[StateDtype, str] = {"float16": "F16", "bfloat16": "BF16"}
 
 
 def archive_expert(
@@ -43,21 +40,20 @@ def archive_expert(
 
 def _write_differences(bench: Workbench, vector: TaskVector, dtype: StateDtype) -> BlobRef:
     from fusion.kernels.compiled import round_in_place
+    from fusion.kernels.cpu import ROUNDING
 
-    layout = {DELTA + name: TensorSpec(_NAMES[dtype], spec.shape) for name, spec in bench.specs.items()}
-    rounding = 1 if dtype == "float16" else 2
+    layout = {DELTA + name: spec for name, spec in specs_in(bench, dtype).items()}
     with bench.blobs(layout | dict(vector.changed_buffers())) as (blob,):
 
         def work(chunk: Chunk) -> np.ndarray:
             delta_N = vector.delta(chunk, bench.buffers)
             exact_N = delta_N.astype(np.float64)
             check_finite(exact_N, vector, chunk.name)
-            round_in_place(delta_N, rounding)
+            round_in_place(delta_N, ROUNDING[dtype])
             blob.write(DELTA + chunk.name, stored(delta_N, dtype), start=chunk.start)
             return np.array([np.square(delta_N - exact_N).sum(), np.square(exact_N).sum()])
 
         squares_2 = sum(bench.map(work), np.zeros(2))
-        for key in vector.changed_buffers():
-            blob.write(key, vector.buffer(key))
+        copy_buffers(vector, blob)
     bench.note_rounding(f"archive of {vector.label}", squares_2)
     return blob.ref

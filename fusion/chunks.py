@@ -51,7 +51,7 @@ class Chunk:
     @cached_property
     def rows(self) -> np.ndarray:
         """Where each row begins, and the chunk's size last: int64 [rows + 1]."""
-        return np.linspace(0, self.size, self.num_rows + 1).astype(np.int64)
+        return np.arange(self.num_rows + 1, dtype=np.int64) * (self.size // self.num_rows)
 
     @cached_property
     def whole(self) -> np.ndarray:

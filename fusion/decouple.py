@@ -28,12 +28,11 @@ class DecoupledExpert:
         cache: of the store.
         manifest: the version.
         task: whose expert.
-        device: where the arithmetic is done.
     """
 
-    def __init__(self, cache: NodeCache, manifest: Manifest, task: str, *, device: str = "cpu") -> None:
+    def __init__(self, cache: NodeCache, manifest: Manifest, task: str) -> None:
         entry = find_entry(manifest, task)
-        self.bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce(), device=device)
+        self.bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
         self._trigger = self.bench.trigger(entry)
         self.decoder: Decoder = open_mode(manifest.mode).decoder(self.bench, manifest.state, task)
 

@@ -7,11 +7,11 @@ weights once the newest version holds that expert. Files that a kept version nam
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from fusion.blobs import get_plain_json
 from fusion.experts import ExpertRecord, record_key
 from fusion.manifest import Manifest
 from fusion.store import ObjectInfo, Store
@@ -25,7 +25,7 @@ def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Ite
     Args:
         newest: the version that decides whose weights are held.
         named: keys that kept versions name.
-    Raises: FormatError: a record can't be read.
+    Raises: FormatError, DamagedBlobError: a record can't be read.
     """
     records: list[str] = []
     files: defaultdict[str, list[ObjectInfo]] = defaultdict(list)
@@ -39,7 +39,7 @@ def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Ite
     held = {entry.expert_sha256 for entry in newest.state.tasks.values()}
 
     def spent(identity: str) -> list[ObjectInfo]:
-        record = ExpertRecord.from_json(json.loads(store.get(record_key(identity))))
+        record = ExpertRecord.from_json(get_plain_json(store, record_key(identity)))
         stays = {record.prototypes.key} if record.prototypes else set()
         if record.expert.sha256 not in held:
             stays.add(record.expert.key)

@@ -23,11 +23,6 @@ def pack(bits_N: np.ndarray) -> np.ndarray:
     return np.packbits(bits_N, bitorder="little")
 
 
-def mask_now(plane_B: np.ndarray, last_flip_N: np.ndarray, session: int) -> np.ndarray:
-    """A task's mask as it is now, bool [N]: the plane written in its session, less the bits lost since."""
-    return unpack(plane_B, last_flip_N.size) & (last_flip_N <= session)
-
-
 def unpack(plane_B: np.ndarray, num_elements: int) -> np.ndarray:
     """uint8 [B] to bool [N]. Raises `StateDictError` when the plane belongs to a tensor of another size."""
     if plane_B.size != plane_bytes(num_elements):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -55,10 +56,14 @@ class ExpertVector:
         return np.subtract(delta_N, base_N, out=delta_N)
 
     def changed_buffers(self) -> Mapping[str, TensorSpec]:
-        names = self._base.buffer_names()
+        return self._changed
+
+    @cached_property
+    def _changed(self) -> dict[str, TensorSpec]:
+        """Compared once: who lays out a file asks, and who fills it asks again."""
         return {
             BUFFER + name: self._base.specs[name]
-            for name in names
+            for name in self._base.buffer_names()
             if self.buffer(BUFFER + name).tobytes() != self._base.array(name).tobytes()
         }
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from fusion.kernels import LEVEL_BINS, LEVEL_BINS_PER_UNIT, StateDtype, compiled
 
-_ROUNDING: dict[StateDtype, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
+ROUNDING: dict[StateDtype, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""What the compiled kernels call a dtype."""
 
 
 class CpuKernels:
@@ -42,7 +43,7 @@ class CpuKernels:
             scales_ST,
             starts_S,
             last_flip_N.dtype.type(session),
-            _ROUNDING[dtype],
+            ROUNDING[dtype],
             plane_B,
             masked_ST,
             norms_S,
@@ -70,7 +71,7 @@ class CpuKernels:
         planes_TB = np.empty((num_tasks, (size + 7) // 8), np.uint8)
         masked_ST, norms_ST = (np.zeros((starts_S.size - 1, num_tasks)) for _ in range(2))
         squares_2 = np.zeros(2)
-        compiled.joint(deltas_TN, starts_S, _ROUNDING[dtype], tau_N, planes_TB, masked_ST, norms_ST, squares_2)
+        compiled.joint(deltas_TN, starts_S, ROUNDING[dtype], tau_N, planes_TB, masked_ST, norms_ST, squares_2)
         return tau_N, planes_TB, masked_ST, norms_ST, squares_2
 
     def decouple(

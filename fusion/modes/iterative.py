@@ -11,24 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from fusion.chunks import Chunk, total
-from fusion.kernels import StateDtype
 from fusion.modes.masked import (
     MaskedDecoder,
+    MaskedMode,
     MaskedState,
-    Scales,
-    check_options,
     norm_specs,
-    options,
     per_element,
-    rescaler,
     segments,
+    specs_in,
     stored,
-    unified_specs,
 )
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.state import FusedState
@@ -38,24 +33,11 @@ from fusion.tensors import TensorSpec
 _MAX_UINT8_SESSION = 255
 
 
-class Iterative:
-    """Mode `iterative` over whole states.
-
-    Args:
-        scales: one lambda a `task` (the paper's), `tensor` or `row`.
-        dtype: what tau is kept in.
-    """
+class Iterative(MaskedMode):
+    """Mode `iterative` over whole states."""
 
     name = "iterative"
     needs_archive = False
-
-    def __init__(self, *, scales: Scales = "task", dtype: StateDtype = "float32") -> None:
-        check_options(self.name, scales, dtype)
-        self._scales: Scales = scales
-        self._dtype: StateDtype = dtype
-
-    def settings(self) -> dict[str, Any]:
-        return {"name": self.name, **options(self._scales, self._dtype)}
 
     def rebuild(self, bench: Workbench, experts: Sequence[NewExpert]) -> FusedState:
         return self.fuse(bench, FusedState(), experts)
@@ -72,13 +54,13 @@ class Iterative:
         old = None
         if state.unified and state.last_flip:
             unified, last_flip = (bench.cache.tensors(ref) for ref in (state.unified, state.last_flip))
-            old = MaskedState(bench, unified, last_flip, entries, self._scales)
+            old = MaskedState(bench, unified, last_flip, entries, self.scales)
         flips = {n: TensorSpec("U8" if flip_dtype.itemsize == 1 else "U16", s.shape) for n, s in bench.specs.items()}
-        layout = bench.plane_specs(1) | norm_specs(bench, self._scales) | dict(new.vector.changed_buffers())
-        with bench.blobs(unified_specs(bench, self._dtype), flips, layout) as (new_unified, new_flip, trigger):
+        layout = bench.plane_specs(1) | norm_specs(bench, self.scales) | dict(new.vector.changed_buffers())
+        with bench.blobs(specs_in(bench, self.dtype), flips, layout) as (new_unified, new_flip, trigger):
 
             def work(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-                delta_N, starts_S = new.vector.delta(chunk, bench.buffers), segments(chunk, self._scales)
+                delta_N, starts_S = new.vector.delta(chunk, bench.buffers), segments(chunk, self.scales)
                 if old:
                     tau_N, found_N, planes_TB = old.tau(chunk), old.last_flip(chunk), old.planes(chunk)
                     assert found_N is not None, "an iterative state has last_flip"
@@ -90,13 +72,13 @@ class Iterative:
                     scales_ST = np.zeros((starts_S.size - 1, 0), np.float32)
                 plane_B, masked_ST, norms_S, squares_2 = bench.kernels.iterative(
                     tau_N, flip_N, delta_N, planes_TB, sessions_T, scales_ST, starts_S,
-                    session=session, dtype=self._dtype,
+                    session=session, dtype=self.dtype,
                 )  # fmt: skip
                 check_finite(norms_S, new.vector, chunk.name)
-                new_unified.write(chunk.name, stored(tau_N, self._dtype), start=chunk.start)
+                new_unified.write(chunk.name, stored(tau_N, self.dtype), start=chunk.start)
                 new_flip.write(chunk.name, flip_N, start=chunk.start)
                 trigger.write(f"plane/0/{chunk.name}", plane_B, start=chunk.first_byte)
-                if self._scales == "row":
+                if self.scales == "row":
                     means = (norms_S / np.maximum(np.diff(starts_S), 1)).astype(np.float32)
                     trigger.write(f"norm/{chunk.name}", means, start=chunk.first_row)
                 return masked_ST.sum(axis=0), norms_S.sum(), squares_2
@@ -107,26 +89,22 @@ class Iterative:
                 squares_2 += squares
                 masked_T += per_element(masked, bench.specs[chunk.name].elements)
                 norms[chunk.name] += per_element(norm, bench.specs[chunk.name].elements)
-            if self._scales == "tensor":
+            if self.scales == "tensor":
                 for name, norm in norms.items():
                     trigger.write(f"norm/{name}", norm.astype(np.float32))
             copy_buffers(new.vector, trigger)
         bench.note_rounding("unified", squares_2)
         n_new = float(total(norms.values(), np.zeros(1))[0])
         tasks = {
-            task: replace(entry, scale=self._scale(bench.record(entry).norm, masked_T[i]))
+            task: replace(entry, scale=self.task_scale(bench.record(entry).norm, float(masked_T[i])))
             for i, (task, entry) in enumerate(state.tasks.items())
         }
-        scale = self._scale(n_new, masked_T[-1])
+        scale = self.task_scale(n_new, float(masked_T[-1]))
         tasks[new.task] = bench.put_record(new, trigger.ref, n_new, session=session, scale=scale)
         return FusedState(session=session, unified=new_unified.ref, last_flip=new_flip.ref, tasks=tasks)
-
-    def _scale(self, norm: float, masked: float) -> float | None:
-        """A task's lambda for the manifest; None where there is one for each tensor or row, which is not stored."""
-        return rescaler(norm, float(masked)) if self._scales == "task" else None
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> MaskedDecoder:
         assert state.unified, "a state with tasks has tau"
         assert state.last_flip, "an iterative state has last_flip"
         unified, last_flip = bench.cache.tensors(state.unified), bench.cache.tensors(state.last_flip)
-        return MaskedDecoder(bench, unified, last_flip, state.tasks[task], self._scales)
+        return MaskedDecoder(bench, unified, last_flip, state.tasks[task], self.scales)

@@ -10,23 +10,18 @@ hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fusion.chunks import CHUNK_ELEMENTS, Chunk, chunks_of
-from fusion.kernels import StateDtype
 from fusion.modes.masked import (
     MaskedDecoder,
-    Scales,
-    check_options,
+    MaskedMode,
     norm_specs,
-    options,
     per_element,
-    rescaler,
     segments,
+    specs_in,
     stored,
-    unified_specs,
 )
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.state import FusedState
@@ -36,24 +31,11 @@ _TASKS_A_CHUNK = 16
 """Chunks get smaller where more task vectors than these lie side by side."""
 
 
-class Joint:
-    """Mode `joint` over whole states. Peak memory: a chunk of every task vector, for each thread.
-
-    Args:
-        scales: one lambda a `task` (the paper's), `tensor` or `row`.
-        dtype: what tau is kept in.
-    """
+class Joint(MaskedMode):
+    """Mode `joint` over whole states. Peak memory: a chunk of every task vector, for each thread."""
 
     name = "joint"
     needs_archive = True
-
-    def __init__(self, *, scales: Scales = "task", dtype: StateDtype = "float32") -> None:
-        check_options(self.name, scales, dtype)
-        self._scales: Scales = scales
-        self._dtype: StateDtype = dtype
-
-    def settings(self) -> dict[str, Any]:
-        return {"name": self.name, **options(self._scales, self._dtype)}
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         old = [bench.archived(task, entry) for task, entry in state.tasks.items()]
@@ -64,25 +46,25 @@ class Joint:
         return self._unify(bench, experts, [1] * len(experts))
 
     def _unify(self, bench: Workbench, experts: Sequence[NewExpert], sessions: Sequence[int]) -> FusedState:
-        layout = bench.plane_specs(1) | norm_specs(bench, self._scales)
+        layout = bench.plane_specs(1) | norm_specs(bench, self.scales)
         layouts = [layout | dict(expert.vector.changed_buffers()) for expert in experts]
         chunks = chunks_of(bench.specs, CHUNK_ELEMENTS * _TASKS_A_CHUNK // max(_TASKS_A_CHUNK, len(experts)))
-        with bench.blobs(unified_specs(bench, self._dtype), *layouts) as (unified, *triggers):
+        with bench.blobs(specs_in(bench, self.dtype), *layouts) as (unified, *triggers):
 
             def work(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 deltas_TN = bench.buffers.take("deltas", len(experts) * chunk.size).reshape(len(experts), chunk.size)
                 for expert, delta_N in zip(experts, deltas_TN, strict=True):
                     delta_N[:] = expert.vector.delta(chunk, bench.buffers)
-                starts_S = segments(chunk, self._scales)
+                starts_S = segments(chunk, self.scales)
                 tau_N, planes_TB, masked_ST, norms_ST, squares_2 = bench.kernels.joint(
-                    deltas_TN, starts_S, dtype=self._dtype
+                    deltas_TN, starts_S, dtype=self.dtype
                 )
-                unified.write(chunk.name, stored(tau_N, self._dtype), start=chunk.start)
+                unified.write(chunk.name, stored(tau_N, self.dtype), start=chunk.start)
                 means_ST = (norms_ST / np.maximum(np.diff(starts_S), 1)[:, None]).astype(np.float32)
                 for t, (expert, trigger) in enumerate(zip(experts, triggers, strict=True)):
                     check_finite(norms_ST[:, t], expert.vector, chunk.name)
                     trigger.write(f"plane/0/{chunk.name}", planes_TB[t], start=chunk.first_byte)
-                    if self._scales == "row":
+                    if self.scales == "row":
                         trigger.write(f"norm/{chunk.name}", means_ST[:, t].copy(), start=chunk.first_row)
                 return masked_ST.sum(axis=0), norms_ST.sum(axis=0), squares_2
 
@@ -94,7 +76,7 @@ class Joint:
                 masked_T += per_element(masked, bench.specs[chunk.name].elements)
                 norms[chunk.name] += per_element(norm, bench.specs[chunk.name].elements)
             for t, (expert, trigger) in enumerate(zip(experts, triggers, strict=True)):
-                if self._scales == "tensor":
+                if self.scales == "tensor":
                     for name, norms_T in norms.items():
                         trigger.write(f"norm/{name}", norms_T[t : t + 1].astype(np.float32))
                 copy_buffers(expert.vector, trigger)
@@ -102,10 +84,10 @@ class Joint:
         tasks = {}
         for t, expert in enumerate(experts):
             n_t = float(sum(norms_T[t] for norms_T in norms.values()))
-            scale = rescaler(n_t, float(masked_T[t])) if self._scales == "task" else None
+            scale = self.task_scale(n_t, float(masked_T[t]))
             tasks[expert.task] = bench.put_record(expert, triggers[t].ref, n_t, session=sessions[t], scale=scale)
         return FusedState(session=max(sessions, default=0), unified=unified.ref, tasks=tasks)
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> MaskedDecoder:
         assert state.unified, "a state with tasks has tau"
-        return MaskedDecoder(bench, bench.cache.tensors(state.unified), None, state.tasks[task], self._scales)
+        return MaskedDecoder(bench, bench.cache.tensors(state.unified), None, state.tasks[task], self.scales)

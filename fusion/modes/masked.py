@@ -26,29 +26,44 @@ Scales = Literal["task", "tensor", "row"]
 _SAFETENSORS_NAMES: dict[StateDtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-def check_options(mode: str, scales: str, dtype: str) -> None:
-    """Raises `ConfigError` for a choice that does not exist."""
-    if scales not in get_args(Scales):
-        raise ConfigError(f"scales: {scales!r} is unknown to mode {mode!r}: take task, tensor or row")
-    if dtype not in get_args(StateDtype):
-        raise ConfigError(f"dtype: {dtype!r} is unknown: take float32, float16 or bfloat16")
+class MaskedMode:
+    """What a mode with masks can be told.
+
+    Args:
+        scales: one lambda a `task` (the paper's), `tensor` or `row`.
+        dtype: what tau is kept in.
+    """
+
+    name: str
+
+    def __init__(self, *, scales: Scales = "task", dtype: StateDtype = "float32") -> None:
+        if scales not in get_args(Scales):
+            raise ConfigError(f"scales: {scales!r} is unknown to mode {self.name!r}: take task, tensor or row")
+        if dtype not in get_args(StateDtype):
+            raise ConfigError(f"dtype: {dtype!r} is unknown: take float32, float16 or bfloat16")
+        self.scales: Scales = scales
+        self.dtype: StateDtype = dtype
+
+    def settings(self) -> dict[str, Any]:
+        """What a manifest records: the name, and what is not the default."""
+        chosen = {"scales": (self.scales, "task"), "dtype": (self.dtype, "float32")}
+        return {"name": self.name, **{key: value for key, (value, default) in chosen.items() if value != default}}
+
+    def task_scale(self, norm: float, masked: float) -> float | None:
+        """A task's lambda for the manifest; None where there is one for each tensor or row, which is not stored."""
+        return rescaler(norm, masked) if self.scales == "task" else None
 
 
-def options(scales: Scales, dtype: StateDtype) -> dict[str, Any]:
-    """What a manifest records of them: what is not the default."""
-    return {**({"scales": scales} if scales != "task" else {}), **({"dtype": dtype} if dtype != "float32" else {})}
-
-
-def unified_specs(bench: Workbench, dtype: StateDtype) -> dict[str, TensorSpec]:
-    """Layout of tau."""
+def specs_in(bench: Workbench, dtype: StateDtype) -> dict[str, TensorSpec]:
+    """Layout of a vector, such as tau, that is kept in a dtype."""
     return {name: TensorSpec(_SAFETENSORS_NAMES[dtype], spec.shape) for name, spec in bench.specs.items()}
 
 
-def stored(tau_N: np.ndarray, dtype: StateDtype) -> np.ndarray:
-    """tau, already rounded, as it is written (bfloat16 as its 16 bits)."""
+def stored(values_N: np.ndarray, dtype: StateDtype) -> np.ndarray:
+    """Values that are rounded already, as they are written (bfloat16 as its 16 bits)."""
     if dtype == "float16":
-        return tau_N.astype(np.float16)
-    return (tau_N.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else tau_N
+        return values_N.astype(np.float16)
+    return (values_N.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values_N
 
 
 def norm_specs(bench: Workbench, scales: Scales) -> dict[str, TensorSpec]:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fusion.planes import unpack
+
 _GROUP = 8
 
 
@@ -62,3 +64,8 @@ def one_session(
         np.where(new, np.abs(delta), np.float32(0)),
     )
     return np.where(up, size, -size), [mask & kept for mask in masks] + [new]
+
+
+def mask_now(plane_B: np.ndarray, last_flip_N: np.ndarray, session: int) -> np.ndarray:
+    """A task's mask as it is now, bool [N]: the plane written in its session, less the bits lost since."""
+    return unpack(plane_B, last_flip_N.size) & (last_flip_N <= session)

@@ -12,8 +12,9 @@ from fusion.cache import NodeCache
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.manifest import Manifest
-from fusion.planes import mask_now, unpack
+from fusion.planes import unpack
 from fusion.store import Store
+from tests.fusion.reference import mask_now
 from tests.golden import FILES, Golden, Session
 
 

@@ -10,7 +10,6 @@ from hypothesis.extra.numpy import arrays
 
 from fusion.kernels.cpu import CpuKernels
 from fusion.modes.masked import rescaler
-from fusion.planes import mask_now
 from tests.fusion import reference
 
 # few distinct magnitudes and zeros: ties and cancelling signs are where implementations differ
@@ -36,7 +35,7 @@ def in_closed_form(deltas: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], li
         planes.append(plane)
         norms.append(float(norm[0]))
         scales = [rescaler(n, float(mass)) for n, mass in zip(norms, masked[0], strict=True)]
-    return unified, [mask_now(plane, flips, i) for i, plane in enumerate(planes, 1)], scales
+    return unified, [reference.mask_now(plane, flips, i) for i, plane in enumerate(planes, 1)], scales
 
 
 @settings(max_examples=300, deadline=None)
