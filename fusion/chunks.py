@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -78,7 +78,19 @@ def map_chunks(work: Callable[[Any], Result], items: Sequence[Any], *, threads: 
     if threads <= 1 or len(items) <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads, thread_name_prefix="chunk") as pool:
-        return list(pool.map(work, items))
+        return map_in(pool, work, items)
+
+
+def map_in(pool: ThreadPoolExecutor, work: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
+    """`work` for every item, on a pool's threads, results in order. The first error is raised when no thread works."""
+    futures = [pool.submit(work, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        wait(futures)  # who meets the error closes the files that a thread may still write to
+        raise
 
 
 class Buffers:

@@ -21,7 +21,7 @@ from fusion.cache import NodeCache
 from fusion.chunks import map_chunks
 from fusion.errors import BaseMismatchError, ConfigError, TaskNameError, UnknownVersionError
 from fusion.experts import ExpertRecord
-from fusion.kernels import StateDtype, available_cores
+from fusion.kernels import StateDtype, available_cores, load_kernels
 from fusion.manifest import Manifest, check_task_name
 from fusion.memory import PeakMemory
 from fusion.modes import NewExpert, Workbench, open_mode
@@ -117,7 +117,7 @@ def fuse_experts(
     meter = _Meter()
     versions = Versions(cache.store)
     on_stage("verify")
-    hashes = _verify(cache, base, experts, versions.newest())
+    hashes = _verify(cache, base, experts, versions.newest(), device)
     fused: list[str] = []
 
     def build(parent: Manifest | None, nonce: str) -> Draft | None:
@@ -225,17 +225,23 @@ class _Meter:
         )
 
 
-def _verify(cache: NodeCache, base: Base, experts: Sequence[ExpertToFuse], parent: Manifest | None) -> list[str]:
-    """The sha256 of every expert. On the way, side by side, what the fuse is going to read is verified."""
+def _verify(
+    cache: NodeCache, base: Base, experts: Sequence[ExpertToFuse], parent: Manifest | None, device: str
+) -> list[str]:
+    """The sha256 of every expert. On the way, side by side, what the fuse is going to read is verified.
+
+    So are the kernels loaded, which takes as long as hashing 400 MB.
+    """
     needed = [base.weights]
     if parent and parent.state.last_flip and parent.state.unified:
         needed += [parent.state.unified, parent.state.last_flip]
     if parent and parent.state.profiles:
         needed.append(parent.state.profiles[-1].blob)
-    jobs: list[Callable[[], Any]] = [partial(_sha256, expert.weights) for expert in experts]
+    jobs: list[Callable[[], Any]] = [partial(load_kernels, device)]
+    jobs += [partial(_sha256, expert.weights) for expert in experts]
     jobs += [partial(cache.path, ref) for ref in needed]
     done = map_chunks(lambda job: job(), jobs, threads=available_cores())
-    return done[: len(experts)]
+    return done[1 : len(experts) + 1]
 
 
 def _sha256(weights: BlobRef | Path) -> str:

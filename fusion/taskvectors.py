@@ -27,8 +27,8 @@ class TaskVector(Protocol):
     label: str
     """What error messages call it."""
 
-    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
-        """delta over a chunk, float32 [N], in one of the thread's buffers."""
+    def delta(self, chunk: Chunk, buffers: Buffers, *, out_N: np.ndarray | None = None) -> np.ndarray:
+        """delta over a chunk, float32 [N], in `out_N` or else in one of the thread's buffers."""
         ...
 
     def changed_buffers(self) -> Mapping[str, TensorSpec]:
@@ -49,11 +49,11 @@ class ExpertVector:
         self._base = base
         self._weights = weights
 
-    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
+    def delta(self, chunk: Chunk, buffers: Buffers, *, out_N: np.ndarray | None = None) -> np.ndarray:
         base_N, delta_N = buffers.take("base", chunk.size), buffers.take("delta", chunk.size)
         self._base.read_float32(chunk.name, chunk.start, base_N)
         self._weights.read_float32(chunk.name, chunk.start, delta_N)
-        return np.subtract(delta_N, base_N, out=delta_N)
+        return np.subtract(delta_N, base_N, out=delta_N if out_N is None else out_N)
 
     def changed_buffers(self) -> Mapping[str, TensorSpec]:
         return self._changed
@@ -82,8 +82,8 @@ class ArchivedVector:
         self.label = archive.label
         self._archive = archive
 
-    def delta(self, chunk: Chunk, buffers: Buffers) -> np.ndarray:
-        delta_N = buffers.take("delta", chunk.size)
+    def delta(self, chunk: Chunk, buffers: Buffers, *, out_N: np.ndarray | None = None) -> np.ndarray:
+        delta_N = buffers.take("delta", chunk.size) if out_N is None else out_N
         self._archive.read_float32(DELTA + chunk.name, chunk.start, delta_N)
         return delta_N
 

@@ -163,6 +163,11 @@ def open_kernels(device: str = "cpu") -> Kernels:
     return DeviceKernels(device)
 
 
+def load_kernels(device: str = "cpu") -> None:
+    """Have the kernels of a device ready: the first one that runs costs a process a quarter of a second."""
+    open_kernels(device).sum_abs(np.zeros(1, np.float32), np.array([0, 1]))
+
+
 def available_cores() -> int:
     """Cores that this process may use: those that Ray reserved for it, else those of its CPU affinity."""
     reserved = os.environ.get("OMP_NUM_THREADS", "")

@@ -31,7 +31,7 @@ PROFILE_OPENS_AT = (1, 2, 4, 8)
 
 _FP16_MAX = 65504.0
 _LLOYD_ROUNDS = 100
-_BATCH_ELEMENTS = 16 * CHUNK_ELEMENTS
+_BATCH_ELEMENTS = 8 * CHUNK_ELEMENTS
 _SAMPLED_ABOVE, _SAMPLE_STEP = 1 << 16, 5
 """Levels of a tensor with more elements are fitted on every fifth: thousands of ratios tell them to a fraction of a
 percent."""
@@ -165,9 +165,8 @@ class Signed:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A chunk on its way: delta and g where they are kept, and what they told. `norm` is sum |delta|."""
+    """What a chunk told. `norm` is sum |delta|."""
 
-    read: tuple[np.ndarray, np.ndarray] | None
     norm: float
     scales_S: np.ndarray
     histogram_P2: np.ndarray | None
@@ -184,14 +183,15 @@ class _Encoder:
         self._profile = profile
         self._trigger = trigger
         self._bits = bits
+        self._room = np.empty((2, 0), np.float32)
 
     def encode(self, batch: Sequence[Chunk]) -> float:
         """Encode the chunks of some tensors. Returns sum over these tensors of mean |delta|.
 
         What was read to measure is kept to encode, unless a tensor is so large that reading it again is cheaper.
         """
-        keep = sum(chunk.size for chunk in batch) <= 2 * _BATCH_ELEMENTS
-        measured = self._bench.map(lambda chunk: self._measure(chunk, keep=keep), batch)
+        kept = self._places(batch)
+        measured = self._bench.map(lambda chunk: self._measure(chunk, kept.get(chunk)), batch)
         levels = {chunk.name: np.ones(1, np.float32) for chunk in batch}
         if self._bits > 1:
             histograms = {chunk.name: np.zeros((LEVEL_BINS, 2)) for chunk in batch}
@@ -201,13 +201,12 @@ class _Encoder:
             for name, histogram_P2 in histograms.items():
                 levels[name] = fit_levels(histogram_P2, 2 ** (self._bits - 1))
                 self._trigger.write(f"level/{name}", levels[name])
-        found = {(chunk.name, chunk.start): one for chunk, one in zip(batch, measured, strict=True)}
+        scales = {chunk: one.scales_S for chunk, one in zip(batch, measured, strict=True)}
 
         def write(chunk: Chunk) -> None:
-            one = found[chunk.name, chunk.start]
-            delta_N, profile_N = one.read or self._read(chunk)
+            delta_N, profile_N = kept[chunk] if chunk in kept else self._read(chunk)
             planes_KB = self._bench.kernels.encode(
-                delta_N, profile_N, one.scales_S, chunk.rows, levels[chunk.name], bits=self._bits
+                delta_N, profile_N, scales[chunk], chunk.rows, levels[chunk.name], bits=self._bits
             )
             for k, plane_B in enumerate(planes_KB):
                 self._trigger.write(f"plane/{k}/{chunk.name}", plane_B, start=chunk.first_byte)
@@ -216,16 +215,29 @@ class _Encoder:
         sizes = self._bench.specs
         return sum(one.norm / sizes[c.name].elements for c, one in zip(batch, measured, strict=True) if c.size)
 
-    def _read(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
-        """delta and g, float32 [N], in the thread's buffers."""
-        profile_N = self._bench.buffers.take("profile", chunk.size)
-        self._profile.read_float32(chunk.name, chunk.start, profile_N)
-        return self._vector.delta(chunk, self._bench.buffers), profile_N
+    def _places(self, batch: Sequence[Chunk]) -> dict[Chunk, tuple[np.ndarray, np.ndarray]]:
+        """Where delta and g of each chunk are kept, in room that every batch uses again; nothing for a large tensor."""
+        size = sum(chunk.size for chunk in batch)
+        if size > 2 * _BATCH_ELEMENTS:
+            return {}
+        if self._room.shape[1] < size:
+            self._room = np.empty((2, size), np.float32)
+        places, start = {}, 0
+        for chunk in batch:
+            delta_N, profile_N = self._room[:, start : start + chunk.size]
+            places[chunk], start = (delta_N, profile_N), start + chunk.size
+        return places
 
-    def _measure(self, chunk: Chunk, *, keep: bool) -> _Measured:
+    def _read(self, chunk: Chunk, place: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """delta and g, float32 [N], in their place or else in the thread's buffers."""
+        delta_N, profile_N = place or (None, self._bench.buffers.take("profile", chunk.size))
+        self._profile.read_float32(chunk.name, chunk.start, profile_N)
+        return self._vector.delta(chunk, self._bench.buffers, out_N=delta_N), profile_N
+
+    def _measure(self, chunk: Chunk, place: tuple[np.ndarray, np.ndarray] | None) -> _Measured:
         """Read a chunk, and fit what can be fitted on it alone. Writes mu."""
         kernels = self._bench.kernels
-        delta_N, profile_N = self._read(chunk)
+        delta_N, profile_N = self._read(chunk, place)
         sums_S = kernels.sum_abs(delta_N, chunk.rows)
         check_finite(sums_S, self._vector, chunk.name)
         scales_S = (sums_S / np.maximum(np.diff(chunk.rows), 1)).astype(np.float32)
@@ -234,8 +246,7 @@ class _Encoder:
         if self._bits > 1:
             step = _SAMPLE_STEP if self._bench.specs[chunk.name].elements > _SAMPLED_ABOVE else 1
             histogram_P2 = kernels.level_histogram(delta_N, profile_N, scales_S, chunk.rows, step=step)
-        read = (delta_N.copy(), profile_N.copy()) if keep else None
-        return _Measured(read, float(sums_S.sum()), scales_S, histogram_P2)
+        return _Measured(float(sums_S.sum()), scales_S, histogram_P2)
 
 
 class SignedDecoder:

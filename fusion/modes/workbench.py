@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy as np
 
 from fusion.blobs import BlobRef, BlobWriter, get_json, put_json
 from fusion.cache import NodeCache
-from fusion.chunks import Buffers, Chunk, chunks_of, map_chunks
+from fusion.chunks import Buffers, Chunk, chunks_of, map_chunks, map_in
 from fusion.errors import ConfigError
 from fusion.kernels import available_cores, open_kernels
 from fusion.planes import plane_bytes
@@ -76,11 +77,16 @@ class Workbench:
     def chunks(self) -> list[Chunk]:
         return chunks_of(self.specs)
 
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        """Threads that live, and keep their buffers, from one pass to the next."""
+        return ThreadPoolExecutor(self.threads, thread_name_prefix="chunk")
+
     def map(self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk] | None = None) -> list[Result]:
         """`work` for every chunk of the model, side by side; results in order."""
         start = time.perf_counter()
         try:
-            return map_chunks(work, self.chunks if chunks is None else chunks, threads=self.threads)
+            return map_in(self._pool, work, self.chunks if chunks is None else chunks)
         finally:
             self.pass_seconds += time.perf_counter() - start
 
