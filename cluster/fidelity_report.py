@@ -13,6 +13,7 @@ from cluster.output import human_bytes, table
 from cluster.pictures import png, pyplot, replace_file
 from fusion.errors import ConfigError
 from fusion.fidelity import FidelityReport
+from fusion.modes import in_words
 
 _COLUMNS = ["task", "session", "cosine", "relative error", "bits set", "bits lost", "trigger", "archive"]
 
@@ -38,8 +39,7 @@ def fidelity_table(report: FidelityReport) -> Table:
         f"{human_bytes(report.written_bytes)}, peak memory {human_bytes(report.peak_bytes)} "
         f"({human_bytes(report.extra_bytes)} of it for this){rounding}"
     )
-    mode = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in report.mode.items())
-    return table(f"fidelity of version {report.version} ({mode})", _COLUMNS, rows, caption=caption)
+    return table(f"fidelity of version {report.version}, {in_words(report.mode)}", _COLUMNS, rows, caption=caption)
 
 
 def write_fidelity(reports: Sequence[FidelityReport], path: Path) -> list[Path]:
@@ -74,7 +74,7 @@ def picture(report: FidelityReport) -> bytes:
     axes[1].set_xlim(left=0)
     axes[0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0].invert_yaxis()
-    figure.suptitle(f"version {report.version}, {report.mode['name']}", fontsize=10)
+    figure.suptitle(f"version {report.version}, {in_words(report.mode)}", fontsize=10)
     figure.tight_layout()
     return png(figure)
 

@@ -24,7 +24,7 @@ from fusion.experts import ExpertRecord
 from fusion.kernels import StateDtype, available_cores, load_kernels
 from fusion.manifest import Manifest, check_task_name
 from fusion.memory import PeakMemory
-from fusion.modes import NewExpert, Workbench, open_mode
+from fusion.modes import NewExpert, Workbench, in_words, open_mode
 from fusion.state import FusedState
 from fusion.taskvectors import ExpertVector
 from fusion.tensors import TensorFile, sha256_file
@@ -195,7 +195,7 @@ def rebuild_from_archive(
         experts = [bench.archived(task, entry) for task, entry in entries.items()]
         return Draft(parent.base, method.settings(), method.rebuild(bench, experts), parent.removed)
 
-    why = f"fuse anew from the archive, {_describe(method.settings())}"
+    why = f"fuse anew from the archive, {in_words(method.settings())}"
     manifest = publish(
         Versions(cache.store), build, written=meter.written, created={"kind": "rebuild", "why": why, **(created or {})}
     )
@@ -260,14 +260,9 @@ def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str
         )
     if dict(parent.mode) != dict(mode):
         raise ConfigError(
-            f"{url} is fused with mode {_describe(parent.mode)}, not {_describe(mode)}: use the same one or another "
+            f"{url} is fused with mode {in_words(parent.mode)}, not {in_words(mode)}: use the same one or another "
             "store, or fuse everything anew in that mode with `condu fuse --from-archive`"
         )
-
-
-def _describe(mode: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key} {value}" for key, value in mode.items() if key != "name")
-    return f"{mode.get('name')}" + (f" ({rest})" if rest else "")
 
 
 def _prepare(

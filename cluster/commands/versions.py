@@ -14,6 +14,7 @@ from cluster.output import console, human_bytes, print_json, table
 from fusion.blobs import BlobRef
 from fusion.errors import ConduError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.manifest import Manifest
+from fusion.modes import in_words
 from fusion.named import named_by, read_manifests, read_records, record_refs, refs_of, whole_records
 from fusion.state import TaskRecord
 from fusion.store import Store, open_store
@@ -48,7 +49,8 @@ def list_versions(store: StoreOption, as_json: JsonOption = False) -> None:
         return
     lines = [
         (
-            *(row[key] for key in ("version", "at", "by", "kind", "num_tasks", "mode")),
+            *(row[key] for key in ("version", "at", "by", "kind", "num_tasks")),
+            in_words(row["mode"]) if row["mode"] else None,
             human_bytes(row["bytes"]) if row["bytes"] is not None else None,
             row["problem"] or row["why"],
         )
@@ -115,7 +117,7 @@ def _row(number: int, found: Manifest | ConduError) -> dict[str, Any]:
         "by": found.created.get("by"),
         "kind": _kind(found),
         "why": found.created.get("why"),
-        "mode": _mode(found),
+        "mode": dict(found.mode),
         "num_tasks": len(found.state.tasks),
         "problem": None,
         "records": tuple(record_refs(found)),
@@ -194,7 +196,7 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
         ("why", created.get("why")),
         ("parents", parents),
         ("base", f"{manifest.base.architecture or 'plain state dict'} {manifest.base.sha256[:12]}…"),
-        ("mode", _mode(manifest)),
+        ("mode", in_words(manifest.mode)),
         ("config", f"{created['config'][:12]}…" if created.get("config") else "none"),
         ("packages", ", ".join(f"{k} {v}" for k, v in created.get("packages", {}).items())),
         ("bytes", sizes + (f", {human_bytes(added)} more than its parent" if added is not None else "")),
@@ -217,11 +219,6 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
 
 def _kind(manifest: Manifest) -> str:
     return str(manifest.created.get("kind", "fuse"))
-
-
-def _mode(manifest: Manifest) -> str:
-    bits = manifest.mode.get("bits")
-    return f"{manifest.mode['name']}" + (f" {bits} bit" if bits else "")
 
 
 def _bytes(refs: Iterable[BlobRef]) -> int:

@@ -16,7 +16,7 @@ from fusion.errors import ConfigError
 from fusion.modes.workbench import NewExpert, Workbench
 from fusion.state import FusedState
 
-__all__ = ["Decoder", "Mode", "NewExpert", "Workbench", "open_mode"]
+__all__ = ["Decoder", "Mode", "NewExpert", "Workbench", "in_words", "open_mode"]
 
 
 class Decoder(Protocol):
@@ -74,3 +74,9 @@ def open_mode(settings: Mapping[str, Any]) -> Mode:
             "written it, or an option belongs to another mode"
         ) from None
     return mode
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    """A mode as people are told of it: `joint`, `signed (bits 2)`, `iterative (scales row, dtype float16)`."""
+    options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
+    return f"{settings.get('name')}" + (f" ({options})" if options else "")

@@ -143,7 +143,7 @@ def test_versions_are_listed_and_shown(finished: Project) -> None:
     assert listed[1]["parent"] == {"version": 1, "sha256": listed[0]["sha256"]}
     shown = finished.condu("versions", "show", "1", "--store", finished.store_url)
     assert "colours" in shown.stdout
-    assert "signed 2 bit" in shown.stdout
+    assert "signed (bits 2)" in shown.stdout
 
 
 def test_doctor_finds_a_sound_store(finished: Project) -> None:
