@@ -71,7 +71,8 @@ def ray_session(
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address: {config.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on this "
-            "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`"
+            "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`. A cluster that "
+            "wants a token gets it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
         ) from error
     try:
         with announced(ray.get_runtime_context().gcs_address, store) if local and store else nullcontext():

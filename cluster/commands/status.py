@@ -19,6 +19,7 @@ from cluster.output import console, errors, print_json, table
 from cluster.session_file import Session, running_sessions
 from fusion.errors import ConduError, ConfigError
 from fusion.experts import survey_experts
+from fusion.modes import in_words
 from fusion.store import Store, open_store
 from fusion.versions import Versions
 
@@ -98,7 +99,7 @@ def _print_store(held: dict[str, Any]) -> None:
     elif newest is None:
         console.print(f"nothing was published in {held['url']} yet")
     else:
-        mode = ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in newest["mode"].items())
+        mode = in_words(newest["mode"])
         console.print(f"[bold]version {newest['version']}[/] of {held['url']}")
         console.print(f"  published  {_ago(newest['age_s'])} ago, {newest['published']}, by {newest['by']}")
         console.print(f"  why        {newest['why'] or '–'}", markup=False)

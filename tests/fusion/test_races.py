@@ -277,22 +277,22 @@ def one_round(url: str, folder: Path, names: list[str]) -> None:
     [(2, 3), pytest.param(2, 25, marks=pytest.mark.soak), pytest.param(8, 25, marks=pytest.mark.soak)],
 )
 def test_after_every_round_all_published_and_every_kept_version_is_whole(
-    num_publishers: int, rounds: int, local_store: Store, tmp_path: Path
+    num_publishers: int, rounds: int, any_store: Store, tmp_path: Path
 ) -> None:
-    publish_each(tmp_path, local_store, ["first"], mode=ITERATIVE)
+    publish_each(tmp_path, any_store, ["first"], mode=ITERATIVE)
     for number in range(rounds):
         names = [f"r{number}-{i}" for i in range(num_publishers)]
-        one_round(local_store.url, tmp_path, names)
-        newest = Versions(local_store).newest()
+        one_round(any_store.url, tmp_path, names)
+        newest = Versions(any_store).newest()
         assert newest is not None
         assert {"first", *names} <= set(newest.state.tasks), "every publisher's task is in the newest version"
-        found = verify(Versions(local_store))
+        found = verify(Versions(any_store))
         assert found.findings == (), found
         for name in names[1:]:
-            edits.remove_task(Versions(local_store), name)
-    collect(Versions(local_store), ALL_OLD)
-    assert verify(Versions(local_store)).findings == ()
-    cold = cache_of(local_store, tmp_path / "cold")
-    last = Versions(local_store).newest()
+            edits.remove_task(Versions(any_store), name)
+    collect(Versions(any_store), ALL_OLD)
+    assert verify(Versions(any_store)).findings == ()
+    cold = cache_of(any_store, tmp_path / "cold")
+    last = Versions(any_store).newest()
     assert last is not None
     assert all(dict(decoupled_tensors(cold, last, task)) for task in last.state.tasks)
