@@ -1,0 +1,87 @@
+"""condu on a Ray cluster that was there before and stays: run, killed and run again, serve, and status beside each."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.project import CONDU, FAST, Project
+from tests.e2e.test_kills import kill_session, wait_for
+from tests.e2e.test_status import ask, ask_until, fused, session_files, training
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Project]:
+    """A project on a cluster of one node, on loopback, that wants a token."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    project = Project(tmp_path / "project", env={**token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    project.write_config(ray={"address": f"127.0.0.1:{port}"}, unseen=None)
+    node = [
+        "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4",
+        "--object-store-memory", str(100 << 20), "--include-dashboard", "false", "--disable-usage-stats",
+    ]  # fmt: skip
+    log = tmp_path / "node.txt"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [str(CONDU.parent / node[0]), *node[1:]], env=project.env, stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text(), process)
+        yield project
+    finally:
+        kill_session(process)
+
+
+def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_both(cluster: Project) -> None:
+    tasks = [{"name": name, "data": data} for name, data in cluster.tasks.items()]
+    address = {"ray": {"address": ask(cluster)["sessions"][0]["address"]}, "unseen": None}
+    endless = [tasks[0], {**tasks[1], "steps": 100_000}]
+    cluster.write_config(**address, tasks=endless, train={"lanes": 1, **FAST, "save_every_steps": 50})
+    process = cluster.start("run", "condu.yaml", "--no-evaluate")
+    try:
+        told = ask_until(cluster, process, lambda told: training(told) and fused(told) == 1 and told["store"]["newest"])
+        (session,) = told["sessions"]
+        assert "problem" not in session
+        assert session["address"] == address["ray"]["address"]
+        assert "pid" not in session, "a cluster's driver may be anywhere"
+        assert [task["state"] for task in session["tasks"][0]] == ["done", "training"]
+        assert session_files(cluster) == [], "nothing is announced on this machine, and no token written down"
+        assert "Ray at 127.0.0.1" in cluster.condu("status", "condu.yaml").stdout
+    finally:
+        kill_session(process)
+
+    cluster.write_config(**address)
+    done = cluster.condu("run", "condu.yaml", "--no-evaluate")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trained before" in done.stdout
+
+    process = cluster.start("serve", "condu.yaml", "--port", "8473")
+    try:
+        told = ask_until(
+            cluster, process, lambda told: any(r["ready"] for r in (told["sessions"][0]["service"] or {}).get("ingress", ()))
+        )
+        (session,) = told["sessions"]
+        assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
+        assert session["service"]["ingress"][0]["version"] == told["store"]["newest"]["version"] == 2
+        assert not training(told), "the killed run left nothing behind"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, cluster.log()
+    finally:
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    (session,) = ask(cluster)["sessions"]
+    assert (session["service"], "problem" in session) == (None, False)
+
+
+def test_a_token_that_is_not_the_cluster_s_is_an_error_that_names_it(cluster: Project) -> None:
+    cluster.env["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    assert "RAY_AUTH_TOKEN" in ask(cluster)["sessions"][0]["problem"]
