@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fusion.blobs import BlobRef, check_sha256
 from fusion.disk import writing
-from fusion.errors import DamagedBlobError
 from fusion.store import Store
 from fusion.tensors import TensorFile, sha256_file
 
@@ -43,17 +42,10 @@ class NodeCache:
         path = own or self._folder / ref.sha256[:2] / ref.sha256
         if ref.key in self._verified and path.is_file():
             return path
-        if own is None and not (path.is_file() and path.stat().st_size == ref.bytes):
+        if own is not None:
+            check_sha256(self._hash_own(ref, own), ref, self.store.url)
+        elif not _is_whole(path, ref):
             self._download(ref, path)
-        else:
-            if own is not None:
-                self.store.get(ref.key, stop=1) if ref.bytes else None  # a missing object gets the store's own error
-            try:
-                check_sha256(sha256_file(path), ref, self.store.url)
-            except DamagedBlobError:
-                if own is not None:
-                    raise
-                self._download(ref, path)  # our copy went bad, the store's need not have
         with self._lock:
             self._verified.add(ref.key)
         return path
@@ -61,6 +53,13 @@ class NodeCache:
     def tensors(self, ref: BlobRef) -> TensorFile:
         """A safetensors blob, verified and memory-mapped."""
         return TensorFile(self.path(ref), label=f"{self.store.url}/{ref.key}")
+
+    def _hash_own(self, ref: BlobRef, own: Path) -> str:
+        try:
+            return sha256_file(own)
+        except OSError:
+            self.store.get(ref.key, stop=1)  # the store's own words for it: gc took the object, or it can't be read
+            raise
 
     def _download(self, ref: BlobRef, path: Path) -> None:
         with writing(path):
@@ -77,6 +76,14 @@ class NodeCache:
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path, ref: BlobRef) -> bool:
+    """Whether a copy is there and good. One that went bad is fetched again: the store's need not have."""
+    try:
+        return path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256
+    except OSError:
+        return False
 
 
 def default_cache_folder() -> Path:

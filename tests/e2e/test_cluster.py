@@ -68,7 +68,9 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
     process = cluster.start("serve", "condu.yaml", "--port", "8473")
     try:
         told = ask_until(
-            cluster, process, lambda told: any(r["ready"] for r in (told["sessions"][0]["service"] or {}).get("ingress", ()))
+            cluster,
+            process,
+            lambda told: any(r["ready"] for r in (told["sessions"][0]["service"] or {}).get("ingress", ())),
         )
         (session,) = told["sessions"]
         assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
