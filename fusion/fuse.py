@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
 from functools import partial
@@ -19,7 +20,7 @@ from fusion.bases import Base
 from fusion.blobs import BlobRef, put_file
 from fusion.cache import NodeCache
 from fusion.chunks import map_chunks
-from fusion.errors import BaseMismatchError, ConfigError, TaskNameError, UnknownVersionError
+from fusion.errors import BaseMismatchError, BlobNotFoundError, ConfigError, TaskNameError, UnknownVersionError
 from fusion.experts import ExpertRecord
 from fusion.kernels import StateDtype, available_cores, load_kernels
 from fusion.manifest import Manifest, check_task_name
@@ -232,16 +233,21 @@ def _verify(
 
     So are the kernels loaded, which takes as long as hashing 400 MB.
     """
-    needed = [base.weights]
+    needed = []
     if parent and parent.state.last_flip and parent.state.unified:
         needed += [parent.state.unified, parent.state.last_flip]
     if parent and parent.state.profiles:
         needed.append(parent.state.profiles[-1].blob)
     jobs: list[Callable[[], Any]] = [partial(load_kernels, device)]
     jobs += [partial(_sha256, expert.weights) for expert in experts]
-    jobs += [partial(cache.path, ref) for ref in needed]
+    jobs += [partial(cache.path, base.weights), *(partial(_verify_if_there, cache, ref) for ref in needed)]
     done = map_chunks(lambda job: job(), jobs, threads=available_cores())
     return done[1 : len(experts) + 1]
+
+
+def _verify_if_there(cache: NodeCache, ref: BlobRef) -> None:
+    with suppress(BlobNotFoundError):  # gc took it: there is a newer version, and who builds on that looks again
+        cache.path(ref)
 
 
 def _sha256(weights: BlobRef | Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import signal
 import socket
@@ -11,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.project import CONDU, FAST, Project
 from tests.e2e.test_kills import kill_session, wait_for
-from tests.e2e.test_status import ask, ask_until, fused, session_files, training
+from tests.e2e.test_status import ask, ask_until, fused, serves, session_files, training
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def cluster(tmp_path: Path) -> Iterator[Project]:
 
 def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_both(cluster: Project) -> None:
     tasks = [{"name": name, "data": data} for name, data in cluster.tasks.items()]
-    address = {"ray": {"address": ask(cluster)["sessions"][0]["address"]}, "unseen": None}
+    ray = yaml.safe_load(cluster.config.read_text())["ray"]
     endless = [tasks[0], {**tasks[1], "steps": 100_000}]
-    cluster.write_config(**address, tasks=endless, train={"lanes": 1, **FAST, "save_every_steps": 50})
+    cluster.write_config(ray=ray, unseen=None, tasks=endless, train={"lanes": 1, **FAST, "save_every_steps": 50})
     process = cluster.start("run", "condu.yaml", "--no-evaluate")
     try:
         told = ask_until(cluster, process, lambda told: training(told) and fused(told) == 1 and told["store"]["newest"])
         (session,) = told["sessions"]
         assert "problem" not in session
-        assert session["address"] == address["ray"]["address"]
+        assert session["address"] == ray["address"]
         assert "pid" not in session, "a cluster's driver may be anywhere"
         assert [task["state"] for task in session["tasks"][0]] == ["done", "training"]
         assert session_files(cluster) == [], "nothing is announced on this machine, and no token written down"
@@ -60,18 +60,14 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
     finally:
         kill_session(process)
 
-    cluster.write_config(**address)
+    cluster.write_config(ray=ray, unseen=None)
     done = cluster.condu("run", "condu.yaml", "--no-evaluate")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trained before" in done.stdout
 
     process = cluster.start("serve", "condu.yaml", "--port", "8473")
     try:
-        told = ask_until(
-            cluster,
-            process,
-            lambda told: any(r["ready"] for r in (told["sessions"][0]["service"] or {}).get("ingress", ())),
-        )
+        told = ask_until(cluster, process, serves)
         (session,) = told["sessions"]
         assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
         assert session["service"]["ingress"][0]["version"] == told["store"]["newest"]["version"] == 2

@@ -45,6 +45,11 @@ def training(told: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def serves(told: dict[str, Any]) -> bool:
+    services = [session["service"] for session in told["sessions"] if session.get("service")]
+    return any(replica["ready"] for service in services for replica in service["ingress"])
+
+
 def fused(told: dict[str, Any]) -> int:
     return sum(session["fusion"]["num_fused"] for session in told["sessions"] if session.get("fusion"))
 
@@ -94,15 +99,7 @@ def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(p
 def test_a_service_is_seen_with_its_replicas_and_the_version_that_it_answers_from(finished: Project) -> None:
     process = finished.start("serve", "condu.yaml", "--port", "8471")
     try:
-        told = ask_until(
-            finished,
-            process,
-            lambda told: any(
-                replica["ready"]
-                for session in told["sessions"]
-                for replica in (session.get("service") or {}).get("ingress", ())
-            ),
-        )
+        told = ask_until(finished, process, serves)
         (session,) = told["sessions"]
         assert session["tasks"] == []
         assert session["fusion"] is None

@@ -87,6 +87,27 @@ def test_a_publisher_whose_blobs_gc_took_writes_them_again(
     assert result.manifest == assert_whole(local_store, {"a", "b", "c"})
 
 
+@pytest.mark.parametrize("mode", [ITERATIVE, {"name": "signed", "bits": 2}], ids=lambda mode: mode["name"])
+def test_a_publisher_whose_parent_gc_takes_while_it_is_verified_builds_on_the_next_version(
+    mode: dict[str, Any], local_store: Store, tmp_path: Path
+) -> None:
+    (parent,) = publish_each(tmp_path, local_store, ["a"], mode=mode)
+    base, path = random_base(tmp_path, local_store)
+
+    def others_publish_and_collect() -> None:
+        publish_each(tmp_path, local_store, ["b"], mode=mode, seed=4)
+        edits.remove_task(Versions(local_store), "a")  # so that nothing names its profile any more
+        collect(Versions(local_store), ALL_OLD)
+
+    taken = parent.state.shared()[0].key
+    store = Interrupted(local_store, "local_path", taken, others_publish_and_collect)
+    cache = NodeCache(store, tmp_path / "cold")  # type: ignore[arg-type]
+    result = fuse_experts(cache, base, [random_expert(tmp_path, path, "c", seed=9)], mode=mode)
+    assert store.happened
+    assert local_store.head(taken) is None
+    assert result.manifest == assert_whole(local_store, {"b", "c"})
+
+
 def test_a_publisher_that_slept_while_its_number_was_used_and_freed_publishes_all_the_same(
     local_store: Store, tmp_path: Path
 ) -> None:
