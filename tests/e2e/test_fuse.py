@@ -34,7 +34,7 @@ def fuse(project: Project, *arguments: str | Path) -> str:
 
 def test_a_report_is_a_table_a_json_file_and_a_picture_a_version(project: Project, experts: list[str]) -> None:
     said = fuse(project, "--base=base-0.safetensors", *experts, "--mode=iterative", "--each", "--report=fidelity.json")
-    for part in ("fidelity of version 2 (iterative)", "bits lost", "peak memory", "relative error"):
+    for part in ("fidelity of version 2, iterative", "bits lost", "peak memory", "relative error"):
         assert part in said
     first, second = json.loads((project.folder / "fidelity.json").read_text())
     assert [task["task"] for task in second["tasks"]] == ["a", "b"]
