@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +25,10 @@ def cluster(tmp_path: Path) -> Iterator[Project]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    project = Project(tmp_path / "project", env={**token, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    # in Ray's usual folder it would leave its address, and whoever calls ray.init later would try to join it
+    own["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")  # short: its sockets' paths have 107 characters at most
+    project = Project(tmp_path / "project", env=own)
     project.write_config(ray={"address": f"127.0.0.1:{port}"}, unseen=None)
     node = [
         "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4",
@@ -40,8 +44,10 @@ def cluster(tmp_path: Path) -> Iterator[Project]:
         yield project
     finally:
         kill_session(process)
+        shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
 
 
+@pytest.mark.soak
 def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_both(cluster: Project) -> None:
     tasks = [{"name": name, "data": data} for name, data in cluster.tasks.items()]
     ray = yaml.safe_load(cluster.config.read_text())["ray"]
