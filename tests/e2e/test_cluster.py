@@ -18,6 +18,8 @@ from tests.e2e.project import CONDU, FAST, Project
 from tests.e2e.test_kills import kill_session, wait_for
 from tests.e2e.test_status import ask, ask_until, fused, serves, session_files, training
 
+pytestmark = pytest.mark.soak  # two minutes
+
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Project]:
@@ -47,7 +49,6 @@ def cluster(tmp_path: Path) -> Iterator[Project]:
         shutil.rmtree(own["RAY_TMPDIR"], ignore_errors=True)
 
 
-@pytest.mark.soak
 def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_both(cluster: Project) -> None:
     tasks = [{"name": name, "data": data} for name, data in cluster.tasks.items()]
     ray = yaml.safe_load(cluster.config.read_text())["ray"]
