@@ -99,11 +99,10 @@ def _print_store(held: dict[str, Any]) -> None:
     elif newest is None:
         console.print(f"nothing was published in {held['url']} yet")
     else:
-        mode = in_words(newest["mode"])
         console.print(f"[bold]version {newest['version']}[/] of {held['url']}")
         console.print(f"  published  {_ago(newest['age_s'])} ago, {newest['published']}, by {newest['by']}")
         console.print(f"  why        {newest['why'] or '–'}", markup=False)
-        console.print(f"  mode       {mode}")
+        console.print(f"  mode       {in_words(newest['mode'])}")
         console.print(f"  tasks      {len(newest['tasks'])}: {', '.join(newest['tasks'])}")
     if experts:
         begun = [f"{e['identity'][:12]}… (step {e['step']}, attempt {e['attempts']})" for e in experts["unfinished"]]

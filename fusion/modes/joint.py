@@ -54,7 +54,7 @@ class Joint(MaskedMode):
             def work(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
                 deltas_TN = bench.buffers.take("deltas", len(experts) * chunk.size).reshape(len(experts), chunk.size)
                 for expert, delta_N in zip(experts, deltas_TN, strict=True):
-                    delta_N[:] = expert.vector.delta(chunk, bench.buffers)
+                    expert.vector.delta(chunk, bench.buffers, out_N=delta_N)
                 starts_S = segments(chunk, self.scales)
                 tau_N, planes_TB, masked_ST, norms_ST, squares_2 = bench.kernels.joint(
                     deltas_TN, starts_S, dtype=self.dtype

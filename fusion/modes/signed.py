@@ -204,7 +204,7 @@ class _Encoder:
         scales = {chunk: one.scales_S for chunk, one in zip(batch, measured, strict=True)}
 
         def write(chunk: Chunk) -> None:
-            delta_N, profile_N = kept[chunk] if chunk in kept else self._read(chunk)
+            delta_N, profile_N = kept.get(chunk) or self._read(chunk)
             planes_KB = self._bench.kernels.encode(
                 delta_N, profile_N, scales[chunk], chunk.rows, levels[chunk.name], bits=self._bits
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import yaml
 
 from tests.e2e.project import CONDU, FAST, Project
 from tests.e2e.test_kills import kill_session, wait_for
-from tests.e2e.test_status import ask, ask_until, fused, serves, session_files, training
+from tests.e2e.test_status import ask, ask_until, serves, session_files, training, trains_beside_a_version
+from tests.serving.helpers import free_port
 
 pytestmark = pytest.mark.soak  # two minutes
 
@@ -24,23 +24,20 @@ pytestmark = pytest.mark.soak  # two minutes
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Project]:
     """A project on a cluster of one node, on loopback, that wants a token."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     # in Ray's usual folder it would leave its address, and whoever calls ray.init later would try to join it
     own["RAY_TMPDIR"] = tempfile.mkdtemp(prefix="ray-")  # short: its sockets' paths have 107 characters at most
     project = Project(tmp_path / "project", env=own)
     project.write_config(ray={"address": f"127.0.0.1:{port}"}, unseen=None)
     node = [
-        "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "4",
-        "--object-store-memory", str(100 << 20), "--include-dashboard", "false", "--disable-usage-stats",
+        CONDU.parent / "ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port),
+        "--num-cpus", "4", "--object-store-memory", str(100 << 20), "--include-dashboard", "false",
+        "--disable-usage-stats",
     ]  # fmt: skip
     log = tmp_path / "node.txt"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [str(CONDU.parent / node[0]), *node[1:]], env=project.env, stdout=file, stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen(node, env=project.env, stdout=file, stderr=file, start_new_session=True)
     try:
         wait_for(lambda: "Ray runtime started" in log.read_text(), process)
         yield project
@@ -56,7 +53,7 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
     cluster.write_config(ray=ray, unseen=None, tasks=endless, train={"lanes": 1, **FAST, "save_every_steps": 50})
     process = cluster.start("run", "condu.yaml", "--no-evaluate")
     try:
-        told = ask_until(cluster, process, lambda told: training(told) and fused(told) == 1 and told["store"]["newest"])
+        told = ask_until(cluster, process, trains_beside_a_version)
         (session,) = told["sessions"]
         assert "problem" not in session
         assert session["address"] == ray["address"]

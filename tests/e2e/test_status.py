@@ -26,7 +26,7 @@ def ask(project: Project, *arguments: str) -> dict[str, Any]:
     return told
 
 
-def ask_until(project: Project, process: subprocess.Popen[str], what: Callable[[dict[str, Any]], Any]) -> Any:
+def ask_until(project: Project, process: subprocess.Popen[str], what: Callable[[dict[str, Any]], bool]) -> Any:
     deadline = time.monotonic() + 200
     while not what(told := ask(project)):
         assert process.poll() is None, f"ended with {process.returncode}: {project.log()}"
@@ -54,6 +54,11 @@ def fused(told: dict[str, Any]) -> int:
     return sum(session["fusion"]["num_fused"] for session in told["sessions"] if session.get("fusion"))
 
 
+def trains_beside_a_version(told: dict[str, Any]) -> bool:
+    """The store is read a moment before the session is asked: whether both have seen the first version."""
+    return bool(training(told)) and fused(told) == 1 and told["store"]["newest"] is not None
+
+
 def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(project: Project) -> None:
     tasks = [{"name": name, "data": data} for name, data in project.tasks.items()]
     tasks[1]["steps"] = 100_000  # the first is fused while this one trains
@@ -61,10 +66,7 @@ def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(p
     process = project.start("run", "condu.yaml", "--no-evaluate")
     try:
         wait_for(lambda: bool(session_files(project)), process)
-        # the store is read a moment before the session is asked: wait until both have seen the first version
-        told = ask_until(
-            project, process, lambda told: bool(training(told)) and fused(told) == 1 and told["store"]["newest"]
-        )
+        told = ask_until(project, process, trains_beside_a_version)
         (session,) = told["sessions"]
         assert "problem" not in session
         assert session["command"] == "condu run condu.yaml --no-evaluate"
