@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from cluster.config import load_config
-from fusion.cache import NodeCache
+from fusion.answers.predictor import ExpertModel, Predictor
+from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.decouple import decoupled_tensors
-from fusion.predictor import ExpertModel, Predictor
-from fusion.prototypes import route_scores, top_tasks
 from fusion.store import open_store
+from fusion.store.node_cache import NodeCache
 from training.data import TaskData, load_task_data, load_test_data
 from training.evaluate import load_pixels
 

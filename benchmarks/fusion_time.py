@@ -35,14 +35,14 @@ from typing import Any
 
 import numpy as np
 
-from fusion.bases import get_base, put_base
-from fusion.cache import NodeCache
 from fusion.decouple import read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.kernels import available_cores
 from fusion.store import open_store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, TensorSpec, TensorWriter, write_tensors
-from fusion.versions import Versions, manifest_key
+from fusion.versions.bases import get_base, put_base
+from fusion.versions.history import Versions, manifest_key
 
 _GIB = 2.0**30
 _TASKS = {"ViT-B-16": (2, 6, 11, 50), "ViT-L-14": (2, 11)}

@@ -22,15 +22,15 @@ from torch.func import functional_call
 
 from cluster.config import load_config
 from cluster.run import jobs
-from fusion.bases import put_base
-from fusion.cache import NodeCache
-from fusion.clip import LOGIT_SCALE, Clip, build_clip
-from fusion.experts import find_expert
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.predictor import ExpertModel
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.predictor import ExpertModel
 from fusion.store import open_store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
-from fusion.versions import Versions
+from fusion.versions.bases import put_base
+from fusion.versions.experts import find_expert
+from fusion.versions.history import Versions
 from training.data import TaskData
 from training.evaluate import load_pixels, right_of
 from training.expert import identity_of

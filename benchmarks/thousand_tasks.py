@@ -19,16 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from fusion.bases import Base, put_base
-from fusion.cache import NodeCache
-from fusion.edits import remove_task, rollback
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.gc import collect
-from fusion.named import read_records, record_refs
 from fusion.store import open_store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorSpec, TensorWriter
-from fusion.verify import verify
-from fusion.versions import Versions
+from fusion.versions.bases import Base, put_base
+from fusion.versions.edits import remove_task, rollback
+from fusion.versions.gc import collect
+from fusion.versions.history import Versions
+from fusion.versions.references import read_records, record_refs
+from fusion.versions.verify import verify
 
 _SHAPES = {"visual.proj": (64, 64), "text.proj": (64, 32), "bias": (64,), "logit_scale": ()}
 

@@ -9,12 +9,12 @@ import open_clip
 from open_clip.pretrained import list_pretrained_tags_by_model
 
 from cluster.config import BaseConfig
-from fusion.bases import Base, put_base
-from fusion.blobs import scratch_file
-from fusion.clip import describe_architecture
+from fusion.answers.clip import describe_architecture
 from fusion.errors import ConfigError
 from fusion.store import Store
+from fusion.store.blobs import scratch_file
 from fusion.tensors import write_tensors
+from fusion.versions.bases import Base, put_base
 
 
 def resolve_base(config: BaseConfig, store: Store) -> Base:

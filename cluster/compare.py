@@ -16,22 +16,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fusion.answers.clip import Clip, build_clip
+from fusion.answers.predictor import ExpertModel
+from fusion.answers.view import ViewLoader
 from fusion.baselines import Baseline, fuse_baseline, open_baseline
 from fusion.baselines.adamerging import AdaMerging, Unlabelled
-from fusion.bases import Base, put_base
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
 from fusion.decouple import decoupled_tensors, read_record
-from fusion.experts import ExpertRecord
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.predictor import ExpertModel
 from fusion.store import S3Options, Store, open_store
-from fusion.view import ViewLoader
+from fusion.store.node_cache import NodeCache
+from fusion.versions.bases import Base, put_base
+from fusion.versions.experts import ExpertRecord
 from training.batches import generator_for
 from training.data import TaskData, load_test_data
-from training.environment import WORKER_ENVIRONMENT
 from training.evaluate import load_pixels, load_set, measure_set, right_of
-from training.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob
+from training.malloc import WORKER_ENVIRONMENT
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)

@@ -13,9 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fusion.errors import ConduError, ConfigError
-from fusion.manifest import check_task_name
 from fusion.modes import open_mode
 from fusion.store import S3Options
+from fusion.versions.manifest import check_task_name
 from training.recipe import Recipe
 from training.sources import absolute_source
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from cluster.measure import MeasuredSet
 from cluster.output import console
-from cluster.report import build_report
+from cluster.report.figures import build_report
 from cluster.run import Run, jobs, measure_run, train_and_fuse
-from fusion.bases import Base, put_base
-from fusion.cache import NodeCache
-from fusion.clip import build_clip
+from fusion.answers.clip import build_clip
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import S3Options, open_store
+from fusion.store.node_cache import NodeCache
+from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
-from training.environment import WORKER_ENVIRONMENT
-from training.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob
+from training.malloc import WORKER_ENVIRONMENT
 
 MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cluster.config import FusionConfig
 from fusion.errors import ConfigError
-from training.capacity import LaneOptions, Node, workers_beside
+from training.lanes.capacity import LaneOptions, Node, workers_beside
 
 _SMALL_CLUSTER_CPUS = 2
 """Up to so many cores, one that waits for the next fuse is missed more than the fuse would gain by it."""

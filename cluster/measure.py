@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from fusion.bases import Base
-from fusion.blobs import BlobRef
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip
+from fusion.answers.view import ViewLoader
 from fusion.errors import VersionGoneError
-from fusion.manifest import Manifest
 from fusion.store import S3Options, open_store
-from fusion.versions import Versions
-from fusion.view import ViewLoader
+from fusion.store.blobs import BlobRef
+from fusion.store.node_cache import NodeCache
+from fusion.versions.bases import Base
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
 from training.data import load_test_data
-from training.environment import WORKER_ENVIRONMENT
 from training.evaluate import LoadedSet, SetMeasure, load_set, measure_set, measure_weights
-from training.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob
+from training.malloc import WORKER_ENVIRONMENT
 
 
 @dataclass(frozen=True)

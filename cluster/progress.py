@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from cluster.output import console
-from training.task_queue import TaskStatus
+from training.lanes.task_queue import TaskStatus
 
 
 class TaskProgress:

@@ -16,22 +16,22 @@ from typing import Any
 
 from cluster.base_source import resolve_base
 from cluster.config import Config
-from cluster.fuser import OrderedFuser
 from cluster.fusion_cores import fusion_resources
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
+from cluster.ordered_fusion import OrderedFuser
 from cluster.progress import TaskProgress
-from fusion.bases import Base
-from fusion.blobs import BlobRef, canonical_json
-from fusion.cache import NodeCache
 from fusion.errors import ConfigError, TaskNameError
-from fusion.experts import ExpertRecord, find_expert
 from fusion.fuse import check_parent
-from fusion.manifest import Manifest
 from fusion.store import S3Options, Store, open_store
-from fusion.versions import Versions
-from training.capacity import LaneOptions
+from fusion.store.blobs import BlobRef, canonical_json
+from fusion.store.node_cache import NodeCache
+from fusion.versions.bases import Base
+from fusion.versions.experts import ExpertRecord, find_expert
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
 from training.evaluate import KINDS
-from training.task_queue import TaskJob, TaskStatus
+from training.lanes.capacity import LaneOptions
+from training.lanes.task_queue import TaskJob, TaskStatus
 
 
 @dataclass
@@ -126,7 +126,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
         another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
-    from training.lanes import cluster_nodes, run_lanes
+    from training.lanes.run import cluster_nodes, run_lanes
 
     config = run.config
     lanes = lane_options(config)

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from fusion.cache import default_cache_folder
 from fusion.store import open_store
+from fusion.store.node_cache import default_cache_folder
 
 _logger = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from fusion.bases import Base
-from fusion.cache import NodeCache
 from fusion.errors import ConduError, StoreUnavailableError
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.names import NAMESPACE, actor_name
 from fusion.store import S3Options, open_store
+from fusion.store.node_cache import NodeCache
 from fusion.turns import Turns, Waiting
+from fusion.versions.bases import Base
 
 _KIND = "fusion-v2"
 """Part of the actor's name: an actor of an older release, which still runs the older code, is never asked."""

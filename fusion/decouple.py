@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fusion.blobs import get_json, new_nonce
-from fusion.cache import NodeCache
 from fusion.chunks import Chunk
-from fusion.manifest import Manifest, unknown_task
 from fusion.modes import Decoder, Workbench, open_mode
-from fusion.state import TaskEntry, TaskRecord
-from fusion.taskvectors import BUFFER
+from fusion.store.blobs import get_json, new_nonce
+from fusion.store.node_cache import NodeCache
+from fusion.task_vectors import BUFFER
 from fusion.tensors import TensorSpec, TensorWriter, is_fused
+from fusion.versions.manifest import Manifest, unknown_task
+from fusion.versions.state import TaskEntry, TaskRecord
 
 if TYPE_CHECKING:
     import torch

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fusion.cache import NodeCache
 from fusion.chunks import Chunk
 from fusion.decouple import DecoupledExpert
 from fusion.fuse import FuseCost
-from fusion.manifest import Manifest
-from fusion.taskvectors import TaskVector, open_archive
+from fusion.store.node_cache import NodeCache
+from fusion.task_vectors import TaskVector, open_archive
 from fusion.tensors import TensorFile
+from fusion.versions.manifest import Manifest
 
 
 @dataclass(frozen=True)

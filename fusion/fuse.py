@@ -15,21 +15,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusion.archive import archive_expert
-from fusion.bases import Base
-from fusion.blobs import BlobRef, put_file
-from fusion.cache import NodeCache
+from fusion.archives import archive_expert
 from fusion.chunks import map_chunks
 from fusion.errors import BaseMismatchError, BlobNotFoundError, ConfigError, TaskNameError, UnknownVersionError
-from fusion.experts import ExpertRecord
 from fusion.kernels import StateDtype, available_cores, load_kernels
-from fusion.manifest import Manifest, check_task_name
 from fusion.memory import PeakMemory
 from fusion.modes import NewExpert, Workbench, in_words, open_mode
-from fusion.state import FusedState
-from fusion.taskvectors import ExpertVector
+from fusion.store.blobs import BlobRef, put_file
+from fusion.store.node_cache import NodeCache
+from fusion.task_vectors import ExpertVector
 from fusion.tensors import TensorFile, sha256_file
-from fusion.versions import Draft, Versions, publish
+from fusion.versions.bases import Base
+from fusion.versions.experts import ExpertRecord
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest, check_task_name
+from fusion.versions.publish import Draft, publish
+from fusion.versions.state import FusedState
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from serving.errors import StartError
 from serving.ingress import Ingress
 from serving.options import ServeOptions

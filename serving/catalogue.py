@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 
+from fusion.answers.view import View
 from fusion.errors import DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
 from fusion.store import Store
-from fusion.versions import Versions
-from fusion.view import View
+from fusion.versions.history import Versions
 from serving.schemas import TaskInfo, TasksResponse, VersionInfo, VersionsResponse
 
 PAGE = 50

@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from ray.serve.handle import DeploymentHandle
 
-from fusion.cache import NodeCache
-from fusion.labelspaces import Job
+from fusion.answers.label_spaces import Job
+from fusion.answers.view import View
 from fusion.store import open_store
-from fusion.view import View
-from serving.calls import call
+from fusion.store.node_cache import NodeCache
 from serving.http import build_http
 from serving.metrics import IngressMetrics
 from serving.options import ServeOptions
+from serving.replica_calls import call
 from serving.replicas import log_with_serve
 from serving.service import Service
 from serving.watch import VersionWatcher
@@ -31,7 +31,7 @@ _STAGE_TIMEOUT_S = 60.0
 
 
 class RemoteModels:
-    """`Models` that live in other replicas. See `serving.calls` for what a call guarantees."""
+    """`Models` that live in other replicas. See `serving.replica_calls` for what a call guarantees."""
 
     def __init__(self, base: DeploymentHandle, experts: DeploymentHandle) -> None:
         self._base = base

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusion.answers.label_spaces import DEFAULT_TOP_K
+from fusion.answers.predictor import DEFAULT_CACHED_EXPERTS
 from fusion.errors import ConfigError
-from fusion.labelspaces import DEFAULT_TOP_K
-from fusion.predictor import DEFAULT_CACHED_EXPERTS
 from fusion.store import S3Options
 
 MIB = 1 << 20

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from ray import serve
 
-from fusion.cache import NodeCache
+from fusion.answers.label_spaces import Job
+from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.decouple import decoupled_tensors
-from fusion.labelspaces import Job
-from fusion.manifest import Manifest
-from fusion.predictor import ExpertModel, ModelShelf
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
 from serving.images import pixels
 from serving.metrics import ExpertMetrics
 from serving.options import ServeOptions

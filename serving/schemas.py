@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusion.clip import DEFAULT_TEMPLATES
+from fusion.answers.clip import DEFAULT_TEMPLATES
+from fusion.answers.label_spaces import Prediction, Query
 from fusion.errors import LabelSpaceError
-from fusion.labelspaces import Prediction, Query
 from serving.errors import RequestError
 
 Text = Annotated[str, Field(max_length=256)]

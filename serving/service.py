@@ -1,7 +1,7 @@
 """One request from images to answer: fixes the version, routes, asks the models, puts their logits together.
 
-Knows the rules of `fusion.labelspaces` and a `Models`; neither HTTP nor Ray. The ingress replica gives it models that
-live in other replicas, a test gives it models of its own.
+Knows the rules of `fusion.answers.label_spaces` and a `Models`; neither HTTP nor Ray. The ingress replica gives it
+models that live in other replicas, a test gives it models of its own.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from fusion.answers.label_spaces import Job, Prediction, Query, answer, needs_base, plan
+from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
-from fusion.labelspaces import Job, Prediction, Query, answer, needs_base, plan
-from fusion.view import View
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
 from serving.images import Cropper, Upload
 from serving.options import ServeOptions

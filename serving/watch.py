@@ -13,11 +13,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
-from fusion.cache import NodeCache
+from fusion.answers.view import View, ViewLoader
 from fusion.errors import BlobNotFoundError, DamagedBlobError, FormatError, UnknownVersionError, VersionGoneError
-from fusion.manifest import Manifest
-from fusion.versions import Versions, nothing_published
-from fusion.view import View, ViewLoader
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions, nothing_published
+from fusion.versions.manifest import Manifest
 from serving.errors import NotReadyError
 
 logger = logging.getLogger(__name__)

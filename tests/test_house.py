@@ -18,7 +18,18 @@ MAY_IMPORT = {
     "serving": {"fusion"},
     "cluster": {"fusion", "training", "serving"},
 }
-RAY_IS_FOR = ("fusion/actor.py", "training/lane", "training/task_queue.py", "serving/", "cluster/")
+ROOMS = {
+    "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "turns"),
+    "store": ("store",),
+    "versions": ("versions",),
+    "elements": ("chunks", "kernels", "task_vectors"),
+    "modes": ("modes", "archives"),
+    "fuse": ("fuse", "decouple", "fidelity"),
+    "answers": ("answers",),
+    "roof": ("baselines", "actor"),
+}
+"""The rooms of `fusion`, from the ground up: a module may import its own room and those before it."""
+RAY_IS_FOR = ("fusion/actor.py", "training/lanes/", "serving/", "cluster/")
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -41,6 +52,20 @@ def test_imports_run_one_way(package: str) -> None:
         assert ours - {package} <= MAY_IMPORT[package], path
 
 
+def test_every_module_of_fusion_stands_in_a_room() -> None:
+    found = {path.relative_to(ROOT / "fusion").parts[0].removesuffix(".py") for path in (ROOT / "fusion").rglob("*.py")}
+    assert found - {"__init__"} == {name for room in ROOMS.values() for name in room}
+
+
+def test_the_rooms_of_fusion_import_those_below() -> None:
+    floor = {name: height for height, room in enumerate(ROOMS.values()) for name in room}
+    for path in sorted((ROOT / "fusion").rglob("*.py")):
+        room = path.relative_to(ROOT / "fusion").parts[0].removesuffix(".py")
+        for name in imports(path):
+            if name.startswith("fusion."):
+                assert floor[name.split(".")[1]] <= floor[room], f"{path} imports {name}"
+
+
 def test_ray_is_imported_only_where_it_runs() -> None:
     for path in modules():
         if any(name.split(".")[0] == "ray" for name in imports(path)):
@@ -58,7 +83,7 @@ def test_nothing_that_is_read_is_unpickled() -> None:
 def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"
-        "import fusion.predictor, fusion.fuse\n"
+        "import fusion.answers.predictor, fusion.fuse\n"
         "import training.finetune, training.evaluate, training.data, training.continual\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from fusion.bases import Base, put_base
-from fusion.blobs import BlobRef, scratch_file
-from fusion.clip import build_clip
+from fusion.answers.clip import build_clip
 from fusion.store import Store
+from fusion.store.blobs import BlobRef, scratch_file
 from fusion.tensors import write_tensors
+from fusion.versions.bases import Base, put_base
 
 MODEL_CFG: dict[str, Any] = {
     "embed_dim": 32,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
-from fusion.clip import Clip
+from fusion.answers.clip import Clip
 from training.images import ImageSet
 
 CACHE_BYTES = 2 << 30

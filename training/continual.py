@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fusion.clip import Clip
-from fusion.predictor import ExpertModel
+from fusion.answers.clip import Clip
+from fusion.answers.predictor import ExpertModel
 from training.data import TaskData
 from training.evaluate import load_pixels, right_of
 from training.finetune import finetune

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion.blobs import canonical_json
-from fusion.clip import DEFAULT_TEMPLATES
+from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.errors import DataError
 from fusion.store import S3Options
+from fusion.store.blobs import canonical_json
 from training.images import ImageSet, Sample, raise_all
 from training.sources import RawTask, read_raw, read_tree
 from training.zoo import PREFIX, read_torchvision

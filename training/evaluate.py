@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fusion.blobs import BlobRef
-from fusion.cache import NodeCache
-from fusion.clip import Clip
+from fusion.answers.clip import Clip
+from fusion.answers.label_spaces import Plan, Prediction, Query, answer, plan
+from fusion.answers.predictor import ExpertModel
+from fusion.answers.view import View
 from fusion.decouple import decoupled_tensors
-from fusion.labelspaces import Plan, Prediction, Query, answer, plan
-from fusion.predictor import ExpertModel
-from fusion.view import View
+from fusion.store.blobs import BlobRef
+from fusion.store.node_cache import NodeCache
 from training.data import TaskData
 
 KINDS = ("known", "unknown", "union")

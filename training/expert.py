@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-from fusion.bases import Base
-from fusion.blobs import BlobRef, scratch_file
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip
+from fusion.answers.prototypes import class_prototypes
 from fusion.errors import DamagedBlobError
-from fusion.experts import (
+from fusion.store import Store
+from fusion.store.blobs import BlobRef, scratch_file
+from fusion.store.node_cache import NodeCache
+from fusion.tensors import write_tensors
+from fusion.versions.bases import Base
+from fusion.versions.experts import (
     ExpertRecord,
     count_attempt,
     drop_training_state,
@@ -24,13 +27,10 @@ from fusion.experts import (
     put_expert_file,
     put_training_state,
 )
-from fusion.prototypes import class_prototypes
-from fusion.store import Store
-from fusion.tensors import write_tensors
 from training.data import TaskData
 from training.finetune import finetune
 from training.recipe import Recipe
-from training.world import World
+from training.worker_group import World
 
 logger = logging.getLogger(__name__)
 

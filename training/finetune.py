@@ -23,14 +23,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.clip import Clip
+from fusion.answers.clip import Clip
 from fusion.errors import ConduError, ConfigError, StateDictError
 from fusion.tensors import TensorFile
 from training.augment import Augmentation
 from training.batches import Pixels, Sampler, channel_statistics, generator_for
 from training.data import TaskData
 from training.recipe import Recipe
-from training.world import World
+from training.worker_group import World
 
 logger = logging.getLogger(__name__)
 

@@ -13,18 +13,18 @@ from cluster.base_source import resolve_base
 from cluster.commands.fuse import JsonOption
 from cluster.commands.run import ConfigArgument
 from cluster.compare import DEFAULT_METHODS, METHODS, REFERENCES, CompareJob, compare_all
-from cluster.compare_picture import picture
-from cluster.compare_report import build_comparison, comparison_table
 from cluster.config import load_config
 from cluster.output import console, print_json
-from cluster.pictures import replace_file
+from cluster.report.comparison import build_comparison, comparison_table
+from cluster.report.comparison_picture import picture
+from cluster.report.pictures import replace_file
 from cluster.run import Run, jobs
 from cluster.session import ray_session
 from fusion.errors import ConduError, ConfigError
-from fusion.experts import ExpertRecord, find_expert
 from fusion.store import open_store
+from fusion.versions.experts import ExpertRecord, find_expert
 from training.expert import identity_of
-from training.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob
 
 _RANK, _NUM_IMAGES, _NUM_STEPS = 16, 64, 30
 

@@ -13,8 +13,8 @@ from cluster.config import Config, load_config
 from cluster.demo import run_demo
 from cluster.demo_service import ask_held_out_images, free_port
 from cluster.output import console, table
-from cluster.report_page import write_report
-from cluster.report_tables import report_tables
+from cluster.report.page import write_report
+from cluster.report.tables import report_tables
 from cluster.run import open_run
 from cluster.session import ray_session
 from fusion.errors import ConfigError

@@ -17,11 +17,11 @@ import typer
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, load_config
 from cluster.output import console, human_bytes, print_json
-from fusion.cache import default_cache_folder
 from fusion.errors import ConduError
 from fusion.store import open_store
 from fusion.store.check import check_store
-from fusion.versions import Versions
+from fusion.store.node_cache import default_cache_folder
+from fusion.versions.history import Versions
 
 _MIN_FREE_BYTES = 2 << 30
 _PACKAGES = ("ray", "torch", "open_clip_torch", "safetensors", "boto3", "pyarrow")

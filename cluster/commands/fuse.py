@@ -10,20 +10,20 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from cluster.fidelity_report import fidelity_table, write_fidelity
 from cluster.output import console, human_bytes, print_json
-from fusion.bases import Base, put_base
-from fusion.cache import NodeCache
+from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.decouple import DecoupledExpert, read_record
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError, UnknownVersionError
 from fusion.fidelity import FidelityReport, measure_fidelity
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
 from fusion.kernels import StateDtype
-from fusion.manifest import Manifest
 from fusion.modes import open_mode
 from fusion.store import Store, open_store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
-from fusion.versions import Versions
+from fusion.versions.bases import Base, put_base
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
 
 StoreOption = Annotated[
     str, typer.Option("--store", help="file:///folder, a path, or s3://bucket/prefix", metavar="URL")

@@ -11,8 +11,8 @@ import typer
 from cluster.client import predict_over_http
 from cluster.commands.fuse import JsonOption
 from cluster.output import console, print_json, table
+from fusion.answers.label_spaces import DEFAULT_TOP_K, Query
 from fusion.errors import ConfigError, DataError, ImageError
-from fusion.labelspaces import DEFAULT_TOP_K, Query
 from fusion.store import open_store
 from serving.schemas import ImagePrediction
 
@@ -73,8 +73,8 @@ def _predict_from_store(
     top_k: int | None,
     version: int | None,
 ) -> dict[str, Any]:
-    from fusion.cache import NodeCache
-    from fusion.predictor import Predictor
+    from fusion.answers.predictor import Predictor
+    from fusion.store.node_cache import NodeCache
     from training.images import decode
 
     predictor = Predictor(NodeCache(open_store(url)))

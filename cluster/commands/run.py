@@ -10,13 +10,13 @@ import typer
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, TaskConfig, load_config
 from cluster.output import console, errors, print_json
-from cluster.report import build_report
-from cluster.report_page import write_report
-from cluster.report_tables import report_tables
+from cluster.report.figures import build_report
+from cluster.report.page import write_report
+from cluster.report.tables import report_tables
 from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
 from fusion.errors import ConduError, TaskNameError
-from fusion.manifest import check_task_name
+from fusion.versions.manifest import check_task_name
 from training.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]

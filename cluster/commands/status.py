@@ -14,14 +14,14 @@ from rich.markup import escape
 
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, load_config
-from cluster.live import ask_session
 from cluster.output import console, errors, print_json, table
 from cluster.session_file import Session, running_sessions
+from cluster.session_query import ask_session
 from fusion.errors import ConduError, ConfigError
-from fusion.experts import survey_experts
 from fusion.modes import in_words
 from fusion.store import Store, open_store
-from fusion.versions import Versions
+from fusion.versions.experts import survey_experts
+from fusion.versions.history import Versions
 
 
 def status(

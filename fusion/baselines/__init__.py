@@ -22,7 +22,7 @@ import torch
 
 from fusion.baselines.shelf import Shelf
 from fusion.errors import ConfigError
-from fusion.taskvectors import ExpertVector, check_finite
+from fusion.task_vectors import ExpertVector, check_finite
 from fusion.tensors import TensorFile, check_same_layout
 
 Experts = Mapping[str, TensorFile]

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.baselines import Experts, OneModel, task_vectors
 from fusion.baselines.shelf import Shelf
-from fusion.clip import LOGIT_SCALE, Clip
 from fusion.errors import ConfigError
 from fusion.tensors import TensorFile
 

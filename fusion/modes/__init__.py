@@ -14,7 +14,7 @@ import numpy as np
 from fusion.chunks import Chunk
 from fusion.errors import ConfigError
 from fusion.modes.workbench import NewExpert, Workbench
-from fusion.state import FusedState
+from fusion.versions.state import FusedState
 
 __all__ = ["Decoder", "Mode", "NewExpert", "Workbench", "in_words", "open_mode"]
 

@@ -26,9 +26,9 @@ from fusion.modes.masked import (
     stored,
 )
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
-from fusion.state import FusedState
-from fusion.taskvectors import check_finite
+from fusion.task_vectors import check_finite
 from fusion.tensors import TensorSpec
+from fusion.versions.state import FusedState
 
 _MAX_UINT8_SESSION = 255
 

@@ -24,8 +24,8 @@ from fusion.modes.masked import (
     stored,
 )
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
-from fusion.state import FusedState
-from fusion.taskvectors import check_finite
+from fusion.task_vectors import check_finite
+from fusion.versions.state import FusedState
 
 _TASKS_A_CHUNK = 16
 """Chunks get smaller where more task vectors than these lie side by side."""

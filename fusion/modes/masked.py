@@ -18,8 +18,8 @@ from fusion.chunks import Chunk, total
 from fusion.errors import ConfigError
 from fusion.kernels import StateDtype
 from fusion.modes.workbench import Workbench
-from fusion.state import TaskEntry
 from fusion.tensors import TensorFile, TensorSpec
+from fusion.versions.state import TaskEntry
 
 Scales = Literal["task", "tensor", "row"]
 

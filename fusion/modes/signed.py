@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from fusion.blobs import BlobRef, BlobWriter
 from fusion.chunks import CHUNK_ELEMENTS, Chunk
 from fusion.errors import ConfigError
 from fusion.kernels import LEVEL_BINS, Kernels
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
-from fusion.state import FusedState, Profile
-from fusion.taskvectors import TaskVector, check_finite
+from fusion.store.blobs import BlobRef, BlobWriter
+from fusion.task_vectors import TaskVector, check_finite
 from fusion.tensors import TensorFile, TensorSpec
+from fusion.versions.state import FusedState, Profile
 
 PROFILE_OPENS_AT = (1, 2, 4, 8)
 """Numbers of tasks at which a publish opens a new profile: at most four profiles, 2 bytes a parameter each."""

@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fusion.blobs import BlobRef, BlobWriter, get_json, put_json
-from fusion.cache import NodeCache
 from fusion.chunks import Buffers, Chunk, chunks_of, map_chunks, map_in
 from fusion.errors import ConfigError
 from fusion.kernels import available_cores, open_kernels
 from fusion.planes import plane_bytes
-from fusion.state import TaskEntry, TaskRecord
-from fusion.taskvectors import TaskVector, open_archive
+from fusion.store.blobs import BlobRef, BlobWriter, get_json, put_json
+from fusion.store.node_cache import NodeCache
+from fusion.task_vectors import TaskVector, open_archive
 from fusion.tensors import TensorFile, TensorSpec
+from fusion.versions.state import TaskEntry, TaskRecord
 
 _IO_THREADS = 16
 

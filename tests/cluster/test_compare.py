@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from cluster.compare import Compared
-from cluster.compare_picture import picture
-from cluster.compare_report import build_comparison, comparison_table
 from cluster.config import BaseConfig, Config, UnseenConfig
+from cluster.report.comparison import build_comparison, comparison_table
+from cluster.report.comparison_picture import picture
 from cluster.run import Run
-from fusion.bases import Base
-from fusion.blobs import BlobRef
 from fusion.store import open_store
+from fusion.store.blobs import BlobRef
+from fusion.versions.bases import Base
 
 
 def right(*counts: int) -> np.ndarray:

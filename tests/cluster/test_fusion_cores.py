@@ -9,7 +9,7 @@ import pytest
 from cluster.config import FusionConfig
 from cluster.fusion_cores import fusion_resources
 from fusion.errors import ConfigError
-from training.capacity import LaneOptions, Node
+from training.lanes.capacity import LaneOptions, Node
 
 GPU_NODE = Node({"CPU": 8.0, "GPU": 2.0}, {})
 

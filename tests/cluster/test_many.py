@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from cluster.cli import main
-from cluster.commands import version_edits, versions
-from fusion import edits
-from fusion.cache import NodeCache
+from cluster.commands.versions import edits as edit_commands
+from cluster.commands.versions import listing
 from fusion.fuse import fuse_experts
-from fusion.gc import Policy, collect
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.store.node_cache import NodeCache
+from fusion.versions import edits
+from fusion.versions.gc import Policy, collect
+from fusion.versions.history import Versions
 from tests.counting import CountingStore
 from tests.fusion.many import many_tasks, many_versions
 from tests.fusion.vectors import SIGNED, random_base, random_expert
@@ -30,7 +31,7 @@ COUNT = 1000
 def counted(store_url: str, monkeypatch: pytest.MonkeyPatch) -> CountingStore:
     """The store that the commands get."""
     counting = CountingStore(open_store(store_url))
-    for module in (versions, version_edits):
+    for module in (listing, edit_commands):
         monkeypatch.setattr(module, "open_store", lambda url: counting)
     return counting
 

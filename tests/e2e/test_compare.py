@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.e2e.test_mistakes import refused
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.e2e.test_mistakes import refused
 from tests.golden import Golden

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import ROOT, Project
 from tests.e2e.test_mistakes import refused
 from tests.fusion.vectors import SHAPES, random_base, random_expert

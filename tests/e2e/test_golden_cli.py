@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fusion.cache import NodeCache
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.fusion.test_golden import assert_version_is
 from tests.golden import FILES, Golden

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fusion.experts import find_expert
-from fusion.versions import Versions
+from fusion.versions.experts import find_expert
+from fusion.versions.history import Versions
 from tests.e2e.project import FAST, Project
 from tests.tiny import SHAPES, tiny_task
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.cache import NodeCache
+from fusion.answers.label_spaces import Query
+from fusion.answers.predictor import Predictor
 from fusion.decouple import decoupled_tensors
-from fusion.labelspaces import Query
-from fusion.predictor import Predictor
-from fusion.versions import Versions
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.tiny import SHAPES, tiny_task
 

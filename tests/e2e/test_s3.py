@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from fusion.store import open_store
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.s3_server import S3Server
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.tiny import tiny_task
 

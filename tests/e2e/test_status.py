@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.e2e.project import FAST, Project
 from tests.e2e.test_kills import kill_session, wait_for
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fusion.store import open_store
-from fusion.versions import manifest_key
+from fusion.versions.history import manifest_key
 from tests.e2e.project import Project
 from tests.e2e.test_mistakes import refused
 from tests.fusion.vectors import flip_a_byte

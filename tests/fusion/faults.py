@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from fusion.cache import NodeCache
 from fusion.decouple import decoupled_tensors, read_record
-from fusion.manifest import Manifest
 from fusion.store import ObjectInfo, Store
+from fusion.store.node_cache import NodeCache
+from fusion.versions.manifest import Manifest
 
 
 def keys(store: Store, prefix: str = "") -> set[str]:

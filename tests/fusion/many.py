@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from fusion.blobs import BlobRef, new_nonce, put_json
 from fusion.decouple import read_record
-from fusion.manifest import Manifest, Parent
 from fusion.store import Store
-from fusion.versions import Draft, Versions, manifest_key, publish
+from fusion.store.blobs import BlobRef, new_nonce, put_json
+from fusion.versions.history import Versions, manifest_key
+from fusion.versions.manifest import Manifest, Parent
+from fusion.versions.publish import Draft, publish
 from tests.fusion.vectors import cache_of, publish_each
 
 

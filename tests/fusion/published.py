@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from fusion.bases import Base
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
-from fusion.experts import put_expert_file
+from fusion.answers.clip import Clip, build_clip
+from fusion.answers.prototypes import class_prototypes
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.manifest import Manifest
-from fusion.prototypes import class_prototypes
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
+from fusion.versions.bases import Base
+from fusion.versions.experts import put_expert_file
+from fusion.versions.manifest import Manifest
 from tests.tiny import tiny_base
 
 TASKS = {"colours": ("red", "green", "blue"), "shapes": ("circle", "square"), "sizes": ("small", "large", "huge")}

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from fusion.actor import FusionClient, FusionProgress, find_progress
-from fusion.bases import Base
-from fusion.blobs import BlobRef
 from fusion.decouple import decoupled_tensors
 from fusion.errors import DamagedBlobError, StoreUnavailableError, TaskNameError
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
-from fusion.versions import Versions
+from fusion.store.blobs import BlobRef
+from fusion.versions.bases import Base
+from fusion.versions.history import Versions
 from tests.fusion.vectors import cache_of, random_base, random_expert
 
 pytestmark = pytest.mark.usefixtures("ray_session")

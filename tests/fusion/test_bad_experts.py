@@ -16,7 +16,7 @@ from fusion.errors import BaseMismatchError, StateDictError
 from fusion.fuse import fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.fusion.faults import keys, same
 from tests.fusion.vectors import cache_of, random_base, random_expert
 

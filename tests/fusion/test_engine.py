@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from fusion import chunks
-from fusion.bases import put_base
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.errors import ConfigError, StateDictError
 from fusion.fidelity import measure_fidelity
 from fusion.fuse import ExpertToFuse, fuse_experts, rebuild_from_archive
-from fusion.manifest import Manifest
 from fusion.modes import open_mode
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
-from fusion.verify import verify
-from fusion.versions import Draft, Versions
-from fusion.versions import publish as publish_draft
+from fusion.versions.bases import put_base
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
+from fusion.versions.publish import Draft
+from fusion.versions.publish import publish as publish_draft
+from fusion.versions.verify import verify
 from tests.fusion.vectors import SHAPES, cache_of, cosine, random_base, random_expert
 
 MASKED = ["iterative", "joint"]
@@ -175,7 +176,7 @@ def test_fused_anew_nothing_of_a_removed_task_is_left(local_store: Store, tmp_pa
     """The blobs of a rebuilt state are those of a store that never had the task."""
 
     from fusion.store import open_store
-    from fusion.versions import Draft
+    from fusion.versions.publish import Draft
 
     cache = cache_of(local_store, tmp_path)
     mode = {"name": "iterative"}

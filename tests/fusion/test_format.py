@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.bases import put_base
 from fusion.decouple import decoupled_tensors
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.manifest import Manifest
 from fusion.store import Store, open_store
 from fusion.tensors import write_tensors
-from fusion.versions import manifest_key
+from fusion.versions.bases import put_base
+from fusion.versions.history import manifest_key
+from fusion.versions.manifest import Manifest
 from tests.fusion.faults import flip_a_bit
 from tests.fusion.vectors import cache_of
 

@@ -14,7 +14,7 @@ from fusion.errors import BaseMismatchError, ConduError, ConfigError, StateDictE
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
-from fusion.versions import Versions
+from fusion.versions.history import Versions
 from tests.fusion.vectors import cache_of, random_base, random_expert
 
 SIGNED = {"name": "signed", "bits": 2}

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion.bases import put_base
-from fusion.cache import NodeCache
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.manifest import Manifest
 from fusion.planes import unpack
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
+from fusion.versions.bases import put_base
+from fusion.versions.manifest import Manifest
 from tests.fusion.reference import mask_now
 from tests.golden import FILES, Golden, Session
 

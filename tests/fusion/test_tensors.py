@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fusion.chunks import Buffers, chunks_of
 from fusion.errors import StateDictError
-from fusion.taskvectors import ExpertVector
+from fusion.task_vectors import ExpertVector
 from fusion.tensors import (
     TensorFile,
     TensorSpec,

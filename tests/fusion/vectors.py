@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fusion.bases import Base, put_base
-from fusion.cache import NodeCache
 from fusion.decouple import decoupled_tensors
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.manifest import Manifest
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
+from fusion.versions.bases import Base, put_base
+from fusion.versions.manifest import Manifest
 
 SIGNED = {"name": "signed", "bits": 2}
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fusion.bases import Base
-from fusion.blobs import new_nonce, put_file, scratch_file
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip
+from fusion.answers.prototypes import class_prototypes
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.manifest import Manifest
-from fusion.prototypes import class_prototypes
 from fusion.store import Store
+from fusion.store.blobs import new_nonce, put_file, scratch_file
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
-from fusion.versions import Versions
+from fusion.versions.bases import Base
+from fusion.versions.history import Versions
+from fusion.versions.manifest import Manifest
 from tests.tiny import COLOURS, SHAPES, picture, tiny_base
 
 TASKS: dict[str, tuple[str, ...]] = {"colours": tuple(COLOURS), "shapes": SHAPES, "pair": ("red", "circle", "tree")}

@@ -8,12 +8,12 @@ import httpx
 import numpy as np
 import torch
 
-from fusion.cache import NodeCache
-from fusion.labelspaces import Job
-from fusion.predictor import ModelShelf
+from fusion.answers.label_spaces import Job
+from fusion.answers.predictor import ModelShelf
+from fusion.answers.view import View
 from fusion.store import Store
-from fusion.versions import Versions
-from fusion.view import View
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions
 from serving.http import build_http
 from serving.images import pixels
 from serving.metrics import NoMetrics

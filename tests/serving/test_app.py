@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fusion.bases import put_base
-from fusion.cache import NodeCache
 from fusion.errors import BaseMismatchError, ConfigError, UnknownVersionError
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
+from fusion.versions.bases import put_base
 from serving.app import build_app, check_port, check_store
 from serving.options import ServeOptions
 from tests.serving.helpers import free_port

@@ -11,13 +11,13 @@ import httpx
 import numpy as np
 import pytest
 
-from fusion.cache import NodeCache
+from fusion.answers.label_spaces import Job, Query
+from fusion.answers.predictor import Predictor
+from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError
-from fusion.labelspaces import Job, Query
-from fusion.predictor import Predictor
 from fusion.store import Store, open_store
-from fusion.versions import manifest_key
-from fusion.view import View
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import manifest_key
 from tests.serving.helpers import error_of, form_of, pictures, png, publish_tasks
 from tests.serving.plain import PlainModels, PlainService
 

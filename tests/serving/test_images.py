@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fusion.bases import Base
-from fusion.blobs import BlobRef
-from fusion.clip import build_clip
+from fusion.answers.clip import build_clip
 from fusion.errors import ImageError
+from fusion.store.blobs import BlobRef
+from fusion.versions.bases import Base
 from serving.images import Cropper, Upload, pixels
 from tests.serving.helpers import pictures, png
 from tests.tiny import MODEL_CFG, PREPROCESS_CFG

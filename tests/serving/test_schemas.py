@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fusion.clip import DEFAULT_TEMPLATES
+from fusion.answers.clip import DEFAULT_TEMPLATES
+from fusion.answers.label_spaces import Query
 from fusion.errors import ConduError, ConfigError, LabelSpaceError
-from fusion.labelspaces import Query
 from serving.errors import RequestError
 from serving.options import ServeOptions
 from serving.schemas import PredictFields

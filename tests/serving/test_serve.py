@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from fusion.cache import NodeCache
+from fusion.answers.label_spaces import Query
+from fusion.answers.predictor import Predictor
 from fusion.errors import ConfigError
-from fusion.labelspaces import Query
-from fusion.predictor import Predictor
 from fusion.store import Store, open_store
+from fusion.store.node_cache import NodeCache
 from serving.app import APP_NAME, start, stop
 from serving.options import ServeOptions
 from tests.serving.helpers import error_of, form_of, free_port, pictures, png, publish_tasks

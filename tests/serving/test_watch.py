@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from fusion import edits
-from fusion.cache import NodeCache
+from fusion.answers.view import View
 from fusion.errors import (
     BlobNotFoundError,
     DamagedBlobError,
@@ -18,10 +17,11 @@ from fusion.errors import (
     UnknownVersionError,
     VersionGoneError,
 )
-from fusion.gc import Policy, collect
 from fusion.store import Store
-from fusion.versions import Versions, manifest_key
-from fusion.view import View
+from fusion.store.node_cache import NodeCache
+from fusion.versions import edits
+from fusion.versions.gc import Policy, collect
+from fusion.versions.history import Versions, manifest_key
 from serving.errors import NotReadyError
 from serving.watch import VersionWatcher, newest_readable
 from tests.fusion.faults import flip_a_bit

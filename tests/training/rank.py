@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from fusion.bases import Base
-from fusion.blobs import BlobRef
-from fusion.clip import build_clip
+from fusion.answers.clip import build_clip
+from fusion.store.blobs import BlobRef
 from fusion.tensors import TensorFile, write_tensors
+from fusion.versions.bases import Base
 from tests.tiny import MODEL_CFG, PREPROCESS_CFG
 from tests.training.test_finetune import SHARED_RECIPE
 from training.data import load_task_data
 from training.finetune import finetune
-from training.world import World
+from training.worker_group import World
 
 
 def main(folder: Path, source: str, name: str, state: str) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.cache import NodeCache
-from fusion.clip import build_clip
-from fusion.experts import find_expert, find_training_state, num_attempts
+from fusion.answers.clip import build_clip
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import check_same_layout
+from fusion.versions.experts import find_expert, find_training_state, num_attempts
 from tests.tiny import tiny_base, tiny_task
 from training.data import load_task_data
 from training.expert import identity_of, train_expert

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.cache import NodeCache
-from fusion.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip
 from fusion.errors import ConfigError, StateDictError
 from fusion.store import Store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
 from training.augment import Policy
@@ -23,7 +23,7 @@ from training.batches import Sampler
 from training.data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Precision, Recipe
-from training.world import World
+from training.worker_group import World
 
 RECIPE = Recipe(steps=16, batch_size=16, lr=1e-3, warmup_steps=3, label_smoothing=0.1, augment="draw", templates="all")
 SHARED_RECIPE = replace(RECIPE, batch_size=15, save_every_steps=7, eps=1e-3)

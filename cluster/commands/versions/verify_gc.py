@@ -1,0 +1,76 @@
+"""`condu versions verify` and `gc`: is everything there and whole, and away with what nobody needs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from cluster.commands.fuse import JsonOption, StoreOption
+from cluster.output import console, human_bytes, print_json
+from fusion.store import open_store
+from fusion.versions.gc import Policy, collect, in_words
+from fusion.versions.history import Versions, spans
+from fusion.versions.verify import Finding
+from fusion.versions.verify import verify as verify_store
+
+_BAD = 1
+_DEFAULT = Policy()
+
+
+def verify(store: StoreOption, as_json: JsonOption = False) -> None:
+    """Hash every object that a kept version names. Exit code 1 when one is missing or damaged."""
+    found = verify_store(Versions(open_store(store)))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        for finding in found.findings:
+            console.print(_line(finding), markup=False, soft_wrap=True)
+        console.print(
+            f"versions {spans(found.versions)}: {found.num_objects} objects, {human_bytes(found.num_bytes)} whole, "
+            + (f"{len(found.findings)} missing or damaged" if found.findings else "nothing is missing or damaged")
+        )
+    if found.findings:
+        raise typer.Exit(_BAD)
+
+
+def gc(
+    store: StoreOption,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; publish and delete nothing.")] = False,
+    keep: Annotated[
+        int, typer.Option(help="Newest versions to keep, garbage collections not counted.")
+    ] = _DEFAULT.keep,
+    keep_days: Annotated[float, typer.Option(help="Keep versions younger than this.")] = _DEFAULT.keep_days,
+    experts: Annotated[
+        bool,
+        typer.Option("--experts", help="Also delete states of finished trainings, and weights that are fused."),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete old versions and the blobs that no kept version names. Safe beside publishers and a running service."""
+    policy = Policy(keep=keep, keep_days=keep_days, experts=experts)
+    found = collect(Versions(open_store(store)), policy, dry_run=dry_run)
+    if as_json:
+        groups = {"blobs": found.blobs, "experts": found.experts}
+        print_json(
+            {
+                "dry_run": dry_run,
+                "version": found.version,
+                "oldest_kept": found.oldest_kept,
+                "versions": list(found.versions),
+                **{name: [{"key": info.key, "bytes": info.bytes} for info in infos] for name, infos in groups.items()},
+                "temporary_files": [str(path) for path in found.scratch],
+                "bytes": found.bytes,
+            }
+        )
+        return
+    verb = "would delete" if dry_run else "deleted"
+    console.print(f"{verb} {in_words(found)}: {human_bytes(found.bytes)}")
+    if found.version is not None:
+        console.print(f"version [bold]{found.version}[/]: the same state; kept from version {found.oldest_kept}")
+
+
+def _line(finding: Finding) -> str:
+    tasks = f", tasks {', '.join(finding.tasks)}" if finding.tasks else ""
+    return f"versions {spans(finding.versions)}{tasks}: {finding.problem}"

@@ -1,0 +1,190 @@
+"""CLIP models as condu uses them: built from a base's description, always in eval mode, unit features out.
+
+Letters: B images, C classes, D embedding dimensions, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torch import nn
+
+from fusion.errors import BaseMismatchError, ConfigError
+from fusion.tensors import TensorFile
+from fusion.versions.bases import Base
+
+LOGIT_SCALE = 100.0
+"""Logits are 100 x cosine, for every expert: CLIP's own ceiling, and what the paper's rules add up."""
+
+DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+class Clip:
+    """One open_clip model in eval mode with its preprocessing and tokenizer.
+
+    BatchNorm statistics must never move (one forward in training mode costs a base its zero-shot), so the model is put
+    in eval mode here, and fine-tuning leaves it there.
+    """
+
+    def __init__(self, model: nn.Module, preprocess_cfg: Mapping[str, Any], tokenizer: Any) -> None:
+        self.model = model.eval().to(memory_format=torch.channels_last)  # convolutions on a CPU: a third less time
+        self.preprocess_cfg = dict(preprocess_cfg)
+        self.preprocess = image_transform_v2(_preprocess_cfg(preprocess_cfg), is_train=False)
+        self.tokenizer = tokenizer
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        size = self.preprocess_cfg["size"]
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Preprocess decoded images: float32 [B, 3, H, W] on the CPU."""
+        return torch.stack([self.preprocess(image.convert("RGB")) for image in images])
+
+    @torch.inference_mode()
+    def image_features(self, pixels: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:
+        """Unit image features, float32 [B, D] on the CPU, from preprocessed pixels [B, 3, H, W]."""
+        features = [
+            self.model.encode_image(  # type: ignore[operator]
+                batch.to(self.device, memory_format=torch.channels_last), normalize=True
+            )
+            .float()
+            .cpu()
+            for batch in pixels.split(batch_size)
+        ]
+        return torch.cat(features) if features else torch.empty(0, self.embed_dim)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+        """Unit text features, float32 [len(texts), D] on the CPU."""
+        tokens = self.tokenizer(list(texts))
+        features = [
+            self.model.encode_text(batch.to(self.device), normalize=True).float().cpu()  # type: ignore[operator]
+            for batch in tokens.split(batch_size)
+        ]
+        return torch.cat(features)
+
+    def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """Zero-shot weights of classes: the mean over templates of unit text features, made unit again, [C, D]."""
+        texts = [template.replace("{}", name) for name in classes for template in templates]
+        features = self.text_features(texts).reshape(len(classes), len(templates), -1).mean(1)
+        return nn.functional.normalize(features, dim=-1)
+
+    @property
+    def embed_dim(self) -> int:
+        return int(self.text_features(["a"]).shape[-1])
+
+    def copy_with(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Clip:
+        """A second model of the same architecture whose named tensors are replaced (the others are copied).
+
+        Tensors are copied one by one as they come, so peak extra memory is the new model and one tensor.
+        """
+        model = copy.deepcopy(self.model)
+        load_tensors(model, tensors)
+        return Clip(model, self.preprocess_cfg, self.tokenizer)
+
+
+def load_tensors(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Copy named tensors into a model, converting to its dtypes."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors:
+            if name not in own:
+                raise BaseMismatchError(
+                    f"tensor {name!r} is not in the model: the weights belong to another architecture"
+                )
+            own[name].copy_(tensor.reshape(own[name].shape))
+
+
+def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -> Clip:
+    """Build a base's model in fp32 (whatever dtype its file has) and load its weights (None: leave them random).
+
+    Raises:
+        BaseMismatchError: the base has no architecture, or its weights do not fit it.
+    """
+    if base.model_cfg is None or base.preprocess_cfg is None:
+        raise BaseMismatchError(
+            f"base {base.sha256[:12]}… was stored without an architecture (`condu fuse` on plain weights): it can be "
+            "fused and exported; to run it, publish from a configuration that names `base.architecture`"
+        )
+    with tempfile.TemporaryDirectory(prefix="condu-arch-") as folder:
+        config = {"model_cfg": base.model_cfg, "preprocess_cfg": base.preprocess_cfg}
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
+        with _quiet_root_logger():
+            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, precision="fp32")
+            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    if weights is not None:
+        missing = sorted(set(model.state_dict()) - set(weights.specs))
+        extra = sorted(set(weights.specs) - set(model.state_dict()))
+        if missing or extra:
+            raise BaseMismatchError(
+                f"{weights.label} does not fit architecture {base.architecture}: "
+                f"missing {missing[:4] or 'nothing'}, unexpected {extra[:4] or 'nothing'}"
+            )
+        load_tensors(model, ((name, weights.tensor(name)) for name in weights.specs))
+    return Clip(model.to(device), base.preprocess_cfg, tokenizer)
+
+
+def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, model_cfg and preprocess_cfg of an architecture.
+
+    Args:
+        architecture: an open_clip name (`ViT-B-16`), or the path of a JSON file in open_clip's own layout,
+            `{"model_cfg": …, "preprocess_cfg": …}`.
+    Raises: ConfigError for a name that open_clip does not know or a file that is not such a description.
+    """
+    path = Path(architecture)
+    if path.suffix == ".json":
+        try:
+            config = json.loads(path.read_text())
+            model_cfg = config["model_cfg"]
+        except FileNotFoundError:
+            raise ConfigError(f"base.architecture: {architecture}: no such file") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"base.architecture: {architecture} is not an open_clip configuration ({error})"
+            ) from error
+        return path.stem, model_cfg, _preprocess_dict(model_cfg, config.get("preprocess_cfg") or {})
+    model_cfg = open_clip.get_model_config(architecture)
+    if model_cfg is None:
+        near = difflib.get_close_matches(architecture, open_clip.list_models(), n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError(f"base.architecture: open_clip has no architecture {architecture!r}{hint}")
+    return architecture, model_cfg, _preprocess_dict(model_cfg, {})
+
+
+def _preprocess_dict(model_cfg: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    size = model_cfg["vision_cfg"].get("image_size", 224)
+    values = asdict(PreprocessCfg(**{"size": size, **given}))
+    return json.loads(json.dumps(values))  # as the store gives it back: lists, no tuples
+
+
+def _preprocess_cfg(values: Mapping[str, Any]) -> PreprocessCfg:
+    return PreprocessCfg(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class _quiet_root_logger:
+    """open_clip warns on the root logger that no weights were loaded, which is what we asked for."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger().level
+        logging.getLogger().setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger().setLevel(self._level)

@@ -1,0 +1,110 @@
+"""The predictor: a version that answers, in one process, without Ray and without a cluster.
+
+What serving does on many replicas this does in a plain loop, by the same plan and the same rules; evaluation and
+`condu predict --store` run on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from PIL import Image
+
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.expert_cache import ExpertCache
+from fusion.answers.label_spaces import Job, Prediction, Query, answer, needs_base, plan
+from fusion.answers.view import View, ViewLoader
+from fusion.decouple import decoupled_tensors
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions, nothing_published
+from fusion.versions.manifest import Manifest
+
+DEFAULT_CACHED_EXPERTS = 4
+
+
+class ExpertModel:
+    """A model with its text features cached by (classes, templates)."""
+
+    def __init__(self, clip: Clip) -> None:
+        self.clip = clip
+        self.class_features = lru_cache(maxsize=256)(clip.class_features)
+
+    def logits(self, pixels: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+        """100 x cosine, float32 [B, C], of preprocessed pixels [B, 3, H, W]."""
+        return self.feature_logits(self.clip.image_features(pixels), classes, templates)
+
+    def feature_logits(
+        self, features: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]
+    ) -> torch.Tensor:
+        """100 x cosine, float32 [B, C], of this model's unit image features [B, D]."""
+        return LOGIT_SCALE * features @ self.class_features(classes, templates).T
+
+
+class ModelShelf:
+    """The base and its experts, rebuilt when asked for. Shared by every version of one store; safe between threads."""
+
+    def __init__(
+        self, cache: NodeCache, base: Manifest, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu"
+    ) -> None:
+        self._cache = cache
+        self._base_sha256 = base.base.sha256
+        self.base = ExpertModel(build_clip(base.base, cache.tensors(base.base.weights), device=device))
+        self.experts: ExpertCache[ExpertModel] = ExpertCache(capacity)
+
+    def expert(self, view: View, task: str) -> ExpertModel:
+        """The decoupled expert of a task in a version."""
+        manifest = view.manifest
+        assert manifest.base.sha256 == self._base_sha256, "all versions of a store share one base"
+        return self.experts.get(
+            view.tasks[task].expert,
+            lambda: ExpertModel(self.base.clip.copy_with(decoupled_tensors(self._cache, manifest, task))),
+        )
+
+
+class Predictor:
+    """Answers from one store.
+
+    Args:
+        cache: the node's cache before the store.
+        capacity: how many rebuilt experts stay in memory.
+        device: torch device of all models.
+    Raises: UnknownVersionError when nothing was published yet.
+    """
+
+    def __init__(self, cache: NodeCache, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu") -> None:
+        self.versions = Versions(cache.store)
+        self._views = ViewLoader(cache)
+        newest = self.versions.newest()
+        if newest is None:
+            raise nothing_published(cache.store)
+        self.shelf = ModelShelf(cache, newest, capacity=capacity, device=device)
+        self._newest = self._views.load(newest)
+
+    def view(self, version: int | None = None) -> View:
+        """A version; None: the one that was the newest when this was made."""
+        if version is None or version == self._newest.version:
+            return self._newest
+        return self._views.load(self.versions.read(version))
+
+    def predict(self, images: Sequence[Image.Image], query: Query, *, view: View | None = None) -> list[Prediction]:
+        """Answers for decoded images, in their order.
+
+        Raises `LabelSpaceError`, `UnknownTaskError` before any model runs.
+        """
+        view = view or self._newest
+        query.check(view)
+        if not images:
+            return []
+        pixels = self.shelf.base.clip.pixels(images)
+        features = self.shelf.base.clip.image_features(pixels) if needs_base(query) else None
+        steps = plan(query, view, features, num_images=len(images))
+        return answer(steps, [self._run(job, view, pixels, features) for job in steps.jobs])
+
+    def _run(self, job: Job, view: View, pixels: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        images = list(job.images)
+        if job.task is None:
+            assert features is not None
+            return self.shelf.base.feature_logits(features[images], job.classes, job.templates)
+        return self.shelf.expert(view, job.task).logits(pixels[images], job.classes, job.templates)

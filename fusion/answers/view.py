@@ -1,0 +1,85 @@
+"""A version as a predictor sees it: what each task tells apart, its prototypes, and the key of its expert."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from fusion.store.blobs import get_json
+from fusion.store.node_cache import NodeCache
+from fusion.versions.manifest import Manifest
+from fusion.versions.state import TaskEntry, TaskRecord, expert_key
+
+_READ_THREADS = 8
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """One task of a version.
+
+    Attributes:
+        expert: `task@hash`, the key of its decoupled expert.
+        prototypes: float32 [C, D]; None for a task that was fused from plain weights, which is never routed to.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    expert: str
+    prototypes: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class View:
+    """One version, ready to be asked. Tasks in fused order."""
+
+    manifest: Manifest
+    tasks: Mapping[str, TaskView]
+
+    @property
+    def version(self) -> int:
+        return self.manifest.version
+
+    def routable(self) -> dict[str, torch.Tensor]:
+        """Prototypes of every task that has them."""
+        return {name: task.prototypes for name, task in self.tasks.items() if task.prototypes is not None}
+
+
+class ViewLoader:
+    """Loads views. Records and prototypes are immutable, so a new version costs only what is new in it."""
+
+    def __init__(self, cache: NodeCache) -> None:
+        self._cache = cache
+        self._read: dict[str, tuple[TaskRecord, torch.Tensor | None]] = {}
+        self._lock = threading.Lock()
+
+    def load(self, manifest: Manifest) -> View:
+        """Raises the store's errors; nothing is kept of a view that could not be read whole."""
+        entries = list(manifest.state.tasks.values())
+        missing = [entry for entry in entries if entry.record.key not in self._read]
+        with ThreadPoolExecutor(_READ_THREADS) as pool:
+            found = dict(zip((e.record.key for e in missing), pool.map(self._load, missing), strict=True))
+        with self._lock:
+            self._read.update(found)
+            read = [self._read[entry.record.key] for entry in entries]
+        tasks = {
+            name: TaskView(
+                name=name,
+                classes=record.classes,
+                templates=record.templates,
+                expert=expert_key(manifest.base.sha256, manifest.state, name),
+                prototypes=prototypes,
+            )
+            for name, (record, prototypes) in zip(manifest.state.tasks, read, strict=True)
+        }
+        return View(manifest, tasks)
+
+    def _load(self, entry: TaskEntry) -> tuple[TaskRecord, torch.Tensor | None]:
+        record = TaskRecord.from_json(get_json(self._cache.store, entry.record))
+        if record.prototypes is None:
+            return record, None
+        return record, self._cache.tensors(record.prototypes).tensor("prototypes").clone()

@@ -1,0 +1,50 @@
+"""What `experts/` keeps of trainings that are over.
+
+Records stay, they are small: `condu run` finds them and trains nothing again. What goes, where a record exists:
+resumable states, counts of attempts, weights that a training wrote and its record does not name, and the record's own
+weights once the newest version holds that expert. Files that a kept version names as its archive always stay.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from fusion.store import ObjectInfo, Store
+from fusion.store.blobs import get_plain_json
+from fusion.versions.experts import ExpertRecord, record_key
+from fusion.versions.manifest import Manifest
+
+_READ_THREADS = 16
+
+
+def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Iterator[ObjectInfo]:
+    """Objects under `experts/` that nothing needs any more.
+
+    Args:
+        newest: the version that decides whose weights are held.
+        named: keys that kept versions name.
+    Raises: FormatError, DamagedBlobError: a record can't be read.
+    """
+    records: list[str] = []
+    files: defaultdict[str, list[ObjectInfo]] = defaultdict(list)
+    for info in store.list("experts/"):
+        identity, _, rest = info.key.removeprefix("experts/").partition("/")
+        if rest:
+            files[identity].append(info)
+        elif identity.endswith(".json"):
+            records.append(identity.removesuffix(".json"))
+    over = [identity for identity in records if identity in files]
+    held = {entry.expert_sha256 for entry in newest.state.tasks.values()}
+
+    def spent(identity: str) -> list[ObjectInfo]:
+        record = ExpertRecord.from_json(get_plain_json(store, record_key(identity)))
+        stays = {record.prototypes.key} if record.prototypes else set()
+        if record.expert.sha256 not in held:
+            stays.add(record.expert.key)
+        return [info for info in files[identity] if info.key not in stays and info.key not in named]
+
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        for found in pool.map(spent, over):
+            yield from found

@@ -1,0 +1,88 @@
+"""The report: figures that can be checked by hand, and a page that holds them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cluster.report.figures import _metrics, paired
+from cluster.report.page import heat_map, page
+from cluster.report.tables import report_tables
+
+REPORT = {
+    "version": 2,
+    "mode": {"name": "signed", "bits": 2},
+    "base": {"architecture": "tiny", "sha256": "a" * 64},
+    "tasks": [
+        {"name": n, "classes": 3, "n_test": 10, "zero_shot": 30.0, "zero_shot_interval": [10.0, 60.0], "expert": 90.0,
+         "expert_interval": [60.0, 98.0], "fused": {"signed": s}}
+        for n, s in (("pets <b>", 80.0), ("food", 90.0))
+    ],
+    "loss_to_experts": {"signed": {"mean": 5.0, "low": 1.0, "high": 9.0}},
+    "metrics": {"condu": {"transfer": 20.0, "avg": 60.0, "last": 85.0},
+                "zero_shot": {"transfer": None, "avg": 30.0, "last": 30.0}},
+    "matrices": {"known": [[80.0, 20.0], [80.0, 90.0]], "continual_finetuning": [[80.0, 5.0], [40.0, 90.0]]},
+    "unseen": [{"name": "birds", "classes": 4, "n_test": 8, "zero_shot": 50.0, "zero_shot_interval": [20.0, 80.0],
+                "aggregated": 62.5, "aggregated_interval": [30.0, 86.0]}],
+    "unseen_gain": {"mean": 12.5, "low": -10.0, "high": 35.0},
+    "routing_accuracy": 75.0,
+    "bytes_per_task": 3_400_000,
+    "shared_bytes": 97_000_000,
+    "fidelity": {"pets <b>": {"cosine": 0.9, "relative_error": 0.4, "bits_lost": 0.0},
+                 "food": {"cosine": None, "relative_error": None, "bits_lost": 0.0}},
+    "checkpoint_bytes": 48_700_000,
+    "failed": [{"name": "bad", "reason": "no <images>"}],
+    "seconds": {"train": 12.3},
+}  # fmt: skip
+
+
+def test_a_paired_difference_is_the_mean_of_the_sets_and_narrows_with_agreement() -> None:
+    expert = np.array([True, True, True, False])
+    same = paired([(expert, expert)])
+    assert same == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    fused = np.array([True, True, False, False])
+    lost = paired([(expert, fused), (expert, expert)])
+    assert lost is not None
+    assert lost["mean"] == pytest.approx(12.5)
+    assert lost["low"] < 12.5 < lost["high"]
+    assert paired([(None, expert)]) is None
+
+
+def test_metrics_of_a_gap_in_the_sessions_are_not_made_up() -> None:
+    assert _metrics(np.array([[50.0, 60.0]])) == {"transfer": None, "avg": None, "last": 55.0}
+    full = _metrics(np.array([[80.0, 20.0], [70.0, 90.0]]))
+    assert full["transfer"] == pytest.approx(20.0)
+    assert full["avg"] == pytest.approx((75 + 55) / 2)
+    assert full["last"] == pytest.approx(80.0)
+
+
+def test_every_table_has_its_rows_and_the_loss_is_told_with_its_interval() -> None:
+    accuracy, sessions, unseen, cost = report_tables(REPORT)
+    assert accuracy.row_count == 3
+    assert "signed +5.0 (+1.0 to +9.0)" in str(accuracy.caption)
+    assert sessions.row_count == 2
+    assert unseen.row_count == 2
+    assert "+12.5" in str(unseen.caption)
+    assert "3.4 MB" in [str(cell) for cell in cost.columns[1].cells]
+    assert "0.900 (lowest 0.900, pets <b>)" in [str(cell) for cell in cost.columns[1].cells]
+
+
+def test_the_page_holds_the_figures_and_escapes_what_users_named() -> None:
+    picture = heat_map(REPORT)
+    assert picture.startswith(b"\x89PNG")
+    text = page(REPORT, picture)
+    assert "pets &lt;b&gt;" in text
+    assert "no &lt;images&gt;" in text
+    assert "<b>" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
+
+
+def test_an_expert_whose_weights_are_gone_leaves_its_cell_empty_and_no_mean_is_made_up() -> None:
+    gone = {**REPORT["tasks"][0], "expert": None, "expert_interval": None}
+    report = {**REPORT, "tasks": [gone, REPORT["tasks"][1]], "loss_to_experts": {"signed": None}}
+    accuracy = report_tables(report)[0]
+    experts = list(next(column for column in accuracy.columns if column.header == "expert").cells)
+    assert experts == ["–", "90.0 (60–98)", "–"]
+    assert "signed unknown" in str(accuracy.caption)
+    assert "90.0 (60–98)" in page(report, b"")

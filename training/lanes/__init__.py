@@ -1,0 +1,1 @@
+"""Lanes: a few Ray Train trainers that work through a queue of many tasks."""

@@ -1,0 +1,266 @@
+"""Lanes: a few Ray Train trainers that work through many tasks, since starting one costs 7-15 s and 1.6 GB.
+
+A lane is one `TorchTrainer`, driven by a thread here, whose workers take tasks from a queue actor until it is empty.
+Everything that counts (records, states, attempts) is in the store: a killed worker is restarted by Ray Train and goes
+on from the last state, a killed driver is started again and finds what is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from fusion.errors import BlobNotFoundError, DataError
+from fusion.names import NAMESPACE
+from fusion.store import S3Options, open_store
+from fusion.versions.bases import Base
+from fusion.versions.experts import find_expert, num_attempts
+from training.expert import identity_of
+from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
+from training.lanes.lane import CrashReporter, LaneConfig, LaneError, one_line
+from training.lanes.status import queue_prefix
+from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
+from training.lanes.worker import run_worker
+from training.malloc import WORKER_ENVIRONMENT
+from training.sources import absolute_source
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+_WIND_DOWN_S = 15.0
+_TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: most of a lane's start-up is waiting for this poll
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # 600 s by default: longer than most trainings
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default: short where several lanes start on few cores
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+def run_lanes(
+    store_url: str,
+    store_options: S3Options | None,
+    base: Base,
+    jobs: Sequence[TaskJob],
+    options: LaneOptions | None = None,
+    on_status: Callable[[list[TaskStatus]], None] | None = None,
+    *,
+    cache_folder: Path | None = None,
+    reserved: Mapping[str, float] | None = None,
+) -> list[TaskStatus]:
+    """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
+
+    Args:
+        store_url, store_options: where the base is and the experts go.
+        base: what to fine-tune.
+        jobs: the tasks, in the order in which they are wanted.
+        options: lanes and their resources.
+        on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
+            is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
+        cache_folder: of every node's cache; None: the default.
+        reserved: what the caller's own actor holds of the cluster, so that `auto` leaves it.
+    Returns: the last statuses, each `done` or `failed`.
+    Raises:
+        ConfigError: a lane's demand is more than the cluster has.
+        BlobNotFoundError: the store does not have the base.
+        LaneError: no lane ran within `startup_timeout_s`.
+    """
+    options = options or LaneOptions()
+    store_url = open_store(store_url, store_options).url  # absolute: workers have another working directory
+    jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
+    report = on_status or (lambda _: None)
+    statuses, planned = plan_tasks(store_url, store_options, base, jobs)
+    report(list(statuses))
+    if not planned:
+        return statuses
+    if open_store(store_url, store_options).head(base.weights.key) is None:
+        raise BlobNotFoundError(f"{store_url} has no base {base.sha256[:12]}… to train from: put it there first")
+    num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
+    queue = _start_queue(store_url, store_options, list(planned.values()), options)
+    lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, cache_folder, planned)
+
+    def merged() -> list[TaskStatus]:
+        for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
+            statuses[index] = status
+        return list(statuses)
+
+    try:
+        _watch(lanes, queue, options, merged, report)
+    finally:
+        lanes.close()
+    reasons = "; ".join(lanes.errors) or "its lane ended"
+    final = [
+        status
+        if status.settled
+        else TaskStatus(status.name, status.identity, "failed", status.step, status.steps, reason=reasons)
+        for status in merged()
+    ]
+    report(final)
+    return final
+
+
+def plan_tasks(
+    store_url: str, store_options: S3Options | None, base: Base, jobs: Sequence[TaskJob]
+) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
+    """Read every task's data once: a status for each, and by index those that have to be trained.
+
+    So broken data is reported before anything starts, and a task whose expert exists costs no Ray at all.
+    """
+    store = open_store(store_url, store_options)
+
+    def plan(job: TaskJob) -> TaskStatus | PlannedTask:
+        try:
+            data = job.load(store_options, verify=True)
+        except DataError as error:
+            return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
+        identity = identity_of(base, data, job.recipe, job.seed)
+        if find_expert(store, identity) is not None:
+            return TaskStatus(job.name, identity, "done", job.recipe.steps, job.recipe.steps)
+        return PlannedTask(job, identity, num_attempts(store, identity))
+
+    with ThreadPoolExecutor(4) as pool:
+        plans = list(pool.map(plan, jobs))
+    statuses = [
+        TaskStatus(plan.job.name, plan.identity, steps=plan.job.recipe.steps) if isinstance(plan, PlannedTask) else plan
+        for plan in plans
+    ]
+    return statuses, {index: plan for index, plan in enumerate(plans) if isinstance(plan, PlannedTask)}
+
+
+class _Lanes:
+    """The running lanes, each a thread that waits for its `fit()`."""
+
+    def __init__(
+        self,
+        queue: Any,
+        num_lanes: int,
+        options: LaneOptions,
+        base: Base,
+        store_url: str,
+        store_options: S3Options | None,
+        cache_folder: Path | None,
+        planned: dict[int, PlannedTask],
+    ) -> None:
+        self.errors: list[str] = []
+        self._queue = queue
+        self._folder = Path(tempfile.mkdtemp(prefix="condu-lanes-"))
+        for name, value in _TRAIN_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if len(ray.nodes()) == 1:  # there is no other node to flee to, and the watcher is one more process a lane
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        if options.quiet:
+            logging.getLogger("ray.train").setLevel(logging.WARNING)
+        nonce = secrets.token_hex(4)  # Ray Train resumes by name: no two runs share one
+        self._threads = []
+        for number in range(num_lanes):
+            name = f"condu-{nonce}-lane-{number}"
+            config = LaneConfig(
+                lane=name,
+                queue=queue,
+                jobs=tuple(task.job for task in planned.values()),
+                base=base,
+                store_url=store_url,
+                store_options=store_options,
+                cache_folder=cache_folder,
+                num_threads=max(1, int(options.num_cpus)),
+                num_loader_threads=options.num_loader_threads,
+                gpu_share=options.num_gpus or 1.0,
+            )
+            trainer = self._trainer(name, config, options)
+            thread = threading.Thread(target=self._drive, args=(name, trainer), name=name, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        logger.info("lanes started lanes=%d tasks=%d workers=%d", num_lanes, len(planned), options.workers)
+
+    def alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def close(self) -> None:
+        """Let lanes end. One that still waits for resources is not waited for: it will find the queue closed."""
+        ray.get(self._queue.close.remote())
+        seen = ray.get(self._queue.lanes_seen.remote())
+        deadline = time.monotonic() + _WIND_DOWN_S
+        for thread in self._threads:
+            if thread.name in seen:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        if not self.alive():
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
+        return TorchTrainer(
+            run_worker,
+            train_loop_config={"lane": config},
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]
+                num_workers=options.workers,
+                use_gpu=options.num_gpus > 0,
+                resources_per_worker=options.demand(),
+                accelerator_type=options.accelerator_type,
+                label_selector=dict(options.labels) if options.labels else None,
+            ),
+            run_config=RunConfig(  # type: ignore[call-arg]
+                name=name,
+                storage_path=str(self._folder),
+                failure_config=FailureConfig(max_failures=-1),  # attempts are counted per task, in the store
+                callbacks=[CrashReporter(config.queue, name)],  # type: ignore[list-item]
+                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                logging_config=LoggingConfig(log_level="WARNING" if options.quiet else "INFO"),
+            ),
+        )
+
+    def _drive(self, name: str, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # a lane that gave up: its tasks go to the others, or fail with this reason
+            logger.warning("lane ended lane=%s: %s", name, one_line(error))
+            self.errors.append(one_line(error))
+
+
+def _watch(
+    lanes: _Lanes,
+    queue: Any,
+    options: LaneOptions,
+    merged: Callable[[], list[TaskStatus]],
+    report: Callable[[list[TaskStatus]], None],
+) -> None:
+    started, seen = time.monotonic(), False
+    while lanes.alive():
+        statuses = merged()
+        if all(status.settled for status in statuses):
+            return
+        report(statuses)
+        seen = seen or bool(ray.get(queue.lanes_seen.remote()))
+        if not seen and time.monotonic() - started > options.startup_timeout_s:
+            available = ray.available_resources()
+            free = {name: available.get(name, 0.0) for name in options.demand()}
+            raise LaneError(
+                f"no lane ran in {options.startup_timeout_s:.0f} s: it needs {options.workers} x {options.demand()}; "
+                f"free in the cluster are {free}. Stop what holds the rest, or raise startup_timeout_s"
+            )
+        time.sleep(_POLL_S)
+
+
+def _start_queue(
+    store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], options: LaneOptions
+) -> Any:
+    name = f"{queue_prefix(store_url)}{secrets.token_hex(4)}"  # a store may have several runs at once
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
+    named = actor.options(name=name, namespace=NAMESPACE)
+    return named.remote(store_url, store_options, tasks, options.max_attempts)
+
+
+def cluster_nodes() -> list[Node]:
+    """The cluster's living nodes."""
+    return [Node(node["Resources"], node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]]

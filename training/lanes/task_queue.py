@@ -1,0 +1,193 @@
+"""The queue that lanes take their tasks from. It runs as an actor, and holds nothing that the store lacks for long.
+
+Restarted, it finds finished tasks by their records and cut-short ones by their attempts; a lane that is still training
+names its task with its next word of progress. Every method may run twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from fusion.store import S3Options, open_store
+from fusion.versions.experts import find_expert, num_attempts
+from training.data import TaskData, load_task_data
+from training.recipe import Recipe
+
+State = Literal["waiting", "training", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class TaskJob:
+    """One task to train: where its data lies, not the data. `classes` and `templates` are the caller's own, or None."""
+
+    name: str
+    source: str
+    recipe: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    classes: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+
+    def load(self, options: S3Options | None, *, verify: bool) -> TaskData:
+        """Read the task's data, as `load_task_data` does. Raises `DataError`."""
+        return load_task_data(
+            self.name,
+            self.source,
+            classes=self.classes,
+            templates=self.templates,
+            few_shot=self.recipe.few_shot,
+            verify=verify,
+            options=options,
+        )
+
+
+@dataclass(frozen=True)
+class PlannedTask:
+    """A job whose data was read once: the identity its expert will have, and attempts that earlier runs left behind."""
+
+    job: TaskJob
+    identity: str
+    attempts_before: int = 0
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """Where one task stands.
+
+    Attributes:
+        identity: of its expert, whose record is in the store once `state` is `done`; empty when the data can't be read.
+        step, steps: done and in all.
+        loss: of the last step that was reported.
+        attempts: of this run.
+        reason: why it failed.
+        lane, worker: the lane that trains it (or did), and rank 0's host and process id.
+        seconds: since a lane took it; its training time once it is done.
+    """
+
+    name: str
+    identity: str = ""
+    state: State = "waiting"
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    attempts: int = 0
+    reason: str | None = None
+    lane: str | None = None
+    worker: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def settled(self) -> bool:
+        return self.state in ("done", "failed")
+
+
+class TaskQueue:
+    """Hands tasks to lanes in the configured order, and knows how each stands.
+
+    Args:
+        store_url, store_options: where records and attempts are.
+        tasks: all of them.
+        max_attempts: trainings of one task that may be cut short (a killed worker, a crash) before it counts as failed.
+    """
+
+    def __init__(
+        self, store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], max_attempts: int
+    ) -> None:
+        self._store = open_store(store_url, store_options)
+        self._tasks = list(tasks)
+        self._max_attempts = max_attempts
+        self._statuses = [TaskStatus(task.job.name, task.identity, steps=task.job.recipe.steps) for task in self._tasks]
+        self._taken: dict[int, float] = {}
+        self._crash: dict[str, str] = {}
+        self._crashes: dict[str, int] = {}
+        self._handed: dict[int, int] = {}
+        self._lanes: set[str] = set()
+        self._closed = False
+
+    def take(self, lane: str, worker: str) -> int:
+        """Index of the next task for a lane, or -1 when there is none left. A restarted lane gets its own task back."""
+        self._lanes.add(lane)
+        own = self._in_hand(lane)
+        for index in ([] if own is None else [own]) + self._waiting():
+            if self._closed:
+                break
+            task = self._tasks[index]
+            if find_expert(self._store, task.identity) is not None:
+                self.done(lane, index)
+                continue
+            counted = num_attempts(self._store, task.identity) - task.attempts_before
+            attempts = max(counted, self._handed.get(index, 0))  # a worker may die before it counts itself
+            if attempts >= self._max_attempts:
+                last = self._crash.get(lane, "its worker died")
+                self.failed(lane, index, f"its training was cut short {attempts} times, the last time: {last}")
+                continue
+            self._handed[index] = attempts + 1
+            self._taken.setdefault(index, time.monotonic())
+            self._set(index, state="training", lane=lane, worker=worker, attempts=attempts + 1, reason=None)
+            return index
+        return -1
+
+    def progress(self, lane: str, worker: str, index: int, step: int, loss: float) -> bool:
+        """Note where a lane is. False: nobody waits for it any more, it should stop."""
+        if not self._statuses[index].settled:
+            self._taken.setdefault(index, time.monotonic())
+            self._set(index, state="training", lane=lane, worker=worker, step=step, loss=loss)
+        return not self._closed
+
+    def done(self, lane: str, index: int) -> None:
+        """The task's record is in the store."""
+        self._crashes.pop(lane, None)
+        if self._statuses[index].state != "done":
+            steps = self._statuses[index].steps
+            self._set(index, state="done", step=steps, reason=None, seconds=self._seconds(index))
+
+    def failed(self, lane: str, index: int, reason: str) -> None:
+        """The task can't be trained; the lane goes on with the next. The first reason is kept."""
+        self._crashes.pop(lane, None)
+        if not self._statuses[index].settled:
+            self._set(index, state="failed", reason=reason, seconds=self._seconds(index))
+
+    def crashed(self, lane: str, error: str) -> bool:
+        """Note that a lane's workers died. True: give the lane up, it dies of something else than one task.
+
+        A task that kills its workers is set aside after `max_attempts`, which starts the count again; so a longer row
+        of crashes has another cause (a node without the packages, a store that is gone): no restart will mend it.
+        """
+        self._crash[lane] = error
+        self._crashes[lane] = self._crashes.get(lane, 0) + 1
+        give_up = self._closed or self._crashes[lane] > self._max_attempts
+        if give_up and (own := self._in_hand(lane)) is not None:
+            self._set(own, state="waiting", lane=None, worker=None)  # another lane may have more luck
+        return give_up
+
+    def close(self) -> None:
+        """Hand out nothing more, and let lanes stop at their next word of progress."""
+        self._closed = True
+
+    def statuses(self) -> list[TaskStatus]:
+        """All tasks in the configured order."""
+        return [
+            replace(status, seconds=self._seconds(index)) if status.state == "training" else status
+            for index, status in enumerate(self._statuses)
+        ]
+
+    def lanes_seen(self) -> set[str]:
+        """Lanes that ever came for a task: the others wait for resources."""
+        return set(self._lanes)
+
+    def _in_hand(self, lane: str) -> int | None:
+        for index, status in enumerate(self._statuses):
+            if status.state == "training" and status.lane == lane:
+                return index
+        return None
+
+    def _waiting(self) -> list[int]:
+        return [index for index, status in enumerate(self._statuses) if status.state == "waiting"]
+
+    def _seconds(self, index: int) -> float:
+        return time.monotonic() - self._taken[index] if index in self._taken else 0.0
+
+    def _set(self, index: int, **changes: object) -> None:
+        self._statuses[index] = replace(self._statuses[index], **changes)  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""What every worker of a lane runs: take a task, train it, take the next. Stateless: any line may be its last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from fusion.errors import BaseMismatchError, DataError, StateDictError
+from fusion.store import open_store
+from fusion.store.node_cache import NodeCache
+from training.data import TaskData
+from training.expert import train_expert
+from training.finetune import TrainingDivergedError
+from training.lanes.lane import LaneConfig
+from training.lanes.task_queue import TaskJob
+from training.worker_group import World
+
+logger = logging.getLogger(__name__)
+
+_PROGRESS_INTERVAL_S = 0.4
+
+
+class LaneClosedError(RuntimeError):
+    """Nobody waits for this lane any more."""
+
+
+def run_worker(config: dict[str, Any]) -> None:
+    """Ray Train's loop: `config["lane"]` is a `LaneConfig`."""
+    lane: LaneConfig = config["lane"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(lane.num_threads)
+    if device.type == "cuda" and lane.gpu_share < 1:  # Ray books fractions, it does not enforce them
+        torch.cuda.set_per_process_memory_fraction(lane.gpu_share, device)
+    world = World(context.get_world_size(), context.get_world_rank(), str(device))
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    store = open_store(lane.store_url, lane.store_options)
+    cache = NodeCache(store, lane.cache_folder)
+    while True:
+        index = world.from_first(_call(lane, "take", worker) if world.rank == 0 else 0)
+        if index < 0:
+            return
+        job = lane.jobs[index]
+        data = _load(lane, job, index, world)
+        if data is None:
+            continue
+        try:
+            train_expert(
+                store,
+                cache,
+                lane.base,
+                data,
+                job.recipe,
+                seed=job.seed,
+                world=world,
+                progress=_reporter(lane, worker, index, job) if world.rank == 0 else None,
+                device=str(device),
+                num_loader_threads=lane.num_loader_threads,
+            )
+        except (TrainingDivergedError, BaseMismatchError, StateDictError) as error:  # in every rank alike
+            _call(lane, "failed", index, str(error))
+        except DataError as error:
+            if world.size > 1:  # the others wait for this rank: only a restart frees them, and attempts are counted
+                raise
+            _call(lane, "failed", index, str(error))
+        else:
+            _call(lane, "done", index)
+
+
+def _load(lane: LaneConfig, job: TaskJob, index: int, world: World) -> TaskData | None:
+    """The task's data, or None when some rank can't read it: it may lie on one node and not on another."""
+    data = None
+    try:
+        data = job.load(lane.store_options, verify=False)  # the driver did
+    except DataError as error:
+        _call(lane, "failed", index, f"on {socket.gethostname()}: {error}")
+    return None if world.any(data is None) else data
+
+
+def _reporter(lane: LaneConfig, worker: str, index: int, job: TaskJob) -> Callable[[int, float], None]:
+    last = 0.0
+
+    def report(step: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _PROGRESS_INTERVAL_S and step < job.recipe.steps:
+            return
+        last = now
+        if not _call(lane, "progress", worker, index, step, loss):
+            raise LaneClosedError(f"lane {lane.lane} was closed")
+
+    return report
+
+
+def _call(lane: LaneConfig, method: str, *arguments: object) -> Any:
+    return ray.get(getattr(lane.queue, method).remote(lane.lane, *arguments))
