@@ -23,7 +23,8 @@ from fusion.baselines import Baseline, fuse_baseline, open_baseline
 from fusion.baselines.adamerging import AdaMerging, Unlabelled
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.store import S3Options, Store, open_store
+from fusion.store import Store, open_store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
@@ -72,9 +73,7 @@ class CompareJob:
     """
 
     method: str
-    store_url: str
-    store_options: S3Options | None
-    cache_folder: Path | None
+    address: StoreAddress
     base: Base
     tasks: tuple[TaskJob, ...]
     records: tuple[ExpertRecord, ...]
@@ -120,7 +119,7 @@ def compare_all(ray: Any, jobs: Sequence[CompareJob]) -> list[Any]:
 
 def compare_method(job: CompareJob) -> Compared:
     """Run a job in this process."""
-    cache = NodeCache(open_store(job.store_url, job.store_options), job.cache_folder)
+    cache = job.address.open_cache()
     clip = build_clip(job.base, cache.tensors(job.base.weights))
     with tempfile.TemporaryDirectory(prefix="condu-compare-") as folder:
         if job.method == ZERO_SHOT:
@@ -173,7 +172,7 @@ def _open(job: CompareJob, clip: Clip) -> Baseline:
 
 def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not looked at."""
-    data = task.load(job.store_options, verify=False)
+    data = task.load(job.address.options, verify=False)
     order = torch.randperm(len(data.train), generator=generator_for(job.seed, f"unlabelled/{task.name}", 0))
     pixels = clip.pixels([data.train.image(index) for index in order[: job.num_images].tolist()])
     return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
@@ -230,20 +229,20 @@ def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:
 def _by_one_model(job: CompareJob, clip: Clip) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Right answers of one model for all: on the tasks, on the never-trained sets."""
     model = ExpertModel(clip)
-    tests = (task.load(job.store_options, verify=False) for task in job.tasks)
+    tests = (task.load(job.address.options, verify=False) for task in job.tasks)
     return {test.name: _right(model, test) for test in tests}, {test.name: _right(model, test) for test in _unseen(job)}
 
 
 def _by_own_models(job: CompareJob, clip: Clip, tensors: Callable[[str], Tensors]) -> dict[str, np.ndarray]:
     """Right answers on each task of its own model, of which there is one at a time."""
     return {
-        task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.store_options, verify=False))
+        task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.address.options, verify=False))
         for task in job.tasks
     }
 
 
 def _unseen(job: CompareJob) -> Iterable[TaskData]:
-    return (load_test_data(task.name, task.source, verify=False, options=job.store_options) for task in job.unseen)
+    return (load_test_data(task.name, task.source, verify=False, options=job.address.options) for task in job.unseen)
 
 
 def _right(model: ExpertModel, test: TaskData) -> np.ndarray:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fusion.errors import ConduError, ConfigError
 from fusion.modes import open_mode
 from fusion.store import S3Options
+from fusion.store.address import StoreAddress
 from fusion.versions.manifest import check_task_name
 from training.recipe import Recipe
 from training.sources import absolute_source
@@ -242,6 +243,11 @@ class Config(Section):
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"task name {doubled[0]!r} stands twice: a name is a task's only key")
         return self
+
+    @property
+    def address(self) -> StoreAddress:
+        """Of the store."""
+        return StoreAddress(self.store, self.s3.options(), self.cache)
 
     def recipe(self, task: TaskConfig) -> Recipe:
         """A task's recipe: its own settings, else `train`'s, else the paper's."""

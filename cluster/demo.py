@@ -17,7 +17,8 @@ from cluster.report.figures import build_report
 from cluster.run import Run, jobs, measure_run, train_and_fuse
 from fusion.answers.clip import build_clip
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.store import S3Options, open_store
+from fusion.store import open_store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
@@ -79,7 +80,7 @@ def _start_baseline(run: Run, ray: Any) -> Any:
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
         _continual
     )
-    return remote.remote(run.config.store, run.options, run.config.cache, run.base, jobs(run.config))
+    return remote.remote(run.config.address, run.base, jobs(run.config))
 
 
 def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | None:
@@ -95,10 +96,8 @@ def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | Non
     return rows
 
 
-def _continual(
-    url: str, options: S3Options | None, cache_folder: Path | None, base: Base, work: Sequence[TaskJob]
-) -> Iterator[list[int]]:
-    cache = NodeCache(open_store(url, options), cache_folder)
+def _continual(address: StoreAddress, base: Base, work: Sequence[TaskJob]) -> Iterator[list[int]]:
+    cache = address.open_cache()
     clip = build_clip(base, cache.tensors(base.weights))
-    tasks = [(job.load(options, verify=False), job.recipe, job.seed) for job in work]
+    tasks = [(job.load(address.options, verify=False), job.recipe, job.seed) for job in work]
     yield from continual_finetuning(clip, tasks)

@@ -29,12 +29,12 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dic
         for job in jobs(run.config):
             if job.name not in run.versions:
                 continue
-            data = job.load(run.options, verify=False)
+            data = job.load(run.config.address.options, verify=False)
             for index in _spread(len(data.test), images_per_set):
                 answers.append(_ask(server, data, index, "task"))
                 answers.append(_ask(server, data, index, "seen"))
         for unseen in run.config.unseen:
-            data = load_test_data(unseen.name, unseen.data, verify=False, options=run.options)
+            data = load_test_data(unseen.name, unseen.data, verify=False, options=run.config.address.options)
             answers += [_ask(server, data, index, "labels") for index in _spread(len(data.test), images_per_set)]
         return answers
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import numpy as np
 from fusion.answers.clip import Clip, build_clip
 from fusion.answers.view import ViewLoader
 from fusion.errors import VersionGoneError
-from fusion.store import S3Options, open_store
+from fusion.store import open_store
+from fusion.store.address import StoreAddress
 from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
@@ -37,9 +37,7 @@ class MeasureJob:
         modes: other stores that hold the same experts in another mode: (mode, store URL).
     """
 
-    store_url: str
-    store_options: S3Options | None
-    cache_folder: Path | None
+    address: StoreAddress
     base: Base
     sessions: tuple[int, ...]
     task: TaskJob
@@ -61,11 +59,11 @@ class MeasuredSet:
 
 def measure(job: MeasureJob) -> MeasuredSet:
     """Run a job in this process."""
-    cache = NodeCache(open_store(job.store_url, job.store_options), job.cache_folder)
+    cache = job.address.open_cache()
     if job.trained:
-        test = job.task.load(job.store_options, verify=False)
+        test = job.task.load(job.address.options, verify=False)
     else:
-        test = load_test_data(job.task.name, job.task.source, verify=False, options=job.store_options)
+        test = load_test_data(job.task.name, job.task.source, verify=False, options=job.address.options)
     loaded = load_set(_base_model(cache, job.base), test)
     versions, views = Versions(cache.store), ViewLoader(cache)
     sessions = [views.load(versions.read(number)) for number in job.sessions]

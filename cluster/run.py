@@ -22,7 +22,7 @@ from cluster.ordered_fusion import OrderedFuser
 from cluster.progress import TaskProgress
 from fusion.errors import ConfigError, TaskNameError
 from fusion.fuse import check_parent
-from fusion.store import S3Options, Store, open_store
+from fusion.store import Store
 from fusion.store.blobs import BlobRef, canonical_json
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
@@ -46,10 +46,6 @@ class Run:
     statuses: list[TaskStatus] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def options(self) -> S3Options:
-        return self.config.s3.options()
 
     @cached_property
     def cache(self) -> NodeCache:
@@ -103,7 +99,7 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
     if not config.tasks:
         raise ConfigError("tasks: is empty: a run needs at least one task")
     lane_options(config)
-    store = open_store(config.store, config.s3.options())
+    store = config.address.open()
     base = resolve_base(config.base, store)
     parent = Versions(store).newest()
     if parent:
@@ -133,11 +129,9 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
     reserved = fusion_resources(config.fusion, lanes, cluster_nodes(), len(config.tasks))
     parent = Versions(run.store).newest()
     client = FusionClient(
-        config.store,
-        run.options,
+        config.address,
         num_cpus=reserved.get("CPU", 0.0),
         num_gpus=reserved.get("GPU", 0.0),
-        cache_folder=config.cache,
     )
     options = {
         "mode": config.fusion.settings(),
@@ -163,13 +157,11 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
 
         with run.stage("train"):
             run.statuses = run_lanes(
-                config.store,
-                run.options,
+                config.address,
                 run.base,
                 jobs(config),
                 lanes,
                 on_status,
-                cache_folder=config.cache,
                 reserved=reserved,
             )
         with run.stage("fuse"):
@@ -184,9 +176,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
     fused = run.fused()
     sessions = tuple(session_history(Versions(run.store), manifest, fused)) or (manifest.version,)
     common: dict[str, Any] = {
-        "store_url": config.store,
-        "store_options": run.options,
-        "cache_folder": config.cache,
+        "address": config.address,
         "base": run.base,
         "top_k": config.predict.top_k,
     }

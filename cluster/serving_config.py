@@ -20,9 +20,7 @@ def serve_options(config: Config, *, port: int | None = None) -> ServeOptions:
     """What `condu serve CONFIG` starts. Raises `ConfigError` for choices that can't work together."""
     serve = config.serve
     return ServeOptions(
-        store_url=config.store,
-        store_options=config.s3.options(),
-        cache_folder=config.cache,
+        address=config.address,
         top_k=config.predict.top_k,
         host=serve.host,
         port=port or serve.port,

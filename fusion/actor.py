@@ -22,7 +22,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,12 +30,11 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError
 from fusion.errors import ConduError, StoreUnavailableError
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.names import NAMESPACE, actor_name
-from fusion.store import S3Options, open_store
-from fusion.store.node_cache import NodeCache
+from fusion.store.address import StoreAddress
 from fusion.turns import Turns, Waiting
 from fusion.versions.bases import Base
 
-_KIND = "fusion-v2"
+_KIND = "fusion-v3"
 """Part of the actor's name: an actor of an older release, which still runs the older code, is never asked."""
 
 _MAX_ATTEMPTS = 5
@@ -87,8 +85,8 @@ class FusionProgress:
 class FusionActor:
     """Fuses experts into one store, one call after the other."""
 
-    def __init__(self, store_url: str, store_options: S3Options | None, cache_folder: Path | None) -> None:
-        self._cache = NodeCache(open_store(store_url, store_options), cache_folder)
+    def __init__(self, address: StoreAddress) -> None:
+        self._cache = address.open_cache()
         self._turns = Turns()
         self._progress = FusionProgress(os.getpid())
         self._started = self._stage_started = 0.0
@@ -154,25 +152,21 @@ class FusionClient:
     """A caller's side of the fusion actor: finds or starts it, and asks again when it died on the way.
 
     Args:
-        store_url, store_options: the store that the actor writes to.
+        address: of the store that the actor writes to.
         num_cpus: cores that Ray reserves for it; its kernels use as many threads, and one where it is below 2.
         num_gpus: GPUs, or a fraction of one, that Ray reserves for it; to be used with `device="cuda"` of `fuse`.
-        cache_folder: of the node cache; None for the default.
     """
 
     def __init__(
         self,
-        store_url: str,
-        store_options: S3Options | None = None,
+        address: StoreAddress,
         *,
         num_cpus: float = 1.0,
         num_gpus: float = 0.0,
-        cache_folder: Path | None = None,
     ) -> None:
-        store_url = open_store(store_url, store_options).url
-        self.name = actor_name(_KIND, store_url)
+        self._address = address.resolved()
+        self.name = actor_name(_KIND, self._address.url)
         self.caller = f"{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(2)}"
-        self._arguments = (store_url, store_options, cache_folder)
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -248,7 +242,7 @@ class FusionClient:
             **self._resources,
         }
         remote: Any = ray.remote
-        return remote(concurrency_groups=_GROUPS)(FusionActor).options(**options).remote(*self._arguments)
+        return remote(concurrency_groups=_GROUPS)(FusionActor).options(**options).remote(self._address)
 
 
 def find_progress(store_url: str, *, timeout_s: float) -> FusionProgress | None:

@@ -14,7 +14,6 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
-from fusion.store import open_store
 from fusion.versions.history import Versions
 from serving.errors import StartError
 from serving.ingress import Ingress
@@ -100,10 +99,10 @@ def stop(*, timeout_s: float = 60.0) -> None:
 
 def check_store(options: ServeOptions) -> None:
     """Raises `UnknownVersionError` or `BaseMismatchError` where there is nothing to serve."""
-    manifest, _ = newest_readable(Versions(open_store(options.store_url, options.store_options)))
+    manifest, _ = newest_readable(Versions(options.address.open()))
     if manifest.base.model_cfg is None or manifest.base.preprocess_cfg is None:
         raise BaseMismatchError(
-            f"the base of {options.store_url} has no architecture (it was fused from plain weights): it can be "
+            f"the base of {options.address.url} has no architecture (it was fused from plain weights): it can be "
             "exported, not served. Publish from a configuration that names `base.architecture`"
         )
 

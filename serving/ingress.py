@@ -14,8 +14,6 @@ from ray.serve.handle import DeploymentHandle
 
 from fusion.answers.label_spaces import Job
 from fusion.answers.view import View
-from fusion.store import open_store
-from fusion.store.node_cache import NodeCache
 from serving.http import build_http
 from serving.metrics import IngressMetrics
 from serving.options import ServeOptions
@@ -69,12 +67,11 @@ class Ingress:
         log_with_serve()
         torch.set_num_threads(1)
         Image.MAX_IMAGE_PIXELS = options.max_pixels
-        self._store = open_store(options.store_url, options.store_options)
+        cache = options.address.open_cache()
+        self._store = cache.store
         self._models = RemoteModels(base, experts)
         self._metrics = IngressMetrics()
-        self._watcher = VersionWatcher(
-            NodeCache(self._store, options.cache_folder), poll_s=options.poll_s, stage=self._stage
-        )
+        self._watcher = VersionWatcher(cache, poll_s=options.poll_s, stage=self._stage)
         self._service = Service(options, self._watcher, self._models)
         self._background: list[asyncio.Task[None]] = []
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fusion.answers.label_spaces import DEFAULT_TOP_K
 from fusion.answers.predictor import DEFAULT_CACHED_EXPERTS
 from fusion.errors import ConfigError
-from fusion.store import S3Options
+from fusion.store.address import StoreAddress
 
 MIB = 1 << 20
 
@@ -17,10 +16,8 @@ MIB = 1 << 20
 class ServeOptions:
     """Options of one service. Raises `ConfigError` with every choice that can't work."""
 
-    store_url: str
-    store_options: S3Options | None = None
-    cache_folder: Path | None = None
-    """Node-local cache of blobs. None: `$CONDU_CACHE`, else the user's cache folder."""
+    address: StoreAddress
+    """Of the store that is served."""
     top_k: int = DEFAULT_TOP_K
     """Experts consulted for an image where a request does not say."""
     host: str = "127.0.0.1"

@@ -22,8 +22,6 @@ from ray import serve
 from fusion.answers.label_spaces import Job
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.decouple import decoupled_tensors
-from fusion.store import open_store
-from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from serving.images import pixels
@@ -47,8 +45,8 @@ class ModelReplica:
         log_with_serve()
         torch.set_num_threads(max(1, round(options.num_cpus)))
         self.options = options
-        self.versions = Versions(open_store(options.store_url, options.store_options))
-        self.cache = NodeCache(self.versions.store, options.cache_folder)
+        self.cache = options.address.open_cache()
+        self.versions = Versions(self.cache.store)
         started = time.perf_counter()
         newest, _ = newest_readable(self.versions)
         self.shelf = ModelShelf(self.cache, newest, capacity=options.cached_experts, device=options.device)

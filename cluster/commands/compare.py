@@ -21,7 +21,6 @@ from cluster.report.pictures import replace_file
 from cluster.run import Run, jobs
 from cluster.session import ray_session
 from fusion.errors import ConduError, ConfigError
-from fusion.store import open_store
 from fusion.versions.experts import ExpertRecord, find_expert
 from training.expert import identity_of
 from training.lanes.task_queue import TaskJob
@@ -62,16 +61,14 @@ def compare(
             raise ConfigError(f"{option} {value} has no effect without method {method}: add it to --methods")
     if not settings.tasks:
         raise ConfigError("tasks: is empty: there is nothing to compare")
-    store = open_store(settings.store, settings.s3.options())
+    store = settings.address.open()
     run = Run(settings, store, resolve_base(settings.base, store))
     options = {"rank": rank or _RANK, "num_images": images or _NUM_IMAGES, "num_steps": steps or _NUM_STEPS}
     records = _trained(run, config)
     work = [
         CompareJob(
             method=method,
-            store_url=settings.store,
-            store_options=run.options,
-            cache_folder=settings.cache,
+            address=settings.address,
             base=run.base,
             tasks=tuple(jobs(settings)),
             records=records,
@@ -110,9 +107,9 @@ def _chosen(methods: str | None) -> list[str]:
 
 def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
     """The record of every configured task's expert. Raises `ConduError` naming the tasks that have none."""
-    work = jobs(run.config)
+    work, options = jobs(run.config), run.config.address.options
     found = [
-        find_expert(run.store, identity_of(run.base, job.load(run.options, verify=False), job.recipe, job.seed))
+        find_expert(run.store, identity_of(run.base, job.load(options, verify=False), job.recipe, job.seed))
         for job in work
     ]
     if missing := [job.name for job, record in zip(work, found, strict=True) if record is None]:

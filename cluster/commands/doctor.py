@@ -18,7 +18,7 @@ from cluster.commands.fuse import JsonOption
 from cluster.config import Config, load_config
 from cluster.output import console, human_bytes, print_json
 from fusion.errors import ConduError
-from fusion.store import open_store
+from fusion.store.address import StoreAddress
 from fusion.store.check import check_store
 from fusion.store.node_cache import default_cache_folder
 from fusion.versions.history import Versions
@@ -114,7 +114,7 @@ def _ray_token() -> Finding:
 
 def _store(url: str, settings: Config | None) -> list[Finding]:
     try:
-        opened = open_store(url, settings.s3.options() if settings else None)
+        opened = StoreAddress(url, settings.address.options if settings else None).open()
         problems = check_store(opened)
         if problems:
             return [Finding("store", url, "; ".join(problems))]

@@ -31,7 +31,7 @@ def serve(
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stopped.set())
             console.print(
-                f"serving {options.store_url} on [bold]http://{options.host}:{options.port}[/]  (docs: /docs)"
+                f"serving {options.address.url} on [bold]http://{options.host}:{options.port}[/]  (docs: /docs)"
             )
             console.print("stop with Ctrl-C")
             stopped.wait()

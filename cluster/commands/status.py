@@ -39,7 +39,7 @@ def status(
     if config and store:
         raise ConfigError("CONFIG and --store both name a store: give one of them")
     settings = load_config(config) if config else None
-    target = open_store(settings.store, settings.s3.options()) if settings else open_store(store) if store else None
+    target = settings.address.open() if settings else open_store(store) if store else None
     held = _store_status(target) if target else None
     sessions = _live_status(target.url if target else None, settings)
     if as_json:

@@ -110,8 +110,8 @@ def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
     options = serve_options(config)
     assert (options.min_replicas, options.max_replicas, options.port, options.cached_experts) == (2, 8, 9000, 7)
     assert options.top_k == 3
-    assert options.store_options is not None
-    assert options.store_options.endpoint_url == "http://127.0.0.1:9"
+    assert options.address.options is not None
+    assert options.address.options.endpoint_url == "http://127.0.0.1:9"
     assert serve_options(config, port=1234).port == 1234
 
 

@@ -18,6 +18,7 @@ from fusion.decouple import decoupled_tensors
 from fusion.errors import DamagedBlobError, StoreUnavailableError, TaskNameError
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
+from fusion.store.address import StoreAddress
 from fusion.store.blobs import BlobRef
 from fusion.versions.bases import Base
 from fusion.versions.history import Versions
@@ -30,7 +31,7 @@ ITERATIVE = {"name": "iterative"}
 
 @pytest.fixture
 def client(local_store: Store, tmp_path: Path) -> FusionClient:
-    return FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
+    return FusionClient(StoreAddress(local_store.url, cache_folder=tmp_path / "cache"), num_cpus=0.1)
 
 
 def killing(client: FusionClient, when: Callable[[], bool]) -> threading.Thread:
@@ -103,7 +104,7 @@ def test_callers_at_once_are_all_served(client: FusionClient, local_store: Store
     versions: list[int] = []
 
     def call(k: int) -> None:
-        own = FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
+        own = FusionClient(StoreAddress(local_store.url, cache_folder=tmp_path / "cache"), num_cpus=0.1)
         versions.append(own.fuse(base, [experts[k]], mode=SIGNED))
 
     threads = [threading.Thread(target=call, args=(k,)) for k in range(4)]
@@ -176,7 +177,7 @@ def test_a_caller_who_floods_the_actor_keeps_another_ones_call_waiting_for_one_o
     for k in range(8):
         calls.add(client, random_expert(tmp_path, path, f"flood{k}", seed=k), base)
     calls.wait_for(lambda progress: len(progress.waiting) == 8)
-    other = FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
+    other = FusionClient(StoreAddress(local_store.url, cache_folder=tmp_path / "cache"), num_cpus=0.1)
     calls.add(other, random_expert(tmp_path, path, "other", seed=9), base)
     progress = calls.wait_for(lambda progress: len(progress.waiting) == 9)
     assert progress.waiting[0].caller == other.caller
@@ -220,7 +221,7 @@ def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_ne
     calls = Calls(client, gate)
     calls.add(client, gate.expert, base)
     calls.wait_for(at_the_gate)
-    other = FusionClient(local_store.url, num_cpus=0.1, cache_folder=tmp_path / "cache")
+    other = FusionClient(StoreAddress(local_store.url, cache_folder=tmp_path / "cache"), num_cpus=0.1)
     for caller, task, seed in ((client, "a1", 1), (client, "a2", 2), (other, "b1", 3)):
         calls.add(caller, random_expert(tmp_path, path, task, seed=seed), base)
         calls.wait_for(lambda progress, seed=seed: len(progress.waiting) == seed)  # type: ignore[misc]
@@ -240,11 +241,11 @@ def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_ne
 def test_the_actors_kernels_use_as_many_threads_as_it_reserves_cores_and_one_without(
     num_cpus: float, threads: str, local_store: Store
 ) -> None:
-    pid = FusionClient(local_store.url, num_cpus=num_cpus).pid()
+    pid = FusionClient(StoreAddress(local_store.url), num_cpus=num_cpus).pid()
     environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
     assert f"OMP_NUM_THREADS={threads}" in environment
 
 
 def test_an_actor_that_gets_no_cores_is_reported_instead_of_waited_for(local_store: Store) -> None:
     with pytest.raises(StoreUnavailableError, match=r"reserves num_cpus 100, .* set fusion.num_cpus to 0"):
-        FusionClient(local_store.url, num_cpus=100).start(timeout_s=2)
+        FusionClient(StoreAddress(local_store.url), num_cpus=100).start(timeout_s=2)

@@ -12,6 +12,7 @@ from fusion.answers.label_spaces import Job
 from fusion.answers.predictor import ModelShelf
 from fusion.answers.view import View
 from fusion.store import Store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from serving.http import build_http
@@ -52,7 +53,7 @@ class PlainService:
     """A service with its HTTP face and a client, no cluster and no port."""
 
     def __init__(self, store: Store, **options: object) -> None:
-        self.options = ServeOptions(store_url=store.url, **options)  # type: ignore[arg-type]
+        self.options = ServeOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
         self.models = PlainModels(store)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
         self.service = Service(self.options, self.watcher, self.models)

@@ -12,6 +12,7 @@ import pytest
 from fusion.errors import BaseMismatchError, ConfigError, UnknownVersionError
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
 from fusion.versions.bases import put_base
@@ -22,7 +23,7 @@ from tests.serving.helpers import free_port
 
 def test_a_store_without_a_version_says_how_to_make_one(local_store: Store) -> None:
     with pytest.raises(UnknownVersionError, match="condu run"):
-        check_store(ServeOptions(store_url=local_store.url))
+        check_store(ServeOptions(address=StoreAddress(local_store.url)))
 
 
 def test_a_base_without_an_architecture_can_not_be_served(local_store: Store, tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_a_base_without_an_architecture_can_not_be_served(local_store: Store, tm
         mode={"name": "signed", "bits": 1},
     )
     with pytest.raises(BaseMismatchError, match=r"base\.architecture"):
-        check_store(ServeOptions(store_url=local_store.url))
+        check_store(ServeOptions(address=StoreAddress(local_store.url)))
 
 
 def test_a_port_in_use_is_named_and_a_free_one_is_fine() -> None:
@@ -54,7 +55,7 @@ def test_a_port_in_use_is_named_and_a_free_one_is_fine() -> None:
 
 
 def test_replicas_and_their_bounds_pass_through() -> None:
-    options = ServeOptions(store_url="x", min_replicas=2, max_replicas=5, num_gpus=0.25, max_batch_size=32)
+    options = ServeOptions(address=StoreAddress("x"), min_replicas=2, max_replicas=5, num_gpus=0.25, max_batch_size=32)
     ingress: Any = build_app(options)._bound_deployment
     base, experts = (argument._bound_deployment for argument in ingress.init_args[1:])
     for deployment in (ingress, base, experts):

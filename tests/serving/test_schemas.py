@@ -7,6 +7,7 @@ import pytest
 from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.label_spaces import Query
 from fusion.errors import ConduError, ConfigError, LabelSpaceError
+from fusion.store.address import StoreAddress
 from serving.errors import RequestError
 from serving.options import ServeOptions
 from serving.schemas import PredictFields
@@ -70,6 +71,6 @@ def test_a_request_that_contradicts_itself_says_what_and_why(items: Items, error
 
 def test_options_that_can_not_work_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        ServeOptions(store_url="x", port=0, min_replicas=3, max_replicas=2, batch_wait_s=-1, top_k=99)
+        ServeOptions(address=StoreAddress("x"), port=0, min_replicas=3, max_replicas=2, batch_wait_s=-1, top_k=99)
     for part in ("port is 0", "max_replicas (2)", "batch_wait_s", "top_k (99)"):
         assert part in str(caught.value)

@@ -17,6 +17,7 @@ from fusion.answers.label_spaces import Query
 from fusion.answers.predictor import Predictor
 from fusion.errors import ConfigError
 from fusion.store import Store, open_store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from serving.app import APP_NAME, start, stop
 from serving.options import ServeOptions
@@ -54,7 +55,7 @@ def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publish_tasks(store)
     options = ServeOptions(
-        store_url=store.url,
+        address=StoreAddress(store.url),
         port=free_port(),
         num_cpus=0.5,
         cached_experts=3,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import UserCallback
 
 from fusion.errors import ConduError
-from fusion.store import S3Options
+from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from training.lanes.task_queue import TaskJob
 
@@ -31,9 +30,7 @@ class LaneConfig:
     queue: Any
     jobs: tuple[TaskJob, ...]
     base: Base
-    store_url: str
-    store_options: S3Options | None
-    cache_folder: Path | None
+    address: StoreAddress
     num_threads: int
     num_loader_threads: int
     gpu_share: float

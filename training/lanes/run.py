@@ -26,7 +26,7 @@ from ray.train.torch import TorchTrainer
 
 from fusion.errors import BlobNotFoundError, DataError
 from fusion.names import NAMESPACE
-from fusion.store import S3Options, open_store
+from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
 from training.expert import identity_of
@@ -51,26 +51,23 @@ _TRAIN_SETTINGS = {
 
 
 def run_lanes(
-    store_url: str,
-    store_options: S3Options | None,
+    address: StoreAddress,
     base: Base,
     jobs: Sequence[TaskJob],
     options: LaneOptions | None = None,
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
-    cache_folder: Path | None = None,
     reserved: Mapping[str, float] | None = None,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
 
     Args:
-        store_url, store_options: where the base is and the experts go.
+        address: of the store that has the base and gets the experts.
         base: what to fine-tune.
         jobs: the tasks, in the order in which they are wanted.
         options: lanes and their resources.
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
-        cache_folder: of every node's cache; None: the default.
         reserved: what the caller's own actor holds of the cluster, so that `auto` leaves it.
     Returns: the last statuses, each `done` or `failed`.
     Raises:
@@ -79,18 +76,18 @@ def run_lanes(
         LaneError: no lane ran within `startup_timeout_s`.
     """
     options = options or LaneOptions()
-    store_url = open_store(store_url, store_options).url  # absolute: workers have another working directory
+    address = address.resolved()  # workers have another working directory
     jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
     report = on_status or (lambda _: None)
-    statuses, planned = plan_tasks(store_url, store_options, base, jobs)
+    statuses, planned = plan_tasks(address, base, jobs)
     report(list(statuses))
     if not planned:
         return statuses
-    if open_store(store_url, store_options).head(base.weights.key) is None:
-        raise BlobNotFoundError(f"{store_url} has no base {base.sha256[:12]}… to train from: put it there first")
+    if address.open().head(base.weights.key) is None:
+        raise BlobNotFoundError(f"{address.url} has no base {base.sha256[:12]}… to train from: put it there first")
     num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
-    queue = _start_queue(store_url, store_options, list(planned.values()), options)
-    lanes = _Lanes(queue, num_lanes, options, base, store_url, store_options, cache_folder, planned)
+    queue = _start_queue(address, list(planned.values()), options)
+    lanes = _Lanes(queue, num_lanes, options, base, address, planned)
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
@@ -113,17 +110,17 @@ def run_lanes(
 
 
 def plan_tasks(
-    store_url: str, store_options: S3Options | None, base: Base, jobs: Sequence[TaskJob]
+    address: StoreAddress, base: Base, jobs: Sequence[TaskJob]
 ) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
     """Read every task's data once: a status for each, and by index those that have to be trained.
 
     So broken data is reported before anything starts, and a task whose expert exists costs no Ray at all.
     """
-    store = open_store(store_url, store_options)
+    store = address.open()
 
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
-            data = job.load(store_options, verify=True)
+            data = job.load(address.options, verify=True)
         except DataError as error:
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)
@@ -149,9 +146,7 @@ class _Lanes:
         num_lanes: int,
         options: LaneOptions,
         base: Base,
-        store_url: str,
-        store_options: S3Options | None,
-        cache_folder: Path | None,
+        address: StoreAddress,
         planned: dict[int, PlannedTask],
     ) -> None:
         self.errors: list[str] = []
@@ -172,9 +167,7 @@ class _Lanes:
                 queue=queue,
                 jobs=tuple(task.job for task in planned.values()),
                 base=base,
-                store_url=store_url,
-                store_options=store_options,
-                cache_folder=cache_folder,
+                address=address,
                 num_threads=max(1, int(options.num_cpus)),
                 num_loader_threads=options.num_loader_threads,
                 gpu_share=options.num_gpus or 1.0,
@@ -252,13 +245,11 @@ def _watch(
         time.sleep(_POLL_S)
 
 
-def _start_queue(
-    store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], options: LaneOptions
-) -> Any:
-    name = f"{queue_prefix(store_url)}{secrets.token_hex(4)}"  # a store may have several runs at once
+def _start_queue(address: StoreAddress, tasks: Sequence[PlannedTask], options: LaneOptions) -> Any:
+    name = f"{queue_prefix(address.url)}{secrets.token_hex(4)}"  # a store may have several runs at once
     actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(TaskQueue)
     named = actor.options(name=name, namespace=NAMESPACE)
-    return named.remote(store_url, store_options, tasks, options.max_attempts)
+    return named.remote(address, tasks, options.max_attempts)
 
 
 def cluster_nodes() -> list[Node]:

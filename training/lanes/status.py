@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from fusion.names import NAMESPACE, actor_name
 from training.lanes.task_queue import TaskStatus
 
-_KIND = "queue-v1"
+_KIND = "queue-v2"
 
 
 def queue_prefix(store_url: str) -> str:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fusion.store import S3Options, open_store
+from fusion.store import S3Options
+from fusion.store.address import StoreAddress
 from fusion.versions.experts import find_expert, num_attempts
 from training.data import TaskData, load_task_data
 from training.recipe import Recipe
@@ -87,15 +88,13 @@ class TaskQueue:
     """Hands tasks to lanes in the configured order, and knows how each stands.
 
     Args:
-        store_url, store_options: where records and attempts are.
+        address: of the store that keeps records and attempts.
         tasks: all of them.
         max_attempts: trainings of one task that may be cut short (a killed worker, a crash) before it counts as failed.
     """
 
-    def __init__(
-        self, store_url: str, store_options: S3Options | None, tasks: Sequence[PlannedTask], max_attempts: int
-    ) -> None:
-        self._store = open_store(store_url, store_options)
+    def __init__(self, address: StoreAddress, tasks: Sequence[PlannedTask], max_attempts: int) -> None:
+        self._store = address.open()
         self._tasks = list(tasks)
         self._max_attempts = max_attempts
         self._statuses = [TaskStatus(task.job.name, task.identity, steps=task.job.recipe.steps) for task in self._tasks]

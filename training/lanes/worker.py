@@ -15,8 +15,6 @@ import ray.train.torch
 import torch
 
 from fusion.errors import BaseMismatchError, DataError, StateDictError
-from fusion.store import open_store
-from fusion.store.node_cache import NodeCache
 from training.data import TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
@@ -43,8 +41,7 @@ def run_worker(config: dict[str, Any]) -> None:
         torch.cuda.set_per_process_memory_fraction(lane.gpu_share, device)
     world = World(context.get_world_size(), context.get_world_rank(), str(device))
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    store = open_store(lane.store_url, lane.store_options)
-    cache = NodeCache(store, lane.cache_folder)
+    cache = lane.address.open_cache()
     while True:
         index = world.from_first(_call(lane, "take", worker) if world.rank == 0 else 0)
         if index < 0:
@@ -55,7 +52,7 @@ def run_worker(config: dict[str, Any]) -> None:
             continue
         try:
             train_expert(
-                store,
+                cache.store,
                 cache,
                 lane.base,
                 data,
@@ -80,7 +77,7 @@ def _load(lane: LaneConfig, job: TaskJob, index: int, world: World) -> TaskData 
     """The task's data, or None when some rank can't read it: it may lie on one node and not on another."""
     data = None
     try:
-        data = job.load(lane.store_options, verify=False)  # the driver did
+        data = job.load(lane.address.options, verify=False)  # the driver did
     except DataError as error:
         _call(lane, "failed", index, f"on {socket.gethostname()}: {error}")
     return None if world.any(data is None) else data

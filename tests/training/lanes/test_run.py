@@ -14,6 +14,7 @@ import torch
 
 from fusion.errors import BlobNotFoundError, ConfigError
 from fusion.store import Store, open_store
+from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
@@ -45,7 +46,7 @@ class House:
     def run(
         self, jobs: list[TaskJob], options: LaneOptions, on_status: Callable[[list[TaskStatus]], None] | None = None
     ) -> dict[str, TaskStatus]:
-        return {s.name: s for s in run_lanes(self.store.url, None, self.base, jobs, options, on_status)}
+        return {s.name: s for s in run_lanes(StoreAddress(self.store.url), self.base, jobs, options, on_status)}
 
 
 def house_in(folder: Path) -> House:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fusion.store import Store
+from fusion.store.address import StoreAddress
 from fusion.store.blobs import BlobRef
 from fusion.versions.experts import ExpertRecord, count_attempt, put_expert
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue
@@ -13,7 +14,7 @@ NAMES = ("first", "second", "third")
 
 def new_queue(store: Store, max_attempts: int = 2) -> TaskQueue:
     tasks = [PlannedTask(TaskJob(name, "/nowhere", Recipe()), f"id-{name}") for name in NAMES]
-    return TaskQueue(store.url, None, tasks, max_attempts)
+    return TaskQueue(StoreAddress(store.url), tasks, max_attempts)
 
 
 def finish(store: Store, name: str) -> None:
@@ -69,7 +70,7 @@ def test_attempts_of_earlier_runs_do_not_count(local_store: Store) -> None:
     for _ in range(5):
         count_attempt(local_store, "id-first")
     task = PlannedTask(TaskJob("first", "/nowhere"), "id-first", attempts_before=5)
-    assert TaskQueue(local_store.url, None, [task], 1).take("a", "host:1") == 0
+    assert TaskQueue(StoreAddress(local_store.url), [task], 1).take("a", "host:1") == 0
 
 
 def test_a_lane_that_dies_without_getting_anywhere_is_given_up_and_its_task_goes_to_another(queue: TaskQueue) -> None:

@@ -1,0 +1,51 @@
+"""A store's address: what a process has to be told to reach it. It travels to workers, replicas and actors."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fusion.store import S3Options, Store, open_store
+from fusion.store.node_cache import NodeCache
+
+
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where a store is, and how the processes of this user reach it.
+
+    Picklable and comparable. Credentials are no part of it, and `str` hides those that an endpoint's URL carries.
+
+    Attributes:
+        url: as `open_store` takes it.
+        options: how to reach S3; None: what boto3 finds by itself.
+        cache_folder: of every node's cache; None: the default of `NodeCache`.
+    """
+
+    url: str
+    options: S3Options | None = None
+    cache_folder: Path | None = None
+
+    def open(self) -> Store:
+        """The store. Raises `StoreUrlError`."""
+        return open_store(self.url, self.options)
+
+    def open_cache(self) -> NodeCache:
+        """The store behind this node's cache. Raises `StoreUrlError`."""
+        return NodeCache(self.open(), self.cache_folder)
+
+    def resolved(self) -> StoreAddress:
+        """The same store for a process with another working directory. Raises `StoreUrlError`."""
+        return replace(self, url=self.open().url)
+
+    def __str__(self) -> str:
+        endpoint = self.options.endpoint_url if self.options else None
+        return self.url + (f" at {without_credentials(endpoint)}" if endpoint else "")
+
+    def __repr__(self) -> str:
+        return f"StoreAddress({str(self)!r})"
+
+
+def without_credentials(url: str) -> str:
+    """A URL without the `user:password@` that it may carry."""
+    return re.sub(r"(?<=//)[^/@]*@", "", url)
