@@ -1,4 +1,4 @@
-"""One finished run for the tests that look at what a run leaves."""
+"""Projects that tests share: one that nothing was run in, and one with a finished run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ from tests.e2e.project import Project
 def project(tmp_path: Path) -> Project:
     """A project that nothing was run in."""
     return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same, shared: for commands that name their store and leave the project as it is."""
+    return Project(tmp_path_factory.mktemp("bare") / "project")
 
 
 @pytest.fixture(scope="session")
