@@ -13,6 +13,7 @@ from typing import Any
 import typer
 import typer.core
 
+from cluster.commands.mode_options import expand_mode_options
 from cluster.output import errors
 from fusion.errors import ConduError, ConfigError
 
@@ -49,7 +50,7 @@ def _load(name: str) -> Any:
     if hasattr(module, "app"):
         return typer.main.get_command(module.app)
     one = typer.Typer(**_OPTIONS, add_completion=False)
-    one.command(name)(getattr(module, name.replace("-", "_")))
+    one.command(name)(expand_mode_options(getattr(module, name.replace("-", "_"))))
     return typer.main.get_command(one)
 
 

@@ -160,8 +160,8 @@ def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Co
     if isinstance(method, AdaMerging):
         note += (
             f"; learned on {job.options.num_images} training images per task (or all, where there are fewer), without "
-            f"their labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} before "
-            "the last"
+            f"their labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} "
+            "before the last"
         )
     return Compared(
         method=job.method,
