@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from cluster.commands.fuse import JsonOption
 from cluster.commands.run import ConfigArgument
 from cluster.compare import REFERENCES, CompareJob, CompareOptions, all_methods, compare_all, default_methods
 from cluster.config import load_config
-from cluster.output import console, print_json
+from cluster.output import console, json_text, print_json
 from cluster.report.comparison import build_comparison, comparison_table
 from cluster.report.comparison_picture import picture
-from cluster.report.pictures import replace_file
+from cluster.report.records import ComparisonReport
 from cluster.run import Run, jobs
 from cluster.session import ray_session
-from fusion.errors import ConduError, ConfigError
+from fusion.disk import replace_file
+from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
 from training.expert import identity_of
 from training.lanes.task_queue import TaskJob
@@ -69,7 +69,7 @@ def compare(
         compared = _collect(ray, work, show=not as_json)
     report = build_comparison(run, compared, settings=asdict(options))
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
     else:
         console.print(comparison_table(report))
     if output is not None:
@@ -141,18 +141,15 @@ def _collect(ray: Any, work: list[CompareJob], *, show: bool) -> list[Any]:
         try:
             ray.get(ready)  # a failure is told now, not when all others are done
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConduError):
-                raise error.cause from None
+            if own := own_cause(error):
+                raise own from None
             raise
         if show:
             console.print(f"measured {names[ready[0]]}")
     return list(ray.get(running))
 
 
-def _write(report: dict[str, Any], folder: Path) -> None:
+def _write(report: ComparisonReport, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("compare.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
-        ("compare.png", picture(report)),
-    ):
-        replace_file(folder / name, content)
+    replace_file(folder / "compare.json", json_text(report.to_json()).encode())
+    replace_file(folder / "compare.png", picture(report))
