@@ -16,6 +16,7 @@ from cluster.measure import MeasuredSet
 from cluster.run import Run, split_measures
 from fusion.decouple import read_record
 from fusion.fidelity import measure_fidelity
+from fusion.modes import open_mode
 from training.evaluate import KINDS
 from training.metrics import continual, wilson_interval
 
@@ -62,7 +63,7 @@ def build_report(
         "bytes_per_task": round(
             sum(r.trigger.bytes + _size(r.prototypes) for r in records.values()) / max(len(records), 1)
         ),
-        "shared_bytes": sum(ref.bytes for ref in manifest.state.shared()),
+        "shared_bytes": open_mode(manifest.mode).shared_bytes(manifest.state),
         "checkpoint_bytes": max((run.record(name).expert.bytes for name in records), default=0),
         "fidelity": _fidelity(run),
         "removed": list(run.removed),
