@@ -8,7 +8,7 @@ BUILD := .venv-build
 BUILD_READY := $(BUILD)/.ready
 BUILD_CACHE ?= $(HOME)/.cache/condu/build
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
-SOURCES := cluster fusion serving training tests benchmarks demo/build
+SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint bench bench-fusion soak base data clean
@@ -38,7 +38,7 @@ test: lint  ## Lint, types and all tests (under 20 minutes on 2 cores)
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
-	@$(BIN)/mypy cluster fusion serving training
+	@$(BIN)/mypy condu cluster fusion serving training
 
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
 	@$(BIN)/python -m benchmarks.thousand_tasks
