@@ -86,7 +86,11 @@ def fuse(
         if not experts:
             raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
         theta_0 = _the_base(target, base, parent)
-        options = {"archive": archive is not None, "archive_dtype": _archive_dtype(archive), "replace": replace}
+        options: dict[str, Any] = {
+            "archive": archive is not None,
+            "archive_dtype": _archive_dtype(archive),
+            "replace": replace,
+        }
         results = [
             fuse_experts(cache, theta_0, group, mode=settings, created={"config": None}, device=device, **options)
             for group in ([[one] for one in experts] if each else [experts])
