@@ -9,7 +9,7 @@ BUILD_READY := $(BUILD)/.ready
 BUILD_CACHE ?= $(HOME)/.cache/condu/build
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
 SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
-SOURCES := cluster fusion serving training tests benchmarks demo/build
+SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check quick-tests lint bench bench-fusion soak base data clean
@@ -45,7 +45,7 @@ quick-tests: $(READY)
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
-	@$(BIN)/mypy cluster fusion serving training
+	@$(BIN)/mypy condu cluster fusion serving training
 
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
 	@$(BIN)/python -m benchmarks.thousand_tasks

@@ -193,9 +193,9 @@ def fuse_one(store_path: str, base_path: str, expert: str, mode: str, count: int
     before = newest.state if newest else None
     touched = 2 * base.weights.bytes + sum(ref.bytes for ref in cost.written)
     if before and mode == "iterative":
-        touched += sum(ref.bytes for ref in before.shared()) + (count - 1) * record.trigger.bytes
+        touched += sum(ref.bytes for ref in before.shared.values()) + (count - 1) * record.trigger.bytes
     elif mode == "signed":
-        touched += result.manifest.state.profiles[-1].blob.bytes
+        touched += result.manifest.state.shared[result.manifest.state.reads[0]].bytes
     print(
         json.dumps(
             {
@@ -236,7 +236,7 @@ def _command(store: Path, base: Path, expert: Path, count: int, repeat: int) -> 
         seconds.append(time.perf_counter() - start)
         local = open_store(str(store))
         newest = Versions(local).read(count - 1)
-        inputs = [base, expert, *(store / ref.key for ref in newest.state.shared())]
+        inputs = [base, expert, *(store / ref.key for ref in newest.state.shared.values())]
         if newest.mode["name"] == "iterative":
             inputs += [store / read_record(NodeCache(local), newest, t).trigger.key for t in newest.state.tasks]
         else:
@@ -266,8 +266,8 @@ def _drop_old(store: Path, number: int) -> None:
         return
     local = open_store(str(store))
     old, parent = (Versions(local).read(n) for n in (number, number + 1))
-    for ref in old.state.shared():
-        if ref not in parent.state.shared():
+    for ref in old.state.shared.values():
+        if ref not in parent.state.shared.values():
             local.delete(ref.key)
 
 
@@ -280,7 +280,7 @@ def _undo(store: Path, count: int) -> None:
     record = read_record(NodeCache(local), newest, f"t{count}")
     kept = {ref.key for ref in parent.state.blobs()} if count > 1 else set()
     local.delete(manifest_key(count))
-    for ref in [*newest.state.shared(), newest.state.tasks[f"t{count}"].record, record.trigger]:
+    for ref in [*newest.state.shared.values(), newest.state.tasks[f"t{count}"].record, record.trigger]:
         if ref.key not in kept:
             local.delete(ref.key)
     assert get_base(local, newest.base.sha256)

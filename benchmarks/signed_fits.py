@@ -102,7 +102,7 @@ def _profile(cache: NodeCache, weights: object, files: dict[str, TensorFile]) ->
         experts = [ExpertToFuse(name, file.path) for name, file in files.items()]
         own = NodeCache(scratch)
         state = fuse_experts(own, base, experts, mode={"name": "signed", "bits": 1}).manifest.state
-        file = own.tensors(state.profiles[-1].blob)
+        file = own.tensors(state.shared[state.reads[0]])
         return {name: file.float32(name) for name in file.specs}
 
 

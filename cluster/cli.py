@@ -13,6 +13,7 @@ from typing import Any
 import typer
 import typer.core
 
+from cluster.commands.mode_options import expand_mode_options
 from cluster.output import errors
 from fusion.errors import ConduError, ConfigError
 
@@ -49,7 +50,7 @@ def _load(name: str) -> Any:
     if hasattr(module, "app"):
         return typer.main.get_command(module.app)
     one = typer.Typer(**_OPTIONS, add_completion=False)
-    one.command(name)(getattr(module, name.replace("-", "_")))
+    one.command(name)(expand_mode_options(getattr(module, name.replace("-", "_"))))
     return typer.main.get_command(one)
 
 
@@ -68,9 +69,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"condu {version('condu')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log every event to standard error."),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
 ) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,

@@ -23,11 +23,13 @@ from fusion.baselines import Baseline, fuse_baseline, open_baseline
 from fusion.baselines.adamerging import AdaMerging, Unlabelled
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.modes import Mode, modes, open_mode
 from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
+from fusion.versions.manifest import Manifest
 from training.batches import generator_for
 from training.data import TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
@@ -39,23 +41,40 @@ REFERENCES = (ZERO_SHOT, CHECKPOINTS)
 """What every figure is read against: the bare base, and the experts themselves."""
 ONE_MODEL = ("average", "task-arithmetic", "ties", "adamerging")
 PER_TASK = ("wise-ft", "emr", "bitdelta", "low-rank")
-CONDU_MODES: dict[str, dict[str, Any]] = {
-    "iterative": {"name": "iterative"},
-    "joint": {"name": "joint"},
-    "signed-1": {"name": "signed", "bits": 1},
-    "signed-2": {"name": "signed", "bits": 2},
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    f"{name}-{scales}": {"name": name, "scales": scales}
-    for name in ("iterative", "joint")
-    for scales in ("tensor", "row")
-}
-"""More scales than the paper's one a task. Measured when they are asked for."""
-DEFAULT_METHODS = (*REFERENCES, *ONE_MODEL, *PER_TASK, *CONDU_MODES)
-METHODS = (*DEFAULT_METHODS, *VARIANTS)
-
 Kind = Literal["base", "one model", "per task", "condu"]
 Tensors = Iterable[tuple[str, torch.Tensor]]
+
+
+def condu_variants(*, more: bool = False) -> dict[str, dict[str, Any]]:
+    """condu's own methods: the settings of every mode that it wants shown, or those that are shown when asked for."""
+    return {
+        row: {"name": mode.name, **options}
+        for mode in modes().values()
+        for row, options in (mode.more_variants() if more else mode.variants()).items()
+    }
+
+
+def default_methods() -> list[str]:
+    """What is compared unasked, references first."""
+    return [*REFERENCES, *ONE_MODEL, *PER_TASK, *condu_variants()]
+
+
+def all_methods() -> list[str]:
+    return [*default_methods(), *condu_variants(more=True)]
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What single methods of a comparison can be told."""
+
+    rank: int = 16
+    """Of `low-rank`."""
+    num_images: int = 64
+    """Of `adamerging`: training images per task, without labels."""
+    num_steps: int = 30
+    """Of `adamerging`: steps of learning."""
+    seed: int = 0
+    """Of the choice of those images."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +82,9 @@ class CompareJob:
     """One method, and all that it is measured with.
 
     Attributes:
-        method: of `METHODS`.
+        method: of `all_methods`.
         tasks, records: as configured, in fused order, and the record of each one's expert.
         unseen: never-trained test sets, by name and source.
-        rank: of `low-rank`.
-        num_images, num_steps: of `adamerging`: unlabelled training images a task, and steps.
-        seed: of the choice of those images.
         top_k: experts consulted by condu's modes for a never-trained image.
     """
 
@@ -78,10 +94,7 @@ class CompareJob:
     tasks: tuple[TaskJob, ...]
     records: tuple[ExpertRecord, ...]
     unseen: tuple[TaskJob, ...]
-    rank: int
-    num_images: int
-    num_steps: int
-    seed: int
+    options: CompareOptions
     top_k: int
 
 
@@ -126,8 +139,8 @@ def compare_method(job: CompareJob) -> Compared:
             tasks, unseen = _by_one_model(job, clip)
             sizes = {task.name: 0 for task in job.tasks}
             return Compared(job.method, "zero-shot base", "base", tasks, unseen, sizes, 0, 0.0)
-        if settings := (CONDU_MODES | VARIANTS).get(job.method):
-            return _mode(job, settings, cache, clip, open_store(Path(folder).as_uri()))
+        if settings := (condu_variants() | condu_variants(more=True)).get(job.method):
+            return _mode(job, open_mode(settings), cache, clip, open_store(Path(folder).as_uri()))
         return _baseline(job, cache, clip, Path(folder))
 
 
@@ -146,9 +159,9 @@ def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Co
         tasks = _by_own_models(job, clip, fused.tensors)
     if isinstance(method, AdaMerging):
         note += (
-            f"; learned on {job.num_images} training images a task (or all, where there are fewer), without their "
-            f"labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} before "
-            "the last"
+            f"; learned on {job.options.num_images} training images per task (or all, where there are fewer), without "
+            f"their labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} "
+            "before the last"
         )
     return Compared(
         method=job.method,
@@ -166,19 +179,19 @@ def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Co
 def _open(job: CompareJob, clip: Clip) -> Baseline:
     if job.method == "adamerging":
         images = {task.name: _unlabelled(job, clip, task) for task in job.tasks}
-        return AdaMerging(clip, images, num_steps=job.num_steps)
-    return open_baseline(job.method, **({"rank": job.rank} if job.method == "low-rank" else {}))
+        return AdaMerging(clip, images, num_steps=job.options.num_steps)
+    return open_baseline(job.method, **({"rank": job.options.rank} if job.method == "low-rank" else {}))
 
 
 def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not looked at."""
     data = task.load(job.address.options, verify=False)
-    order = torch.randperm(len(data.train), generator=generator_for(job.seed, f"unlabelled/{task.name}", 0))
-    pixels = clip.pixels([data.train.image(index) for index in order[: job.num_images].tolist()])
+    order = torch.randperm(len(data.train), generator=generator_for(job.options.seed, f"unlabelled/{task.name}", 0))
+    pixels = clip.pixels([data.train.image(index) for index in order[: job.options.num_images].tolist()])
     return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
 
 
-def _mode(job: CompareJob, settings: dict[str, Any], cache: NodeCache, clip: Clip, scratch: Store) -> Compared:
+def _mode(job: CompareJob, mode: Mode, cache: NodeCache, clip: Clip, scratch: Store) -> Compared:
     base = put_base(
         scratch,
         cache.path(job.base.weights),
@@ -194,32 +207,32 @@ def _mode(job: CompareJob, settings: dict[str, Any], cache: NodeCache, clip: Cli
         experts.append(ExpertToFuse(task.name, weights, record.classes, record.templates, record.prototypes))
     own = NodeCache(scratch)
     start = time.perf_counter()
-    manifest = fuse_experts(own, base, experts, mode=settings).manifest
+    manifest = fuse_experts(own, base, experts, mode=mode.settings()).manifest
     seconds = time.perf_counter() - start
+    note = "never-trained sets: base and routed experts together (label space `labels`)"
+    return Compared(
+        method=job.method,
+        title=f"condu {mode.title()}",
+        kind="condu",
+        tasks=_by_own_models(job, clip, lambda task: decoupled_tensors(own, manifest, task)),
+        unseen=_unseen_by_label_space(job, own, manifest, clip),
+        task_bytes={task.name: mode.task_bytes(read_record(own, manifest, task.name)) for task in job.tasks},
+        shared_bytes=mode.shared_bytes(manifest.state),
+        seconds=seconds,
+        note=f"{note}; {mode.note}" if mode.note else note,
+    )
+
+
+def _unseen_by_label_space(job: CompareJob, own: NodeCache, manifest: Manifest, clip: Clip) -> dict[str, np.ndarray]:
+    """Right answers of a version on the never-trained sets, in label space `labels`."""
     view = ViewLoader(own).load(manifest)
-    unseen = {}
+    found = {}
     for test in _unseen(job):
         measured = measure_set(own, load_set(clip, test), [view], kinds=("unknown",), top_k=job.top_k)
         right = measured.right["unknown"][0]
         assert right is not None, "label space `labels` always answers"
-        unseen[test.name] = right
-    note = "never-trained sets: base and routed experts together (label space `labels`)"
-    if settings["name"] == "joint":
-        note += "; a next task needs every expert again, so all checkpoints have to be kept beside what is counted"
-    bits, scales = settings.get("bits"), settings.get("scales")
-    return Compared(
-        method=job.method,
-        title=f"condu {settings['name']}"
-        + (f", {bits} bit{'s' if bits > 1 else ''}" if bits else "")
-        + (f", a scale a {scales}" if scales else ""),
-        kind="condu",
-        tasks=_by_own_models(job, clip, lambda task: decoupled_tensors(own, manifest, task)),
-        unseen=unseen,
-        task_bytes={task.name: read_record(own, manifest, task.name).trigger.bytes for task in job.tasks},
-        shared_bytes=sum(ref.bytes for ref in manifest.state.shared()),
-        seconds=seconds,
-        note=note,
-    )
+        found[test.name] = right
+    return found
 
 
 def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:

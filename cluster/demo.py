@@ -14,6 +14,7 @@ from typing import Any
 from cluster.measure import MeasuredSet
 from cluster.output import console
 from cluster.report.figures import build_report
+from cluster.report.records import RunReport
 from cluster.run import Run, jobs, measure_run, train_and_fuse
 from fusion.answers.clip import build_clip
 from fusion.fuse import ExpertToFuse, fuse_experts
@@ -28,13 +29,13 @@ from training.malloc import WORKER_ENVIRONMENT
 MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
 
 
-def run_demo(run: Run, scratch: Path, ray: Any) -> dict[str, Any]:
-    """Train, fuse, compare and measure. Returns the report, still without the answers over HTTP."""
-    console.rule("1. Fine-tune the experts, fuse them as they come")
+def run_demo(run: Run, scratch: Path, ray: Any) -> RunReport:
+    """Train, fuse, compare and measure. Returns the report without the answers over HTTP."""
+    console.rule("1. Fine-tune the experts and fuse them as they finish")
     baseline = _start_baseline(run, ray)
     train_and_fuse(run)
     console.print(f"version {run.newest().version} in {run.config.store}: {', '.join(run.fused())}")
-    console.rule("2. The same experts in the other modes; measure everything")
+    console.rule("2. Fuse the same experts in the other modes, measure everything")
     with run.stage("fuse"):
         scratch_stores = _fuse_other_modes(run, scratch, ray)
     with run.stage("evaluate"):
@@ -65,7 +66,7 @@ def _fuse_mode(url: str, base_path: Path, experts: Sequence[ExpertToFuse], mode:
 
 
 def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> list[MeasuredSet]:
-    """Measure every test set, and tell which are done."""
+    """Measure every test set, printing each as it finishes."""
     measuring = measure_run(run, ray, modes=scratch_stores)
     names = dict(zip(measuring, [*run.fused(), *(task.name for task in run.config.unseen)], strict=True))
     waiting = measuring
@@ -76,7 +77,7 @@ def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> l
 
 
 def _start_baseline(run: Run, ray: Any) -> Any:
-    """Start continual fine-tuning: one task after another, so it starts first and takes what the lanes leave it."""
+    """Start continual fine-tuning. It trains one task after another, so it starts first; it reserves no core."""
     remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
         _continual
     )
@@ -84,7 +85,7 @@ def _start_baseline(run: Run, ray: Any) -> Any:
 
 
 def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | None:
-    """Its rows, one a session. None when the baseline has tasks that the run has not: a failed one has no column."""
+    """Correct answers [T, T] of the baseline, one row per session; None where a task of the baseline was not fused."""
     names = [job.name for job in jobs(run.config)]
     if run.fused() != names:
         ray.cancel(baseline)

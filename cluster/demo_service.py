@@ -1,4 +1,4 @@
-"""The demo's last act: a real service, asked over HTTP about images that no model has seen."""
+"""The demo's last act: a real service, queried over HTTP about images that were not trained on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 
 from cluster.client import predict_over_http
 from cluster.output import console
+from cluster.report.records import ServedAnswer
 from cluster.run import Run, jobs
 from cluster.serving_config import serve_options, start_service
 from training.data import TaskData, load_test_data
 
 
-def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dict[str, Any]]:
-    """Start the service in this Ray session, ask it, stop it.
+def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[ServedAnswer]:
+    """Start the service in this Ray session, query it, stop it.
 
-    For every trained task an image with its task named and the same one with nothing said; for every never-trained
-    task an image with the task's classes as labels.
+    Each image of a trained task is asked about twice, with its task named and with nothing named; each image of a
+    never-trained task once, with the task's classes as labels.
+
+    Args:
+        images_per_set: test images per task.
     """
     from serving.app import stop
 
@@ -42,13 +46,13 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[dic
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _ask(server: str, data: TaskData, index: int, label_space: str) -> dict[str, Any]:
+def _ask(server: str, data: TaskData, index: int, label_space: str) -> ServedAnswer:
     name = f"{data.name}/test/{index}"
     asked: dict[str, Any] = {}
     if label_space == "task":
@@ -58,15 +62,15 @@ def _ask(server: str, data: TaskData, index: int, label_space: str) -> dict[str,
     answer = predict_over_http(server, [(name, data.test.encoded(index))], **asked)["predictions"][0]
     truth = data.classes[int(data.test.labels[index])]
     own_task = label_space != "seen" or answer["task"] == data.name
-    return {
-        "image": name,
-        "asked": label_space,
-        "truth": truth,
-        "answer": answer["label"] if label_space != "seen" else f"{answer['label']} ({answer['task']})",
-        "right": answer["label"] == truth and own_task,
-        "probability": answer["probability"],
-        "experts": answer["experts"],
-    }
+    return ServedAnswer(
+        image=name,
+        asked=label_space,
+        truth=truth,
+        answer=answer["label"] if label_space != "seen" else f"{answer['label']} ({answer['task']})",
+        right=answer["label"] == truth and own_task,
+        probability=answer["probability"],
+        experts=tuple(answer["experts"]),
+    )
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Measuring on the cluster: one Ray task a test set, each with its own base and one expert at a time."""
+"""Measuring on the cluster: one Ray task per test set, each with its own base and one expert at a time."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ class MeasureJob:
 
     Attributes:
         sessions: versions, session by session; the last one is the one that serves.
-        task: whose test set; as configured for training, or just a name and a source.
-        expert: weights of the task's own expert, as trained; None where they are gone, and for a task that is never
-            trained.
-        trained: whether the task was configured to be trained, or is a test set alone.
+        task: whose test set to measure; as configured for training, or just a name and a source.
+        expert: weights of the task's own expert, as trained; None where they are gone or the task is never trained.
+        trained: whether the task is one of the configuration's trained ones; else it is a test set alone.
         modes: other stores that hold the same experts in another mode: (mode, store URL).
     """
 
@@ -50,7 +49,13 @@ class MeasureJob:
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """A test set measured, bool [N] each: session by session, its own expert, and the other modes' last version."""
+    """Right answers on one test set, bool [N] each.
+
+    Attributes:
+        sessions: session by session.
+        expert: of the task's own expert; None where its weights are gone or the task is never trained.
+        modes: of the last version in each other mode, by the mode's name.
+    """
 
     sessions: SetMeasure
     expert: np.ndarray | None
@@ -58,7 +63,7 @@ class MeasuredSet:
 
 
 def measure(job: MeasureJob) -> MeasuredSet:
-    """Run a job in this process."""
+    """Measure one test set in this process."""
     cache = job.address.open_cache()
     if job.trained:
         test = job.task.load(job.address.options, verify=False)
@@ -75,7 +80,7 @@ def measure(job: MeasureJob) -> MeasuredSet:
 
 
 def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
-    """Start every job as a Ray task on one core; returns references to `MeasuredSet`s, in order."""
+    """Start every job as a Ray task on one core. Returns references to `MeasuredSet`s, in order."""
     remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(measure)
     return [remote.remote(job) for job in jobs]
 
@@ -83,7 +88,7 @@ def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
 def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]) -> list[int]:
     """For t = 1..T, the first version that holds exactly the first t tasks, with the experts of `manifest`.
 
-    Shorter than T where such a version is missing: gc took it, or several experts were fused in one call.
+    Shorter than T where such a version is missing: gc removed it, or several experts were fused in one call.
     """
     wanted = [{name: manifest.state.tasks[name].expert_sha256 for name in tasks[: t + 1]} for t in range(len(tasks))]
     found: dict[int, int] = {}
@@ -93,7 +98,7 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
         try:
             tasks_then = versions.read(number).state.tasks
         except VersionGoneError:
-            continue  # gc took it between the listing and the reading
+            continue  # gc removed it between the listing and the reading
         held = {name: entry.expert_sha256 for name, entry in tasks_then.items()}
         if held in wanted:
             found.setdefault(wanted.index(held), number)
@@ -114,7 +119,7 @@ _loaded: dict[str, Clip] = {}
 
 
 def _base_model(cache: NodeCache, base: Base) -> Clip:
-    """The base's model: a Ray worker measures one set after another, and builds it once."""
+    """The base's model, built once per Ray worker, which measures one test set after another."""
     if base.sha256 not in _loaded:
         _loaded.clear()
         _loaded[base.sha256] = build_clip(base, cache.tensors(base.weights))

@@ -17,13 +17,18 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH
 errors = Console(stderr=True, highlight=False)
 
 
+def json_text(value: Any) -> str:
+    """A JSON document as condu prints and keeps it."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json_text(value), end="")
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, caption: str | None = None) -> Table:
-    """A table whose first column is text and whose others are right-aligned."""
+    """A table whose first column is text and whose others are right-aligned. Cells are formatted by `text`."""
     result = Table(title=title, title_justify="left", caption=caption, caption_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         result.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -33,6 +38,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
 
 
 def text(value: Any) -> str:
+    """A value in a table: a dash for None, one decimal for a float."""
     if value is None:
         return "–"
     return f"{value:.1f}" if isinstance(value, float) else str(value)

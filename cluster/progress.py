@@ -1,4 +1,4 @@
-"""Live progress: one line a task on a terminal, one line an event elsewhere."""
+"""Live progress: one line per task on a terminal, one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.live import Live
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -14,7 +15,7 @@ from training.lanes.task_queue import TaskStatus
 
 
 class TaskProgress:
-    """Shows how every task stands, from waiting to fused. Use it as a context manager."""
+    """Shows the state of every task, from waiting to fused. Use it as a context manager."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
@@ -35,7 +36,7 @@ class TaskProgress:
             self._live.__exit__(kind, error, trace)
 
     def update(self, statuses: Sequence[TaskStatus]) -> None:
-        """Show new statuses."""
+        """Show these statuses in place of the earlier ones."""
         self._statuses = list(statuses)
         self._draw()
 
@@ -54,7 +55,7 @@ class TaskProgress:
             said = self._event(status)
             if said and self._told.get(status.name) != said:
                 self._told[status.name] = said
-                console.print(f"{status.name:<16} {said}")
+                console.print(f"{status.name:<16} {said}", markup=False)
 
     def _event(self, status: TaskStatus) -> str | None:
         if status.name in self._versions:
@@ -72,5 +73,5 @@ class TaskProgress:
             loss = f"loss {status.loss:.2f}" if status.loss is not None else ""
             seconds = f"{status.seconds:.0f} s" if status.seconds else ""
             said = self._event(status) or "waiting"
-            table.add_row(status.name, bar, f"{status.step}/{status.steps}", loss, seconds, said)
+            table.add_row(status.name, bar, f"{status.step}/{status.steps}", loss, seconds, escape(said))
         return table

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fusion.disk import replacing
 from fusion.store import open_store
 from fusion.store.node_cache import default_cache_folder
 
@@ -114,11 +115,8 @@ def sessions_folder() -> Path:
 
 
 def _write(path: Path, session: Session) -> None:
-    temporary = path.with_suffix(".new")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump(asdict(session), file)
-    os.replace(temporary, path)
+    with replacing(path, mode=0o600) as temporary:
+        temporary.write_text(json.dumps(asdict(session)))
 
 
 def _read(path: Path) -> Session:

@@ -27,7 +27,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
-from fusion.errors import ConduError, StoreUnavailableError
+from fusion.errors import StoreUnavailableError, own_cause
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.names import NAMESPACE, actor_name
 from fusion.store.address import StoreAddress
@@ -208,8 +208,8 @@ class FusionClient:
                 handle = self._handle()
                 return ray.get(getattr(handle, method).remote(*args), timeout=timeout_s)
             except RayTaskError as error:
-                if isinstance(error.cause, ConduError):
-                    raise error.cause from None
+                if own := own_cause(error):
+                    raise own from None
                 raise
             except (ActorUnavailableError, RayActorError) as error:
                 _logger.warning("the fusion actor died (attempt %d of %d): %s", attempt + 1, _MAX_ATTEMPTS, error)

@@ -99,3 +99,13 @@ class DamagedBlobError(StoreError):
 
 class FormatError(StoreError):
     """A manifest or record of a format that this release can't read."""
+
+
+def own_cause(error: BaseException) -> ConduError | None:
+    """The `ConduError` that a remote call raised; None where it raised something else.
+
+    Ray wraps what a task or an actor raises in an error of its own, with the original as `cause`. A caller raises that
+    one again, so that users meet the same message wherever the code ran.
+    """
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, ConduError) else None

@@ -15,6 +15,7 @@ import numpy as np
 from fusion.chunks import Chunk
 from fusion.decouple import DecoupledExpert
 from fusion.fuse import FuseCost
+from fusion.modes import open_mode
 from fusion.store.node_cache import NodeCache
 from fusion.task_vectors import TaskVector, open_archive
 from fusion.tensors import TensorFile
@@ -27,8 +28,8 @@ class TaskFidelity:
 
     Attributes:
         session: in which it was fused.
-        bits_set: fraction of the bits of plane 0 that count now and are 1 (masks; in `signed` the positive signs).
-        bits_lost: of the bits that were 1 when the task was added, the fraction lost since. Always 0 in `signed`.
+        bits_set: fraction of the bits of plane 0 that count now and are 1: of a mask, or of signs that are positive.
+        bits_lost: of the bits that were 1 when the task was added, the fraction lost since. Only masks lose bits.
         cosine: between delta_hat and delta over all elements; None where delta is not at hand, or is all zero.
         relative_error: |delta_hat - delta| / |delta|, likewise.
         trigger_bytes, archive_bytes: stored for this task alone.
@@ -87,7 +88,7 @@ def measure_fidelity(
         version=manifest.version,
         mode=dict(manifest.mode),
         tasks=measured,
-        shared_bytes=sum(ref.bytes for ref in manifest.state.shared()),
+        shared_bytes=open_mode(manifest.mode).shared_bytes(manifest.state),
         seconds=cost.seconds,
         peak_bytes=cost.peak_bytes,
         extra_bytes=cost.extra_bytes,

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from dataclasses import replace as with_changes
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,14 +91,14 @@ def fuse_experts(
     device: str = "cpu",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> FuseResult:
-    """Fuse experts in their order, one session each (`joint`: one for all), and publish one version.
+    """Fuse experts in their order, one session each (or one for all: as the mode has it), and publish one version.
 
     Args:
         cache: the node's cache before the store.
         base: theta_0, already in the store (`put_base`).
         experts: at least one; names must differ.
-        mode: settings of the mode, such as {"name": "signed", "bits": 2}; must be the store's.
-        archive: keep each expert for good, named by its record (`joint` always does).
+        mode: settings of the mode, its name and options; must be the store's.
+        archive: keep each expert for good, named by its record. A mode that needs the archive always does.
         archive_dtype: what of it is kept: `float32` the expert's file, else its task vector in that dtype.
         replace: allow another expert under a name that is taken; it counts as a new session.
         created: who, why, which configuration: goes into the manifest.
@@ -140,7 +139,7 @@ def fuse_experts(
                     "expert: choose another name, or replace the old one with --replace"
                 )
             if entry:
-                state = with_changes(state, tasks={n: e for n, e in state.tasks.items() if n != expert.task})
+                state = state.without(expert.task)
             kept = archive_dtype if archive or method.needs_archive else None
             new.append(_prepare(bench, expert, sha256, base, archive=kept))
         fused[:] = [expert.task for expert in new]
@@ -234,11 +233,7 @@ def _verify(
 
     So are the kernels loaded, which takes as long as hashing 400 MB.
     """
-    needed = []
-    if parent and parent.state.last_flip and parent.state.unified:
-        needed += [parent.state.unified, parent.state.last_flip]
-    if parent and parent.state.profiles:
-        needed.append(parent.state.profiles[-1].blob)
+    needed = [parent.state.shared[name] for name in parent.state.reads] if parent else []
     jobs: list[Callable[[], Any]] = [partial(load_kernels, device)]
     jobs += [partial(_sha256, expert.weights) for expert in experts]
     jobs += [partial(cache.path, base.weights), *(partial(_verify_if_there, cache, ref) for ref in needed)]

@@ -14,7 +14,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
-from fusion.errors import ConduError
+from fusion.errors import own_cause
 from serving.errors import NotReadyError, OverloadedError
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ async def call(method: Any, *args: Any) -> Any:
         except (RayActorError, ReplicaUnavailableError) as error:
             logger.warning("a replica died under a call, sending it again: %s", str(error).partition("\n")[0])
         except RayTaskError as error:
-            if isinstance(error.cause, ConduError):
-                raise error.cause from None
+            if own := own_cause(error):
+                raise own from None
             raise
         await asyncio.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE_S)

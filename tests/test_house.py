@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("fusion", "training", "serving", "cluster")
+PACKAGES = ("fusion", "training", "serving", "cluster", "condu")
 MAY_IMPORT = {
     "fusion": set(),
     "training": {"fusion"},
     "serving": {"fusion"},
     "cluster": {"fusion", "training", "serving"},
+    "condu": {"fusion", "training", "serving", "cluster"},  # the front door: nobody imports it
 }
 ROOMS = {
     "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "turns"),
@@ -70,6 +71,18 @@ def test_ray_is_imported_only_where_it_runs() -> None:
     for path in modules():
         if any(name.split(".")[0] == "ray" for name in imports(path)):
             assert str(path.relative_to(ROOT)).startswith(RAY_IS_FOR), path
+
+
+def test_the_front_door_holds_only_re_exports() -> None:
+    files = {path.name for path in (ROOT / "condu").iterdir() if path.is_file()}
+    assert files == {"__init__.py", "py.typed"}
+    body = ast.parse((ROOT / "condu/__init__.py").read_text()).body
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    assert functions == ["__getattr__", "__dir__"]
+    rest = [node for node in body if not isinstance(node, ast.FunctionDef)]
+    assert all(isinstance(node, ast.Import | ast.ImportFrom | ast.If | ast.Assign | ast.Expr) for node in rest)
+    (types,) = [node for node in rest if isinstance(node, ast.If)]
+    assert ast.unparse(types.test) == "TYPE_CHECKING"
 
 
 def test_nothing_that_is_read_is_unpickled() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +13,21 @@ import typer
 from cluster.base_source import resolve_base
 from cluster.commands.fuse import JsonOption
 from cluster.commands.run import ConfigArgument
-from cluster.compare import DEFAULT_METHODS, METHODS, REFERENCES, CompareJob, compare_all
+from cluster.compare import REFERENCES, CompareJob, CompareOptions, all_methods, compare_all, default_methods
 from cluster.config import load_config
-from cluster.output import console, print_json
+from cluster.output import console, json_text, print_json
 from cluster.report.comparison import build_comparison, comparison_table
 from cluster.report.comparison_picture import picture
-from cluster.report.pictures import replace_file
+from cluster.report.records import ComparisonReport
 from cluster.run import Run, jobs
 from cluster.session import ray_session
-from fusion.errors import ConduError, ConfigError
+from fusion.disk import replace_file
+from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
 from training.expert import identity_of
 from training.lanes.task_queue import TaskJob
 
-_RANK, _NUM_IMAGES, _NUM_STEPS = 16, 64, 30
+_DEFAULTS = CompareOptions()
 
 
 def compare(
@@ -33,16 +35,19 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"Comma-separated, of {', '.join(METHODS)}. Default: all but the last four.", metavar="A,B,…"
+            help=f"Comma-separated, of {', '.join(all_methods())}. Default: all up to {default_methods()[-1]}.",
+            metavar="A,B,…",
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help=f"Of low-rank. Default: {_RANK}.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help=f"Of low-rank. Default: {_DEFAULTS.rank}.")] = None,
     images: Annotated[
         int | None,
-        typer.Option(min=1, help=f"Of adamerging: training images a task, without labels. Default: {_NUM_IMAGES}."),
+        typer.Option(
+            min=1, help=f"Of adamerging: training images per task, without labels. Default: {_DEFAULTS.num_images}."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Of adamerging: steps of learning. Default: {_NUM_STEPS}.")
+        int | None, typer.Option(min=1, help=f"Of adamerging: steps of learning. Default: {_DEFAULTS.num_steps}.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for compare.json and compare.png.", metavar="FOLDER")
@@ -52,38 +57,19 @@ def compare(
     """Keep the trained experts of a configuration in every way we know, and measure each. Trains no expert."""
     settings = load_config(config)
     chosen = _chosen(methods)
-    for option, value, method in (
-        ("--rank", rank, "low-rank"),
-        ("--images", images, "adamerging"),
-        ("--steps", steps, "adamerging"),
-    ):
-        if value is not None and method not in chosen:
-            raise ConfigError(f"{option} {value} has no effect without method {method}: add it to --methods")
+    _refuse_idle_options({"low-rank": {"--rank": rank}, "adamerging": {"--images": images, "--steps": steps}}, chosen)
     if not settings.tasks:
         raise ConfigError("tasks: is empty: there is nothing to compare")
     store = settings.address.open()
     run = Run(settings, store, resolve_base(settings.base, store))
-    options = {"rank": rank or _RANK, "num_images": images or _NUM_IMAGES, "num_steps": steps or _NUM_STEPS}
-    records = _trained(run, config)
-    work = [
-        CompareJob(
-            method=method,
-            address=settings.address,
-            base=run.base,
-            tasks=tuple(jobs(settings)),
-            records=records,
-            unseen=tuple(TaskJob(task.name, task.data) for task in settings.unseen),
-            seed=settings.seed,
-            top_k=settings.predict.top_k,
-            **options,
-        )
-        for method in chosen
-    ]
+    given = {"rank": rank, "num_images": images, "num_steps": steps, "seed": settings.seed}
+    options = replace(_DEFAULTS, **{name: value for name, value in given.items() if value is not None})
+    work = _jobs(run, chosen, options, config)
     with ray_session(settings.ray, store=settings.store) as ray:
         compared = _collect(ray, work, show=not as_json)
-    report = build_comparison(run, compared, settings={**options, "seed": settings.seed})
+    report = build_comparison(run, compared, settings=asdict(options))
     if as_json:
-        print_json(report)
+        print_json(report.to_json())
     else:
         console.print(comparison_table(report))
     if output is not None:
@@ -92,17 +78,42 @@ def compare(
             console.print(f"{output / 'compare.json'} and compare.png")
 
 
+def _refuse_idle_options(options: Mapping[str, Mapping[str, int | None]], chosen: Sequence[str]) -> None:
+    """Raises `ConfigError` for an option of a method that is not compared."""
+    for method, given in options.items():
+        for option, value in given.items():
+            if value is not None and method not in chosen:
+                raise ConfigError(f"{option} {value} has no effect without method {method}: add it to --methods")
+
+
+def _jobs(run: Run, methods: Sequence[str], options: CompareOptions, config: Path) -> list[CompareJob]:
+    records = _trained(run, config)
+    return [
+        CompareJob(
+            method=method,
+            address=run.config.address,
+            base=run.base,
+            tasks=tuple(jobs(run.config)),
+            records=records,
+            unseen=tuple(TaskJob(task.name, task.data) for task in run.config.unseen),
+            options=options,
+            top_k=run.config.predict.top_k,
+        )
+        for method in methods
+    ]
+
+
 def _chosen(methods: str | None) -> list[str]:
     """The methods to run, references first: every figure is read against those. Raises `ConfigError`."""
     if methods is None:
-        return list(DEFAULT_METHODS)
-    names = [name.strip() for name in methods.split(",")]
+        return default_methods()
+    names, known = [name.strip() for name in methods.split(",")], all_methods()
     for name in names:
-        if name not in METHODS:
-            near = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(METHODS)}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(known)}"
             raise ConfigError(f"--methods: {name!r} is unknown: {hint}")
-    return [name for name in METHODS if name in names or name in REFERENCES]
+    return [name for name in known if name in names or name in REFERENCES]
 
 
 def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
@@ -130,18 +141,15 @@ def _collect(ray: Any, work: list[CompareJob], *, show: bool) -> list[Any]:
         try:
             ray.get(ready)  # a failure is told now, not when all others are done
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ConduError):
-                raise error.cause from None
+            if own := own_cause(error):
+                raise own from None
             raise
         if show:
             console.print(f"measured {names[ready[0]]}")
     return list(ray.get(running))
 
 
-def _write(report: dict[str, Any], folder: Path) -> None:
+def _write(report: ComparisonReport, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("compare.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
-        ("compare.png", picture(report)),
-    ):
-        replace_file(folder / name, content)
+    replace_file(folder / "compare.json", json_text(report.to_json()).encode())
+    replace_file(folder / "compare.png", picture(report))

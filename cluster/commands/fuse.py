@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -13,11 +11,12 @@ import typer
 from cluster.output import console, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.decouple import DecoupledExpert, read_record
+from fusion.disk import replacing
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError, UnknownVersionError
 from fusion.fidelity import FidelityReport, measure_fidelity
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
 from fusion.kernels import StateDtype
-from fusion.modes import open_mode
+from fusion.modes import DEFAULT_MODE, mode_class, modes, modes_with, open_mode
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
@@ -30,54 +29,53 @@ StoreOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
-_OPTIONS_OF = {"bits": ("signed",), "scales": ("iterative", "joint"), "dtype": ("iterative", "joint")}
+
+_ExpertOption = Annotated[
+    list[str] | None,
+    typer.Option("--expert", help="A task's expert; repeat it, in fusing order.", metavar="NAME=FILE"),
+]
+_BaseOption = Annotated[
+    Path | None,
+    typer.Option("--base", help="theta_0, safetensors. Needed for the first version only.", metavar="FILE"),
+]
+_ModeOption = Annotated[
+    str | None, typer.Option(help=f"{', '.join(modes())}. Default: the store's, else {DEFAULT_MODE}.", metavar="NAME")
+]
+_ArchiveOption = Annotated[
+    str | None, typer.Option(help="Keep the original task vectors: float32 (the expert's file), float16 or bfloat16.")
+]
+_FromArchiveOption = Annotated[
+    bool, typer.Option("--from-archive", help="Rebuild from all archived experts, in --mode or the store's.")
+]
+_ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow another expert under a name that is taken.")]
+_EachOption = Annotated[bool, typer.Option("--each", help="Publish one version per expert instead of one per call.")]
+_ReportOption = Annotated[
+    Path | None,
+    typer.Option(help="Measure fidelity; write it as JSON, and one picture per version beside it.", metavar="FILE"),
+]
+_DeviceOption = Annotated[str, typer.Option(help="Where the arithmetic is done: cpu, cuda, cuda:1 …")]
 
 
 def fuse(
     store: StoreOption,
-    expert: Annotated[
-        list[str] | None,
-        typer.Option("--expert", help="A task's expert; repeat it, in fusing order.", metavar="NAME=FILE"),
-    ] = None,
-    base: Annotated[
-        Path | None,
-        typer.Option("--base", help="theta_0, safetensors. Needed for the first version only.", metavar="FILE"),
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="iterative, joint or signed. Default: the store's, else signed.")
-    ] = None,
-    bits: Annotated[int | None, typer.Option(min=1, max=4, help="Bits a parameter and task, signed only.")] = None,
-    scales: Annotated[
-        str | None, typer.Option(help="One scale a task (default), tensor or row; iterative and joint.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="What tau is kept in: float32 (default), float16, bfloat16; iterative and joint.")
-    ] = None,
-    archive: Annotated[
-        str | None,
-        typer.Option(help="Keep the original task vectors: float32 (the expert's file), float16 or bfloat16."),
-    ] = None,
-    from_archive: Annotated[
-        bool, typer.Option("--from-archive", help="Fuse all archived experts anew, in --mode or the store's.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Allow another expert under a name that is taken.")
-    ] = False,
-    each: Annotated[
-        bool, typer.Option("--each", help="Publish one version per expert instead of one per call.")
-    ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Measure fidelity; write it as JSON, and a picture a version beside it.", metavar="FILE"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the arithmetic is done: cpu, cuda, cuda:1 …")] = "cpu",
+    expert: _ExpertOption = None,
+    base: _BaseOption = None,
+    mode: _ModeOption = None,
+    archive: _ArchiveOption = None,
+    from_archive: _FromArchiveOption = False,
+    replace: _ReplaceOption = False,
+    each: _EachOption = False,
+    report: _ReportOption = None,
+    device: _DeviceOption = "cpu",
     as_json: JsonOption = False,
+    *,
+    mode_options: dict[str, Any],
 ) -> None:
     """Fuse experts into the store and publish a version. Any safetensors state dicts of floats will do."""
     target = open_store(store)
     parent = Versions(target).newest()
     experts = [_parse_expert(value) for value in expert or []]
-    settings = _mode(parent, mode=mode, bits=bits, scales=scales, dtype=dtype)
+    settings = _mode(parent, mode, mode_options)
     cache = NodeCache(target)
     if from_archive:
         if experts or replace or each or archive or base:
@@ -88,18 +86,13 @@ def fuse(
         if not experts:
             raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
         theta_0 = _the_base(target, base, parent)
+        options: dict[str, Any] = {
+            "archive": archive is not None,
+            "archive_dtype": _archive_dtype(archive),
+            "replace": replace,
+        }
         results = [
-            fuse_experts(
-                cache,
-                theta_0,
-                group,
-                mode=settings,
-                archive=archive is not None,
-                archive_dtype=_archive_dtype(archive),
-                replace=replace,
-                created={"config": None},
-                device=device,
-            )
+            fuse_experts(cache, theta_0, group, mode=settings, created={"config": None}, device=device, **options)
             for group in ([[one] for one in experts] if each else [experts])
         ]
     reports = []
@@ -108,14 +101,18 @@ def fuse(
         write_fidelity(reports, report)
     if as_json:
         print_json([_summary(cache, result) for result in results])
-        return
+    else:
+        _tell(target, results, reports)
+
+
+def _tell(store: Store, results: Sequence[FuseResult], reports: Sequence[FidelityReport]) -> None:
     for result in results:
         for task in result.unchanged:
             console.print(f"{task}: this very expert is fused already, nothing to do")
         if result.fused:
             mode_name = result.manifest.mode["name"]
             fused = ", ".join(result.fused)
-            console.print(f"version [bold]{result.manifest.version}[/] in {target.url}: fused {fused} ({mode_name})")
+            console.print(f"version [bold]{result.manifest.version}[/] in {store.url}: fused {fused} ({mode_name})")
     for found in reports:
         console.print(fidelity_table(found))
 
@@ -137,12 +134,10 @@ def export(
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
+        with replacing(out) as temporary:
+            expert.write(temporary)
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error
-    os.close(handle)
-    expert.write(Path(name))
-    os.replace(name, out)
     num_bytes = out.stat().st_size
     if as_json:
         print_json({"task": task, "version": manifest.version, "file": str(out), "bytes": num_bytes})
@@ -184,15 +179,13 @@ def _the_base(store: Store, base: Path | None, parent: Manifest | None) -> Base:
     return parent.base if parent else put_base(store, base)
 
 
-def _mode(parent: Manifest | None, **chosen: Any) -> dict[str, Any]:
+def _mode(parent: Manifest | None, name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the mode: what was chosen, else the store's. Raises `ConfigError` for what the mode does not take."""
-    options = {key: value for key, value in chosen.items() if value is not None}
-    name = options.pop("mode", parent.mode["name"] if parent else "signed")
-    for option, modes in _OPTIONS_OF.items():
-        if option in options and name not in modes:
-            raise ConfigError(
-                f"--{option} {options[option]} has no effect in mode {name}: it belongs to {' and '.join(modes)}"
-            )
+    name = name or (parent.mode["name"] if parent else DEFAULT_MODE)
+    for option, value in options.items():
+        if name not in (owners := modes_with(option)):
+            mode_class(name)  # an unknown mode is the first thing to be told
+            raise ConfigError(f"--{option} {value} has no effect in mode {name}: it belongs to {' and '.join(owners)}")
     kept = {key: value for key, value in parent.mode.items() if key != "name"} if parent else {}
     inherited = kept if parent and parent.mode["name"] == name else {}
     return open_mode({"name": name, **inherited, **options}).settings()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, TaskConfig, load_config
 from cluster.output import console, errors, print_json
 from cluster.report.figures import build_report
 from cluster.report.page import write_report
+from cluster.report.records import RunReport
 from cluster.report.tables import report_tables
 from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
@@ -20,22 +22,22 @@ from fusion.versions.manifest import check_task_name
 from training.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
-ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow other experts under names that are taken.")]
+ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow a new expert under a task name that is taken.")]
 _SOME_TASKS_FAILED = 3
-_READD = "Fuse tasks again that `condu versions remove-task` took out of the store."
+_READD = "Fuse tasks again that `condu versions remove-task` removed from the store."
 
 
 def run(
     config: ConfigArgument,
     replace: ReplaceOption = False,
     readd: Annotated[bool, typer.Option("--readd", help=_READD)] = False,
-    evaluate: Annotated[bool, typer.Option(help="Measure the tasks after fusing.")] = True,
+    evaluate: Annotated[bool, typer.Option(help="Measure all tasks after fusing.")] = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.html and the heat map.", metavar="FOLDER")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune all tasks in parallel, fuse them in order, evaluate, report. Run it again: what is done stays done."""
+    """Fine-tune all tasks in parallel, fuse in order, evaluate, report. Safe to run again: finished work is kept."""
     _run(load_config(config), replace=replace, readd=readd, evaluate=evaluate, output=output, as_json=as_json)
 
 
@@ -50,13 +52,13 @@ def add_task(
     settings = load_config(config)
     check_task_name(name)
     if any(task.name == name for task in settings.tasks):
-        raise TaskNameError(f"{config} has a task {name!r} already: `condu run {config}` trains it")
+        raise TaskNameError(f"{config} already has a task {name!r}: `condu run {config}` trains it")
     one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
     _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
 
 
 def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
-    report: dict[str, Any] | None = None
+    report: RunReport | None = None
     this = open_run(config, readd=readd)
     for name in this.removed:
         errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
@@ -71,9 +73,8 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
                 measured = ray.get(measure_run(this, ray))
             report = build_report(this, measured)
     if as_json:
-        print_json(
-            report or {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}
-        )
+        newest = {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}
+        print_json(report.to_json() if report else newest)
     else:
         for table in report_tables(report) if report else []:
             console.print(table, "")
@@ -84,6 +85,6 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
             console.print(f"report: {output / 'report.html'}")
     if failed:
         for status in failed:
-            errors.print(f"[bold red]failed[/] {status.name}: {status.reason}")
-        errors.print("The same command tries the failed tasks again.")
+            errors.print(f"[bold red]failed[/] {escape(f'{status.name}: {status.reason}')}")
+        errors.print("Run the same command again to retry the failed tasks.")
         raise typer.Exit(_SOME_TASKS_FAILED)

@@ -1,1 +1,1 @@
-"""What a person reads after a command: figures, tables, pages and pictures of runs, comparisons and fidelity."""
+"""Reports of runs, comparisons and fidelity: records, and the tables, pages and pictures made of them."""

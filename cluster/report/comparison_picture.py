@@ -2,75 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.output import human_bytes
 from cluster.report.pictures import png, pyplot
+from cluster.report.records import ComparisonReport, MethodFigures
 
 _COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
-_SIZES = ("bytes_per_task", "total_bytes_per_task")
 _NAMES = {"one model": "one merged model", "per task": "kept per task", "condu": "condu's modes"}
 _LETTER_WIDTH, _LINE_HEIGHT, _GAP = 4.4, 10.0, 9.0
-"""Of names in the picture, in points: 8 point letters, and the way from a point to its name."""
+"""Of names in the picture, in points: 8 point letters, and the distance from a point to its name."""
 _Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
 
 
-def picture(report: Mapping[str, Any]) -> bytes:
-    """PNG: mean accuracy with the task known, against stored bytes a task.
+def picture(report: ComparisonReport) -> bytes:
+    """PNG: mean accuracy with the task known, against stored bytes per task.
 
     A method's point counts what tasks share, divided by their number; where it shares something, a line reaches left to
-    what one more task costs.
+    the cost of one more task.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
     figure, axis = pyplot().subplots(figsize=(9, 5.4))
-    methods = [method for method in report["methods"] if method["total_bytes_per_task"]]
-    for kind, colour in _COLOURS.items():
-        chosen = [method for method in methods if method["kind"] == kind]
-        if not chosen:
-            continue
-        means = [method["accuracy"]["mean"] for method in chosen]
-        axis.errorbar(
-            [method["total_bytes_per_task"] for method in chosen],
-            means,
-            yerr=[
-                [mean - method["accuracy"]["low"] for mean, method in zip(means, chosen, strict=True)],
-                [method["accuracy"]["high"] - mean for mean, method in zip(means, chosen, strict=True)],
-            ],
-            fmt="o",
-            color=colour,
-            label=_NAMES[kind],
-            elinewidth=1,
-            alpha=0.9,
-        )
-    for method in report["methods"]:
-        if method["kind"] == "base":
-            axis.axhline(method["accuracy"]["mean"], color="#9aa5b1", linestyle="--", linewidth=1)
-            axis.annotate(
-                f"{method['title']}, nothing stored",
-                (0.01, method["accuracy"]["mean"]),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                fontsize=8,
-                color="#5b6675",
-            )
-        if 0 < method["bytes_per_task"] < method["total_bytes_per_task"]:
-            reach = method["bytes_per_task"], method["total_bytes_per_task"]
-            axis.plot(reach, [method["accuracy"]["mean"]] * 2, "|-", color=_COLOURS[method["kind"]], linewidth=0.8)
-    sizes = [method[size] for method in methods for size in _SIZES if method[size]]
-    axis.set_xscale("log")
-    axis.set_xlim(min(sizes) / 1.5, max(sizes) * 3)  # room for the labels, which stand to the right
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
-    axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axis.set_xlabel(
-        "stored a task, what tasks share divided by their number (log axis); lines reach to what one more task costs"
-    )
+    methods = [method for method in report.methods if method.total_bytes_per_task]
+    for kind in _COLOURS:
+        if chosen := [method for method in methods if method.kind == kind]:
+            _draw_kind(axis, kind, chosen)
+    for method in report.methods:
+        if method.kind == "base":
+            _draw_base(axis, method)
+        if 0 < method.bytes_per_task < method.total_bytes_per_task:
+            reach = method.bytes_per_task, method.total_bytes_per_task
+            axis.plot(reach, [method.accuracy.mean] * 2, "|-", color=_COLOURS[method.kind], linewidth=0.8)
+    _scale_bytes(axis, methods)
     axis.set_ylabel("accuracy, task known (%), 95 % intervals")
-    axis.set_title(f"{len(report['tasks'])} experts of one base, kept in different ways", fontsize=11)
+    axis.set_title(f"{len(report.tasks)} experts of one base, kept in different ways", fontsize=11)
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=9)
     figure.tight_layout()
@@ -78,7 +44,53 @@ def picture(report: Mapping[str, Any]) -> bytes:
     return png(figure)
 
 
-def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float) -> None:
+def _draw_kind(axis: Any, kind: str, methods: Sequence[MethodFigures]) -> None:
+    """Points and intervals of the methods of one kind."""
+    axis.errorbar(
+        [method.total_bytes_per_task for method in methods],
+        [method.accuracy.mean for method in methods],
+        yerr=[
+            [method.accuracy.mean - method.accuracy.low for method in methods],
+            [method.accuracy.high - method.accuracy.mean for method in methods],
+        ],
+        fmt="o",
+        color=_COLOURS[kind],
+        label=_NAMES[kind],
+        elinewidth=1,
+        alpha=0.9,
+    )
+
+
+def _draw_base(axis: Any, base: MethodFigures) -> None:
+    """The bare base as a line: it stores nothing, so it has no place on the axis of bytes."""
+    axis.axhline(base.accuracy.mean, color="#9aa5b1", linestyle="--", linewidth=1)
+    axis.annotate(
+        f"{base.title}, nothing stored",
+        (0.01, base.accuracy.mean),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=8,
+        color="#5b6675",
+    )
+
+
+def _scale_bytes(axis: Any, methods: Sequence[MethodFigures]) -> None:
+    """The horizontal axis: logarithmic, with room on the right for names."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    sizes = [size for method in methods for size in (method.bytes_per_task, method.total_bytes_per_task) if size]
+    axis.set_xscale("log")
+    axis.set_xlim(min(sizes) / 1.5, max(sizes) * 3)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: human_bytes(value).replace(".0 ", " ")))
+    axis.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+    axis.set_xlabel(
+        "stored per task, shared bytes divided by the number of tasks (log); lines reach to what one more task costs"
+    )
+
+
+def _label(axis: Any, methods: Sequence[MethodFigures], *, to_points: float) -> None:
     """Name every point beside it, at the nearest place where the name covers no point, line, bar or other name.
 
     Args:
@@ -91,16 +103,16 @@ def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float)
 
     taken: list[_Box] = []
     for method in methods:
-        size, accuracy = method["total_bytes_per_task"], method["accuracy"]
-        x, y = place(size, accuracy["mean"])
+        size, accuracy = method.total_bytes_per_task, method.accuracy
+        x, y = place(size, accuracy.mean)
         taken.append((x - 5, y - 5, x + 5, y + 5))
-        taken.append((x - 1, place(size, accuracy["low"])[1], x + 1, place(size, accuracy["high"])[1]))
-        if method["bytes_per_task"]:
-            taken.append((place(method["bytes_per_task"], accuracy["mean"])[0], y - 1, x, y + 1))
-    for method in sorted(methods, key=lambda method: -method["accuracy"]["mean"]):
-        point = method["total_bytes_per_task"], method["accuracy"]["mean"]
+        taken.append((x - 1, place(size, accuracy.low)[1], x + 1, place(size, accuracy.high)[1]))
+        if method.bytes_per_task:
+            taken.append((place(method.bytes_per_task, accuracy.mean)[0], y - 1, x, y + 1))
+    for method in sorted(methods, key=lambda method: -method.accuracy.mean):
+        point = method.total_bytes_per_task, method.accuracy.mean
         x, y = place(*point)
-        width = _LETTER_WIDTH * len(method["title"])
+        width = _LETTER_WIDTH * len(method.title)
         boxes = [
             (left, y + shift - _LINE_HEIGHT / 2, left + width, y + shift + _LINE_HEIGHT / 2)
             for shift in sorted(range(-60, 61, 4), key=abs)
@@ -110,7 +122,7 @@ def _label(axis: Any, methods: Sequence[Mapping[str, Any]], *, to_points: float)
         taken.append(box)
         beside = abs((box[1] + box[3]) / 2 - y) < 1
         axis.annotate(
-            method["title"],
+            method.title,
             point,
             xytext=(box[0] - x if box[0] > x else box[2] - x, (box[1] + box[3]) / 2 - y),
             textcoords="offset points",

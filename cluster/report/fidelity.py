@@ -1,16 +1,16 @@
-"""A fidelity report for people: a table on the terminal, JSON and one picture a version on disk."""
+"""A fidelity report for people: a table on the terminal, JSON and one picture per version on disk."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from cluster.output import human_bytes, table
-from cluster.report.pictures import png, pyplot, replace_file
+from cluster.output import human_bytes, json_text, table
+from cluster.report.pictures import png, pyplot
+from fusion.disk import replace_file
 from fusion.errors import ConfigError
 from fusion.fidelity import FidelityReport
 from fusion.modes import in_words
@@ -19,7 +19,7 @@ _COLUMNS = ["task", "session", "cosine", "relative error", "bits set", "bits los
 
 
 def fidelity_table(report: FidelityReport) -> Table:
-    """One line a task; the caption has what the fuse took."""
+    """One row per task; the caption says what the fuse took."""
     rows = [
         (
             task.task,
@@ -37,17 +37,17 @@ def fidelity_table(report: FidelityReport) -> Table:
     caption = (
         f"shared {human_bytes(report.shared_bytes)}; fused in {report.seconds:.2f} s, wrote "
         f"{human_bytes(report.written_bytes)}, peak memory {human_bytes(report.peak_bytes)} "
-        f"({human_bytes(report.extra_bytes)} of it for this){rounding}"
+        f"(grew by {human_bytes(report.extra_bytes)}){rounding}"
     )
     return table(f"fidelity of version {report.version}, {in_words(report.mode)}", _COLUMNS, rows, caption=caption)
 
 
 def write_fidelity(reports: Sequence[FidelityReport], path: Path) -> list[Path]:
-    """Write the reports as JSON to `path`, and beside it a picture a version. Returns the pictures' paths.
+    """Write the reports as JSON to `path`, and beside it one picture per version. Returns the pictures' paths.
 
     Raises `ConfigError` where the folder can't be written.
     """
-    _replace(path, json.dumps([report.to_json() for report in reports], indent=2).encode())
+    _replace(path, json_text([report.to_json() for report in reports]).encode())
     pictures = []
     for report in reports:
         pictures.append(path.with_name(f"{path.stem}-v{report.version}.png"))
@@ -65,7 +65,7 @@ def picture(report: FidelityReport) -> bytes:
     ]
     for axis, title, values in panels:
         bars = axis.barh(range(len(names)), [value or 0 for value in values], color="#2b7bba")
-        labels = ["not at hand" if value is None else f"{value:.3g}" for value in values]
+        labels = ["not available" if value is None else f"{value:.3g}" for value in values]
         axis.bar_label(bars, labels, padding=3, fontsize=8)
         axis.set_title(title, fontsize=9)
         axis.margins(x=0.15)

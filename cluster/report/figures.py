@@ -1,4 +1,4 @@
-"""The figures of a run, from what was measured: JSON values only, which tables and pages are made of.
+"""The figures of a run, from what was measured.
 
 Accuracies are percent of test images. Intervals are 95 %: Wilson's for one accuracy, paired over images for a
 difference.
@@ -7,115 +7,142 @@ difference.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from cluster.measure import MeasuredSet
+from cluster.report.records import (
+    BaseFigures,
+    Estimate,
+    FailedTask,
+    Fidelity,
+    Interval,
+    Matrix,
+    Metrics,
+    RunReport,
+    TaskFigures,
+    UnseenFigures,
+)
 from cluster.run import Run, split_measures
 from fusion.decouple import read_record
 from fusion.fidelity import measure_fidelity
+from fusion.modes import open_mode
+from fusion.store.blobs import BlobRef
 from training.evaluate import KINDS
 from training.metrics import continual, wilson_interval
 
 _Z = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
 
 
 def build_report(
     run: Run, measured: Sequence[MeasuredSet], *, forgetting: Sequence[Sequence[int]] | None = None
-) -> dict[str, Any]:
-    """Everything a run found, JSON values only.
+) -> RunReport:
+    """Everything that a run found.
 
     Args:
         run: trained and fused.
-        measured: of `measure_run`.
+        measured: what the references of `measure_run` held.
         forgetting: correct answers [T, T] of plain continual fine-tuning, where it was run.
     """
     manifest = run.newest()
     trained, unseen = split_measures(run, measured)
-    mode = str(manifest.mode["name"])
-    tasks = [_task(item, mode) for item in trained]
+    mode = open_mode(manifest.mode)
+    tasks = tuple(_task(item, mode.name) for item in trained)
+    matrices = _matrices(trained, forgetting)
+    records = {name: read_record(run.cache, manifest, name) for name in run.fused()}
+    modes = sorted({name for task in tasks for name in task.fused})
+    routed = np.concatenate([item.sessions.routed for item in trained if item.sessions.routed is not None])
+    return RunReport(
+        version=manifest.version,
+        mode=dict(manifest.mode),
+        base=BaseFigures(manifest.base.architecture, manifest.base.sha256),
+        tasks=tasks,
+        loss_to_experts={
+            name: paired([(item.expert, _fused(item, name, mode.name)) for item in trained]) for name in modes
+        },
+        metrics=_all_metrics(matrices, [task.zero_shot for task in tasks]),
+        matrices={name: _without_nan(matrix) for name, matrix in matrices.items()},
+        unseen=tuple(_unseen(item) for item in unseen),
+        unseen_gain=paired([(item.sessions.right["unknown"][-1], item.sessions.zero_shot) for item in unseen]),
+        routing_accuracy=100 * float(routed.mean()) if routed.size else None,
+        bytes_per_task=round(
+            sum(mode.task_bytes(r) + _size(r.prototypes) for r in records.values()) / max(len(records), 1)
+        ),
+        shared_bytes=mode.shared_bytes(manifest.state),
+        checkpoint_bytes=max((run.record(name).expert.bytes for name in records), default=0),
+        fidelity=_fidelity(run),
+        removed=tuple(run.removed),
+        failed=tuple(FailedTask(s.name, s.reason) for s in run.statuses if s.state == "failed"),
+        seconds={name: round(value, 1) for name, value in run.seconds.items()},
+    )
+
+
+def _matrices(trained: Sequence[MeasuredSet], forgetting: Sequence[Sequence[int]] | None) -> dict[str, np.ndarray]:
+    """A[t, i] in percent, by kind; NaN where a kind has no answer."""
     matrices = {kind: _matrix(trained, kind) for kind in KINDS}
-    metrics = {"condu": _metrics(matrices["known"]), "zero_shot": _constant_metrics([t["zero_shot"] for t in tasks])}
-    metrics |= {f"condu_{kind}": _metrics(matrices[kind]) for kind in KINDS[1:]}
     if forgetting is not None:
         sizes = [item.sessions.num_images for item in trained]
         matrices["continual_finetuning"] = 100 * np.array(forgetting, float) / np.array(sizes, float)
-        metrics["continual_finetuning"] = _metrics(matrices["continual_finetuning"])
-    records = {name: read_record(run.cache, manifest, name) for name in run.fused()}
-    modes = sorted({name for task in tasks for name in task["fused"]})
-    routed = np.concatenate([item.sessions.routed for item in trained if item.sessions.routed is not None])
-    return {
-        "version": manifest.version,
-        "mode": dict(manifest.mode),
-        "base": {"architecture": manifest.base.architecture, "sha256": manifest.base.sha256},
-        "tasks": tasks,
-        "loss_to_experts": {
-            name: paired([(item.expert, _fused(item, name, mode)) for item in trained]) for name in modes
-        },
-        "metrics": metrics,
-        "matrices": {kind: _jsonable(matrix) for kind, matrix in matrices.items()},
-        "unseen": [_unseen(item) for item in unseen],
-        "unseen_gain": paired([(item.sessions.right["unknown"][-1], item.sessions.zero_shot) for item in unseen]),
-        "routing_accuracy": 100 * float(routed.mean()) if routed.size else None,
-        "bytes_per_task": round(
-            sum(r.trigger.bytes + _size(r.prototypes) for r in records.values()) / max(len(records), 1)
-        ),
-        "shared_bytes": sum(ref.bytes for ref in manifest.state.shared()),
-        "checkpoint_bytes": max((run.record(name).expert.bytes for name in records), default=0),
-        "fidelity": _fidelity(run),
-        "removed": list(run.removed),
-        "failed": [{"name": s.name, "reason": s.reason} for s in run.statuses if s.state == "failed"],
-        "seconds": {name: round(value, 1) for name, value in run.seconds.items()},
+    return matrices
+
+
+def _all_metrics(matrices: Mapping[str, np.ndarray], zero_shot: Sequence[float]) -> dict[str, Metrics]:
+    """Transfer, Avg and Last by method. The bare base never changes: every row of its matrix is the same."""
+    metrics = {
+        "condu": _metrics(matrices["known"]),
+        "zero_shot": _metrics(np.tile(np.array(zero_shot), (len(zero_shot), 1))),
     }
+    metrics |= {f"condu_{kind}": _metrics(matrices[kind]) for kind in KINDS[1:]}
+    if "continual_finetuning" in matrices:
+        metrics["continual_finetuning"] = _metrics(matrices["continual_finetuning"])
+    return metrics
 
 
-def _fidelity(run: Run) -> dict[str, Any]:
-    """How near each decoupled task vector is to its expert's, by task; None where gc took the expert's weights."""
+def _fidelity(run: Run) -> dict[str, Fidelity]:
+    """Fidelity by task, measured where the expert's weights are still in the store."""
     names = run.fused()
     weights = {name: run.record(name).expert for name in names}
     files = {name: run.cache.tensors(ref) for name, ref in weights.items() if run.store.head(ref.key) is not None}
     report = measure_fidelity(run.cache, run.newest(), experts=files, tasks=names)
-    return {
-        task.task: {"cosine": task.cosine, "relative_error": task.relative_error, "bits_lost": task.bits_lost}
-        for task in report.tasks
-    }
+    return {task.task: Fidelity(task.cosine, task.relative_error, task.bits_lost) for task in report.tasks}
 
 
-def _task(item: MeasuredSet, mode: str) -> dict[str, Any]:
+def _task(item: MeasuredSet, mode: str) -> TaskFigures:
     sessions = item.sessions
-    fused = {name: percent(_fused(item, name, mode)) for name in sorted({*item.modes, mode})}
-    return {
-        "name": sessions.name,
-        "classes": sessions.num_classes,
-        "n_test": sessions.num_images,
-        "zero_shot": percent(sessions.zero_shot),
-        "zero_shot_interval": interval(sessions.zero_shot),
-        "expert": percent(item.expert) if item.expert is not None else None,
-        "expert_interval": interval(item.expert) if item.expert is not None else None,
-        "fused": fused,
-        "fused_interval": {name: interval(_fused(item, name, mode)) for name in fused},
-    }
+    modes = sorted({*item.modes, mode})
+    return TaskFigures(
+        name=sessions.name,
+        classes=sessions.num_classes,
+        n_test=sessions.num_images,
+        zero_shot=percent(sessions.zero_shot),
+        zero_shot_interval=interval(sessions.zero_shot),
+        expert=percent(item.expert) if item.expert is not None else None,
+        expert_interval=interval(item.expert) if item.expert is not None else None,
+        fused={name: percent(_fused(item, name, mode)) for name in modes},
+        fused_interval={name: interval(_fused(item, name, mode)) for name in modes},
+    )
 
 
-def _unseen(item: MeasuredSet) -> dict[str, Any]:
+def _unseen(item: MeasuredSet) -> UnseenFigures:
     aggregated = item.sessions.right["unknown"][-1]
-    assert aggregated is not None
-    return {
-        "name": item.sessions.name,
-        "classes": item.sessions.num_classes,
-        "n_test": item.sessions.num_images,
-        "zero_shot": percent(item.sessions.zero_shot),
-        "zero_shot_interval": interval(item.sessions.zero_shot),
-        "aggregated": percent(aggregated),
-        "aggregated_interval": interval(aggregated),
-    }
+    assert aggregated is not None, "label space `labels` always answers"
+    return UnseenFigures(
+        name=item.sessions.name,
+        classes=item.sessions.num_classes,
+        n_test=item.sessions.num_images,
+        zero_shot=percent(item.sessions.zero_shot),
+        zero_shot_interval=interval(item.sessions.zero_shot),
+        aggregated=percent(aggregated),
+        aggregated_interval=interval(aggregated),
+    )
 
 
 def _fused(item: MeasuredSet, name: str, mode: str) -> np.ndarray:
+    """Right answers, bool [N], of the expert that mode `name` decouples; `mode` is the store's own."""
     right = item.sessions.right["known"][-1] if name == mode else item.modes[name]
-    assert right is not None
+    assert right is not None, "label space `task` always answers for a task that is learned"
     return right
 
 
@@ -128,23 +155,20 @@ def _matrix(trained: Sequence[MeasuredSet], kind: str) -> np.ndarray:
     return np.array(columns, float).T
 
 
-def _metrics(matrix: np.ndarray) -> dict[str, float | None]:
+def _metrics(matrix: np.ndarray) -> Metrics:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:  # versions of some sessions are gone
-        return {"transfer": None, "avg": None, "last": float(matrix[-1].mean())}
+        return Metrics(transfer=None, avg=None, last=float(matrix[-1].mean()))
     result = continual(matrix)
-    return {
-        name: _number(value)
-        for name, value in (("transfer", result.transfer), ("avg", result.avg), ("last", result.last))
-    }
+    return Metrics(_number(result.transfer), _number(result.avg), _number(result.last))
 
 
-def _constant_metrics(zero_shot: Sequence[float]) -> dict[str, float | None]:
-    """Of a model that never changes: every row is the same."""
-    return _metrics(np.tile(np.array(zero_shot), (len(zero_shot), 1)))
+def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Estimate | None:
+    """Mean over sets of the difference in accuracy, percentage points, with its 95 % interval, paired over images.
 
-
-def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> dict[str, float] | None:
-    """Mean over sets of the difference in accuracy (percent points), and its 95 % interval, paired over images."""
+    Args:
+        pairs: right answers of two methods on the same images, bool [N] each; pairs with a None are left out.
+    Returns: None where no pair is left.
+    """
     differences = [
         first.astype(float) - second.astype(float)
         for first, second in pairs
@@ -154,24 +178,27 @@ def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> dict
         return None
     mean = float(np.mean([d.mean() for d in differences]))
     spread = _Z * math.sqrt(sum(d.var() / d.size for d in differences)) / len(differences)
-    return {"mean": 100 * mean, "low": 100 * (mean - spread), "high": 100 * (mean + spread)}
+    return Estimate(mean=100 * mean, low=100 * (mean - spread), high=100 * (mean + spread))
 
 
 def percent(right: np.ndarray) -> float:
+    """Accuracy in percent, from right answers, bool [N]."""
     return 100 * float(right.mean())
 
 
-def interval(right: np.ndarray) -> list[float]:
-    return [100 * bound for bound in wilson_interval(int(right.sum()), right.size)]
+def interval(right: np.ndarray) -> Interval:
+    """95 % interval of an accuracy in percent, from right answers, bool [N]."""
+    low, high = wilson_interval(int(right.sum()), right.size)
+    return 100 * low, 100 * high
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _jsonable(matrix: np.ndarray) -> list[list[float | None]]:
-    return [[_number(float(value)) for value in row] for row in matrix]
+def _without_nan(matrix: np.ndarray) -> Matrix:
+    return tuple(tuple(_number(float(value)) for value in row) for row in matrix)
 
 
-def _size(ref: Any) -> int:
+def _size(ref: BlobRef | None) -> int:
     return ref.bytes if ref else 0

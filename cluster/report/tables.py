@@ -1,14 +1,15 @@
-"""The report as tables: the same four on a terminal and on the page."""
+"""The report as tables: the same ones on a terminal and on the page."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from cluster.output import human_bytes, table
+from cluster.report.records import Estimate, Fidelity, Interval, RunReport
 
 METHOD_NAMES = {
     "condu": "condu",
@@ -17,33 +18,33 @@ METHOD_NAMES = {
     "continual_finetuning": "continual fine-tuning",
     "zero_shot": "zero-shot base",
 }
-_MODE_ORDER = ("iterative", "joint", "signed")
+"""The keys of `RunReport.metrics`, in the order of the table."""
 
 
-def report_tables(report: dict[str, Any]) -> list[Table]:
+def report_tables(report: RunReport) -> list[Table]:
     """Accuracy per task, the sessions' metrics, the never-trained tasks (where there are any), and the cost."""
-    unseen = [_unseen(report)] if report["unseen"] else []
+    unseen = [_unseen(report)] if report.unseen else []
     return [_accuracy(report), _sessions(report), *unseen, _cost(report)]
 
 
-def _accuracy(report: dict[str, Any]) -> Table:
-    tasks = report["tasks"]
-    modes = [name for name in _MODE_ORDER if name in report["loss_to_experts"]]
+def _accuracy(report: RunReport) -> Table:
+    tasks = report.tasks
+    modes = list(report.loss_to_experts)
     rows = [
         [
-            task["name"],
-            task["classes"],
-            task["n_test"],
-            _with_interval(task["zero_shot"], task["zero_shot_interval"]),
-            _with_interval(task["expert"], task["expert_interval"]),
-            *(task["fused"].get(name) for name in modes),
+            task.name,
+            task.classes,
+            task.n_test,
+            _with_interval(task.zero_shot, task.zero_shot_interval),
+            _with_interval(task.expert, task.expert_interval),
+            *(task.fused.get(name) for name in modes),
         ]
         for task in tasks
     ]
-    means: list[float | None] = [_mean([task[key] for task in tasks]) for key in ("zero_shot", "expert")]
-    means += [float(np.mean([task["fused"][name] for task in tasks])) for name in modes]
-    rows.append(["mean", None, sum(task["n_test"] for task in tasks), *means])
-    losses = ", ".join(f"{name} {_difference(report['loss_to_experts'][name])}" for name in modes)
+    means = [_mean([task.zero_shot for task in tasks]), _mean([task.expert for task in tasks])]
+    means += [_mean([task.fused[name] for task in tasks]) for name in modes]
+    rows.append(["mean", None, sum(task.n_test for task in tasks), *means])
+    losses = ", ".join(f"{name} {_difference(loss)}" for name, loss in report.loss_to_experts.items())
     return table(
         "Accuracy, task known (%, 95 % intervals)",
         ["task", "classes", "test", "zero-shot", "expert", *modes],
@@ -52,53 +53,50 @@ def _accuracy(report: dict[str, Any]) -> Table:
     )
 
 
-def _sessions(report: dict[str, Any]) -> Table:
-    names = {**METHOD_NAMES, "condu": f"condu ({report['mode']['name']})"}
-    rows = [
-        [name, *(report["metrics"][key][figure] for figure in ("transfer", "avg", "last"))]
-        for key, name in names.items()
-        if key in report["metrics"]
-    ]
+def _sessions(report: RunReport) -> Table:
+    names = {**METHOD_NAMES, "condu": f"condu ({report.mode['name']})"}
+    found = {name: report.metrics[key] for key, name in names.items() if key in report.metrics}
+    rows = [[name, metrics.transfer, metrics.avg, metrics.last] for name, metrics in found.items()]
     return table("Over all sessions (%)", ["method", "Transfer", "Avg", "Last"], rows)
 
 
-def _unseen(report: dict[str, Any]) -> Table:
-    rows = [
+def _unseen(report: RunReport) -> Table:
+    rows: list[list[Any]] = [
         [
-            item["name"],
-            item["classes"],
-            item["n_test"],
-            _with_interval(item["zero_shot"], item["zero_shot_interval"]),
-            _with_interval(item["aggregated"], item["aggregated_interval"]),
+            task.name,
+            task.classes,
+            task.n_test,
+            _with_interval(task.zero_shot, task.zero_shot_interval),
+            _with_interval(task.aggregated, task.aggregated_interval),
         ]
-        for item in report["unseen"]
+        for task in report.unseen
     ]
-    means = [float(np.mean([item[key] for item in report["unseen"]])) for key in ("zero_shot", "aggregated")]
-    rows.append(["mean", None, sum(item["n_test"] for item in report["unseen"]), *means])
+    means = [_mean([task.zero_shot for task in report.unseen]), _mean([task.aggregated for task in report.unseen])]
+    rows.append(["mean", None, sum(task.n_test for task in report.unseen), *means])
     return table(
         "Never trained (%)",
         ["task", "classes", "test", "zero-shot base", "base + experts"],
         rows,
-        caption=f"base and experts against the base alone: {_difference(report['unseen_gain'])} points on average",
+        caption=f"base and experts against the base alone: {_difference(report.unseen_gain)} points on average",
     )
 
 
-def _cost(report: dict[str, Any]) -> Table:
-    routing = report["routing_accuracy"]
+def _cost(report: RunReport) -> Table:
+    routing = report.routing_accuracy
     rows: list[list[Any]] = [
         ["routing accuracy, top-1", f"{routing:.1f} %" if routing is not None else None],
-        ["cosine to the experts' task vectors, mean", _cosine(report["fidelity"])],
-        ["stored per task", human_bytes(report["bytes_per_task"])],
-        ["stored once for all", human_bytes(report["shared_bytes"])],
-        ["a checkpoint per task", human_bytes(report["checkpoint_bytes"])],
-        *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report["seconds"].items()),
+        ["cosine to the experts' task vectors, mean", _cosine(report.fidelity)],
+        ["stored per task", human_bytes(report.bytes_per_task)],
+        ["stored once for all", human_bytes(report.shared_bytes)],
+        ["a checkpoint per task", human_bytes(report.checkpoint_bytes)],
+        *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report.seconds.items()),
     ]
     return table("Cost", ["what", "figure"], rows)
 
 
-def _cosine(fidelity: dict[str, Any]) -> str | None:
+def _cosine(fidelity: Mapping[str, Fidelity]) -> str | None:
     """The mean, and the lowest with its task."""
-    known = {task: value["cosine"] for task, value in fidelity.items() if value["cosine"] is not None}
+    known = {task: found.cosine for task, found in fidelity.items() if found.cosine is not None}
     if not known:
         return None
     worst = min(known, key=lambda task: known[task])
@@ -106,17 +104,18 @@ def _cosine(fidelity: dict[str, Any]) -> str | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of the values is missing: a mean over the others would be another figure."""
     given = [value for value in values if value is not None]
     return float(np.mean(given)) if len(given) == len(values) else None
 
 
-def _with_interval(value: float | None, interval: Sequence[float] | None) -> str | None:
+def _with_interval(value: float | None, interval: Interval | None) -> str | None:
     if value is None or interval is None:
         return None
     return f"{value:.1f} ({interval[0]:.0f}–{interval[1]:.0f})"
 
 
-def _difference(value: dict[str, float] | None) -> str:
+def _difference(value: Estimate | None) -> str:
     if value is None:
         return "unknown"
-    return f"{value['mean']:+.1f} ({value['low']:+.1f} to {value['high']:+.1f})"
+    return f"{value.mean:+.1f} ({value.low:+.1f} to {value.high:+.1f})"

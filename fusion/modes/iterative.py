@@ -10,12 +10,14 @@ Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fusion.chunks import Chunk, total
 from fusion.modes.masked import (
+    LAST_FLIP,
+    UNIFIED,
     MaskedDecoder,
     MaskedMode,
     MaskedState,
@@ -25,6 +27,7 @@ from fusion.modes.masked import (
     specs_in,
     stored,
 )
+from fusion.modes.registry import register
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.task_vectors import check_finite
 from fusion.tensors import TensorSpec
@@ -33,11 +36,12 @@ from fusion.versions.state import FusedState
 _MAX_UINT8_SESSION = 255
 
 
+@register
+@dataclass(frozen=True)
 class Iterative(MaskedMode):
     """Mode `iterative` over whole states."""
 
     name = "iterative"
-    needs_archive = False
 
     def rebuild(self, bench: Workbench, experts: Sequence[NewExpert]) -> FusedState:
         return self.fuse(bench, FusedState(), experts)
@@ -45,15 +49,15 @@ class Iterative(MaskedMode):
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         for expert in new:
             before, state = state, self._fuse_one(bench, state, expert)
-            bench.drop_own(before.shared(), kept=state.shared())
+            bench.drop_own(before.shared.values(), kept=state.shared.values())
         return state
 
     def _fuse_one(self, bench: Workbench, state: FusedState, new: NewExpert) -> FusedState:
         session, entries = state.session + 1, list(state.tasks.values())
         flip_dtype = np.dtype(np.uint8 if session <= _MAX_UINT8_SESSION else np.uint16)
         old = None
-        if state.unified and state.last_flip:
-            unified, last_flip = (bench.cache.tensors(ref) for ref in (state.unified, state.last_flip))
+        if state.shared:
+            unified, last_flip = (bench.cache.tensors(state.shared[name]) for name in (UNIFIED, LAST_FLIP))
             old = MaskedState(bench, unified, last_flip, entries, self.scales)
         flips = {n: TensorSpec("U8" if flip_dtype.itemsize == 1 else "U16", s.shape) for n, s in bench.specs.items()}
         layout = bench.plane_specs(1) | norm_specs(bench, self.scales) | dict(new.vector.changed_buffers())
@@ -100,11 +104,12 @@ class Iterative(MaskedMode):
             for i, (task, entry) in enumerate(state.tasks.items())
         }
         scale = self.task_scale(n_new, float(masked_T[-1]))
-        tasks[new.task] = bench.put_record(new, trigger.ref, n_new, session=session, scale=scale)
-        return FusedState(session=session, unified=new_unified.ref, last_flip=new_flip.ref, tasks=tasks)
+        tasks[new.task] = bench.put_record(
+            new, trigger.ref, n_new, session=session, scale=scale, decoded_with=(UNIFIED, LAST_FLIP)
+        )
+        shared = {UNIFIED: new_unified.ref, LAST_FLIP: new_flip.ref}
+        return FusedState(session, shared, tasks, reads=(UNIFIED, LAST_FLIP))
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> MaskedDecoder:
-        assert state.unified, "a state with tasks has tau"
-        assert state.last_flip, "an iterative state has last_flip"
-        unified, last_flip = bench.cache.tensors(state.unified), bench.cache.tensors(state.last_flip)
+        unified, last_flip = (bench.cache.tensors(state.shared[name]) for name in (UNIFIED, LAST_FLIP))
         return MaskedDecoder(bench, unified, last_flip, state.tasks[task], self.scales)

@@ -10,11 +10,13 @@ hand.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from fusion.chunks import CHUNK_ELEMENTS, Chunk, chunks_of
 from fusion.modes.masked import (
+    UNIFIED,
     MaskedDecoder,
     MaskedMode,
     norm_specs,
@@ -23,6 +25,7 @@ from fusion.modes.masked import (
     specs_in,
     stored,
 )
+from fusion.modes.registry import register
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.task_vectors import check_finite
 from fusion.versions.state import FusedState
@@ -31,11 +34,15 @@ _TASKS_A_CHUNK = 16
 """Chunks get smaller where more task vectors than these lie side by side."""
 
 
+@register
+@dataclass(frozen=True)
 class Joint(MaskedMode):
     """Mode `joint` over whole states. Peak memory: a chunk of every task vector, for each thread."""
 
     name = "joint"
     needs_archive = True
+    note = "a next task needs every expert again, so all checkpoints have to be kept beside what is counted"
+    traces = f"{MaskedMode.traces} until the next fuse, which rebuilds it from the archived experts"
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         old = [bench.archived(task, entry) for task, entry in state.tasks.items()]
@@ -85,9 +92,10 @@ class Joint(MaskedMode):
         for t, expert in enumerate(experts):
             n_t = float(sum(norms_T[t] for norms_T in norms.values()))
             scale = self.task_scale(n_t, float(masked_T[t]))
-            tasks[expert.task] = bench.put_record(expert, triggers[t].ref, n_t, session=sessions[t], scale=scale)
-        return FusedState(session=max(sessions, default=0), unified=unified.ref, tasks=tasks)
+            tasks[expert.task] = bench.put_record(
+                expert, triggers[t].ref, n_t, session=sessions[t], scale=scale, decoded_with=(UNIFIED,)
+            )
+        return FusedState(max(sessions, default=0), {UNIFIED: unified.ref}, tasks)
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> MaskedDecoder:
-        assert state.unified, "a state with tasks has tau"
-        return MaskedDecoder(bench, bench.cache.tensors(state.unified), None, state.tasks[task], self.scales)
+        return MaskedDecoder(bench, bench.cache.tensors(state.shared[UNIFIED]), None, state.tasks[task], self.scales)

@@ -1,4 +1,4 @@
-"""What `iterative` and `joint` share: scales from conserved norms, tau in fewer bits, decoupling by mask.
+"""What the modes with masks share: scales from conserved norms, tau in fewer bits, decoupling by mask.
 
 A task's mean magnitude n is stored with its trigger and conserved: whatever becomes of tau, lambda = n / D with
 D = mean(m |tau|) brings it back. The paper has one n a task (a sum over tensors); with `scales: tensor` or `row` there
@@ -9,7 +9,8 @@ Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from fusion.chunks import Chunk, total
 from fusion.errors import ConfigError
 from fusion.kernels import StateDtype
+from fusion.modes.mode import Mode
 from fusion.modes.workbench import Workbench
 from fusion.tensors import TensorFile, TensorSpec
 from fusion.versions.state import TaskEntry
@@ -26,28 +28,34 @@ Scales = Literal["task", "tensor", "row"]
 _SAFETENSORS_NAMES: dict[StateDtype, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class MaskedMode:
-    """What a mode with masks can be told.
+UNIFIED, LAST_FLIP = "unified", "last_flip"
+"""The names of tau and last_flip in a state."""
 
-    Args:
-        scales: one lambda a `task` (the paper's), `tensor` or `row`.
-        dtype: what tau is kept in.
-    """
 
-    name: str
+@dataclass(frozen=True)
+class MaskedMode(Mode):
+    """What modes with masks have in common."""
 
-    def __init__(self, *, scales: Scales = "task", dtype: StateDtype = "float32") -> None:
-        if scales not in get_args(Scales):
-            raise ConfigError(f"scales: {scales!r} is unknown to mode {self.name!r}: take task, tensor or row")
-        if dtype not in get_args(StateDtype):
-            raise ConfigError(f"dtype: {dtype!r} is unknown: take float32, float16 or bfloat16")
-        self.scales: Scales = scales
-        self.dtype: StateDtype = dtype
+    traces = "the unified vector keeps the magnitudes and signs that it put there"
 
-    def settings(self) -> dict[str, Any]:
-        """What a manifest records: the name, and what is not the default."""
-        chosen = {"scales": (self.scales, "task"), "dtype": (self.dtype, "float32")}
-        return {"name": self.name, **{key: value for key, (value, default) in chosen.items() if value != default}}
+    scales: Scales = "task"
+    """One scale (lambda) per `task`, as in the paper, per `tensor` or per `row`."""
+    dtype: StateDtype = "float32"
+    """What tau is kept in. `float16` and `bfloat16` halve it, at a rounding error that reports show."""
+
+    def __post_init__(self) -> None:
+        if self.scales not in get_args(Scales):
+            raise ConfigError(f"scales: {self.scales!r} is unknown to mode {self.name!r}: take task, tensor or row")
+        if self.dtype not in get_args(StateDtype):
+            raise ConfigError(f"dtype: {self.dtype!r} is unknown: take float32, float16 or bfloat16")
+
+    @classmethod
+    def more_variants(cls) -> Mapping[str, Mapping[str, Any]]:
+        return {f"{cls.name}-{scales}": {"scales": scales} for scales in ("tensor", "row")}
+
+    def title(self) -> str:
+        scales = "" if self.scales == "task" else f", one scale per {self.scales}"
+        return self.name + scales + ("" if self.dtype == "float32" else f", tau in {self.dtype}")
 
     def task_scale(self, norm: float, masked: float) -> float | None:
         """A task's lambda for the manifest; None where there is one for each tensor or row, which is not stored."""

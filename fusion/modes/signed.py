@@ -11,7 +11,7 @@ Suffixes: N elements of a chunk, S rows of it, K planes, Q levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +20,18 @@ import numpy as np
 from fusion.chunks import CHUNK_ELEMENTS, Chunk
 from fusion.errors import ConfigError
 from fusion.kernels import LEVEL_BINS, Kernels
+from fusion.modes.mode import Mode
+from fusion.modes.registry import register
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.store.blobs import BlobRef, BlobWriter
 from fusion.task_vectors import TaskVector, check_finite
 from fusion.tensors import TensorFile, TensorSpec
-from fusion.versions.state import FusedState, Profile
+from fusion.versions.state import FusedState, TaskEntry
 
 PROFILE_OPENS_AT = (1, 2, 4, 8)
 """Numbers of tasks at which a publish opens a new profile: at most four profiles, 2 bytes a parameter each."""
 
+_PROFILE = "profile/"
 _FP16_MAX = 65504.0
 _LLOYD_ROUNDS = 100
 _BATCH_ELEMENTS = 8 * CHUNK_ELEMENTS
@@ -81,19 +84,33 @@ class OpenProfile:
         return np.minimum(self._sum_N / counts_N, _FP16_MAX).astype(np.float16)
 
 
-class Signed:
-    """Mode `signed` over whole states, with 1 to 4 bits a parameter and task."""
+@register
+@dataclass(frozen=True)
+class Signed(Mode):
+    """Mode `signed` over whole states."""
 
     name = "signed"
-    needs_archive = False
+    traces = "the shared profile keeps its share of mean magnitudes, never its signs"
 
-    def __init__(self, *, bits: int = 2) -> None:
-        if not isinstance(bits, int) or not 1 <= bits <= 4:
-            raise ConfigError(f"bits: {bits!r} can't be: mode 'signed' takes 1 to 4 bits a parameter and task")
-        self.bits = bits
+    bits: int = 2
+    """Bits per parameter and task, 1 to 4."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.bits, int) or not 1 <= self.bits <= 4:
+            raise ConfigError(f"bits: {self.bits!r} is out of range: mode 'signed' takes 1 to 4 bits per parameter")
+
+    @classmethod
+    def variants(cls) -> Mapping[str, Mapping[str, Any]]:
+        return {f"{cls.name}-{bits}": {"bits": bits} for bits in (1, 2)}
 
     def settings(self) -> dict[str, Any]:
-        return {"name": self.name, "bits": self.bits}
+        return {
+            "name": self.name,
+            "bits": self.bits,
+        }  # the number of planes decides how a trigger is read: recorded always
+
+    def title(self) -> str:
+        return f"{self.name}, {self.bits} bit{'s' if self.bits > 1 else ''}"
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         for expert in new:
@@ -105,28 +122,27 @@ class Signed:
         if not experts:
             return FusedState()
         vectors = [expert.vector for expert in experts]
-        profile = Profile(self._write_profile(bench, vectors, []), len(experts))
-        state = FusedState(profiles=(profile,))
+        profile = _profile_name(len(experts))
+        state = FusedState(shared={profile: self._write_profile(bench, vectors, [])}, reads=(profile,))
         for session, expert in enumerate(experts, 1):
-            entry = self._encode(bench, expert, profile, session)
+            entry = self._encode(bench, expert, state.shared, profile, session)
             state = replace(state, session=session, tasks={**state.tasks, expert.task: entry})
         return state
 
     def _fuse_one(self, bench: Workbench, state: FusedState, new: NewExpert) -> FusedState:
         num_tasks, session = len(state.tasks) + 1, state.session + 1
-        newest = state.profiles[-1] if state.profiles else None
-        profiles, tasks = state.profiles, dict(state.tasks)
-        if newest is None or (num_tasks in PROFILE_OPENS_AT and num_tasks > newest.num_tasks):
+        newest = next(iter(state.reads), None)
+        shared, tasks = dict(state.shared), dict(state.tasks)
+        if newest is None or (num_tasks in PROFILE_OPENS_AT and num_tasks > _opened_for(newest)):
             others = [self.decoder(bench, state, task) for task in state.tasks]
-            newest = Profile(self._write_profile(bench, [new.vector], others), num_tasks)
-            profiles += (newest,)
+            newest = _profile_name(num_tasks)
+            shared[newest] = self._write_profile(bench, [new.vector], others)
             if self.bits == 1:
-                tasks = {task: replace(entry, profile=newest.blob.sha256) for task, entry in tasks.items()}
-        tasks[new.task] = self._encode(bench, new, newest, session)
-        named = {entry.profile for entry in tasks.values()}
-        kept = tuple(p for p in profiles if p.blob.sha256 in named or p is profiles[-1])
-        bench.drop_own([p.blob for p in profiles], kept=[p.blob for p in kept])
-        return FusedState(session=session, profiles=kept, tasks=tasks)
+                tasks = {task: replace(entry, decoded_with=(newest,)) for task, entry in tasks.items()}
+        tasks[new.task] = self._encode(bench, new, shared, newest, session)
+        fused = FusedState(session, shared, tasks, reads=(newest,)).pruned()
+        bench.drop_own(shared.values(), kept=fused.shared.values())
+        return fused
 
     def _write_profile(self, bench: Workbench, own: Sequence[TaskVector], others: Sequence[SignedDecoder]) -> BlobRef:
         """A profile of task vectors at hand and of others as they decouple."""
@@ -143,9 +159,11 @@ class Signed:
             bench.map(work)
         return blob.ref
 
-    def _encode(self, bench: Workbench, new: NewExpert, profile: Profile, session: int) -> Any:
+    def _encode(
+        self, bench: Workbench, new: NewExpert, shared: Mapping[str, BlobRef], profile: str, session: int
+    ) -> TaskEntry:
         """Write an expert's trigger and record. Returns its line for the manifest."""
-        file, rows = bench.cache.tensors(profile.blob), {n: spec.num_rows for n, spec in bench.specs.items()}
+        file, rows = bench.cache.tensors(shared[profile]), {n: spec.num_rows for n, spec in bench.specs.items()}
         layout = bench.plane_specs(self.bits) | {f"row/{n}": TensorSpec("F32", (count,)) for n, count in rows.items()}
         if self.bits > 1:
             layout |= {f"level/{n}": TensorSpec("F32", (2 ** (self.bits - 1),)) for n in rows}
@@ -154,13 +172,21 @@ class Signed:
             for batch in _batches(bench.chunks):
                 norm += _Encoder(bench, new.vector, file, trigger, self.bits).encode(batch)
             copy_buffers(new.vector, trigger)
-        return bench.put_record(new, trigger.ref, norm, session=session, profile=profile.blob.sha256)
+        return bench.put_record(new, trigger.ref, norm, session=session, decoded_with=(profile,))
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> SignedDecoder:
         entry = state.tasks[task]
-        assert entry.profile is not None, "a signed trigger names its profile"
-        profile = bench.cache.tensors(state.profile(entry.profile).blob)
-        return SignedDecoder(bench, bench.trigger(entry), profile, self.bits)
+        (profile,) = entry.decoded_with
+        return SignedDecoder(bench, bench.trigger(entry), bench.cache.tensors(state.shared[profile]), self.bits)
+
+
+def _profile_name(num_tasks: int) -> str:
+    """The name in a state of the profile that was opened for a number of tasks."""
+    return f"{_PROFILE}{num_tasks}"
+
+
+def _opened_for(profile: str) -> int:
+    return int(profile.removeprefix(_PROFILE))
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ No trigger, plane or vector is written or rewritten by any of them: the new vers
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fusion.versions.history import Versions, gone, nothing_published
 from fusion.versions.manifest import Manifest, unknown_task
 from fusion.versions.publish import Draft, publish
-from fusion.versions.state import FusedState
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ def remove_task(versions: Versions, task: str, *, created: dict[str, Any] | None
             if task in parent.removed:
                 return None
             raise unknown_task(task, parent.version, parent.state.tasks)
-        state = _without(parent.state, task)
-        return Draft(parent.base, dict(parent.mode), state, (*parent.removed, task))
+        return Draft(parent.base, dict(parent.mode), parent.state.without(task), (*parent.removed, task))
 
     return _edit(versions, build, {"kind": "remove-task", "why": f"remove task {task}", **(created or {})})
 
@@ -97,17 +95,14 @@ def kept_version(versions: Versions, newest: Manifest, number: int) -> Manifest:
     return versions.read(number)
 
 
-def what_stays_of(task: str, mode: str) -> str:
-    """What the vectors that tasks share still tell of a removed task, in words for the person who removed it."""
-    rest = (
-        "the shared profile keeps its share of mean magnitudes, never its signs"
-        if mode == "signed"
-        else "the unified vector keeps the magnitudes and signs that it put there"
-    )
-    until = " until the next fuse, which rebuilds it from the archived experts" if mode == "joint" else ""
+def what_stays_of(task: str, traces: str | None) -> str:
+    """What a store still tells of a removed task, for the person who removed it; `traces` as the mode puts it."""
+    said = f"{task} can't be asked any more, and the other tasks answer exactly as before. "
+    older = "older versions still hold the task until `condu versions gc` takes them"
+    if traces is None:
+        return f"{said}Nothing of its training is left in what they share; {older}"
     return (
-        f"{task} can't be asked any more, and the other tasks answer exactly as before. Of its training {rest}{until}; "
-        "older versions still hold the task until `condu versions gc` takes them. "
+        f"{said}Of its training {traces}; {older}. "
         "`condu fuse --from-archive` rebuilds what is shared from the experts of the tasks that are left"
     )
 
@@ -130,11 +125,3 @@ def _edit(versions: Versions, build: Callable[[Manifest], Draft | None], created
 
 def _same_state(parent: Manifest, *, pinned: tuple[int, ...]) -> Draft:
     return Draft(parent.base, dict(parent.mode), parent.state, parent.removed, pinned=pinned)
-
-
-def _without(state: FusedState, task: str) -> FusedState:
-    tasks = {name: entry for name, entry in state.tasks.items() if name != task}
-    named = {entry.profile for entry in tasks.values()}
-    # the newest profile stays: the next task is encoded against it
-    profiles = tuple(p for p in state.profiles if p.blob.sha256 in named or p is state.profiles[-1])
-    return replace(state, tasks=tasks, profiles=profiles)

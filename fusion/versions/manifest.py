@@ -15,7 +15,8 @@ from fusion.store.blobs import canonical_json
 from fusion.versions.bases import Base
 from fusion.versions.state import FusedState
 
-FORMAT = "condu/1"
+FORMAT = "condu/2"
+_OLDER_FORMATS = ("condu/1",)
 _TASK_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -38,7 +39,7 @@ class Manifest:
         created: by which act (`kind`), when (ISO 8601, UTC), by whom, from which configuration, with which packages,
             and why.
         base: the one base that all versions of a store share.
-        mode: name and settings, such as {"name": "signed", "bits": 2}.
+        mode: the mode's name and settings, as `Mode.settings` gives them.
         state: the tasks and what they share.
         removed: tasks that were removed on purpose, so that a run does not bring them back.
         last_gc: the newest version that is a garbage collection, 0 for none. A publisher may lean on blobs that it
@@ -109,9 +110,7 @@ class Manifest:
                 f"{where} is damaged: its content does not hash to its own sha256. Restore it from a backup"
             )
         if value.get("format") != FORMAT:
-            raise FormatError(
-                f"{where} has format {value.get('format')!r}, this release reads {FORMAT!r}: upgrade condu"
-            )
+            raise FormatError(_other_format(where, value.get("format")))
         try:
             return cls(
                 version=value["version"],
@@ -131,6 +130,16 @@ class Manifest:
             raise FormatError(f"{where} lacks {error}") from error
         except TypeError as error:
             raise FormatError(f"{where} has a field of another type: {error}") from error
+
+
+def _other_format(where: str, format: object) -> str:
+    said = f"{where} has format {format!r}, this release reads {FORMAT!r}: "
+    if format in _OLDER_FORMATS:
+        return said + (
+            "it was written by a development version of condu, before the first release. Fuse the experts again, into "
+            "another store: those under experts/ of the old one can be given to `condu fuse`"
+        )
+    return said + "upgrade condu"
 
 
 def unknown_task(task: str, version: int, tasks: Collection[str]) -> UnknownTaskError:

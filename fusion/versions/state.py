@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fusion.errors import FormatError
@@ -23,10 +23,10 @@ class TaskRecord:
         task: its name.
         classes, templates: what it tells apart, in the order of its labels; empty where plain weights were fused.
         expert_sha256: of the expert's file, which makes fusing it twice a no-op.
-        trigger: safetensors: `plane/K/NAME`, in `signed` `row/NAME` and `level/NAME`, and `buffer/NAME`.
-        norm: sum over tensors of mean |delta_i|, the n_i that `iterative` and `joint` conserve.
+        trigger: safetensors, in the layout of the mode that wrote it (docs/format.md).
+        norm: sum over tensors of mean |delta_i|, the n_i of the paper.
         prototypes: safetensors `prototypes`, float32 [C, D]; None for plain weights.
-        archive: the expert's file where it is archived, else None.
+        archive: what is kept of the original task vector where it is archived, else None.
     """
 
     task: str
@@ -74,24 +74,24 @@ class TaskEntry:
     Attributes:
         record: its immutable record.
         session: in which session it was fused, from 1.
-        scale: lambda_i in this version (`iterative`, `joint`).
-        profile: sha256 of the profile that decodes its trigger (`signed`).
         expert_sha256: as in the record, so that a no-op is found without reading it.
+        decoded_with: names in `FusedState.shared` of the blobs that its trigger is decoded with.
+        scale: lambda_i in this version, where the mode has one per task.
     """
 
     record: BlobRef
     session: int
     expert_sha256: str
+    decoded_with: tuple[str, ...] = ()
     scale: float | None = None
-    profile: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
             "record": self.record.to_json(),
             "session": self.session,
             "expert_sha256": self.expert_sha256,
+            "decoded_with": list(self.decoded_with),
             "scale": self.scale,
-            "profile": self.profile,
         }
 
     @classmethod
@@ -100,65 +100,65 @@ class TaskEntry:
             BlobRef.from_json(value["record"]),
             int(value["session"]),
             value["expert_sha256"],
+            tuple(value["decoded_with"]),
             value["scale"],
-            value["profile"],
         )
 
 
 @dataclass(frozen=True)
-class Profile:
-    """A shared magnitude profile of mode `signed`, and how many tasks it was opened for."""
-
-    blob: BlobRef
-    num_tasks: int
-
-
-@dataclass(frozen=True)
 class FusedState:
-    """Everything that fusing changes: how far the sessions got, what the tasks share, and the tasks, in fused order."""
+    """Everything that fusing changes.
+
+    Attributes:
+        session: how far the sessions got.
+        shared: the blobs that tasks share, by the names that the mode gives them, such as `unified`.
+        tasks: in fused order.
+        reads: names in `shared` of what fusing the next task reads: it stays, whatever tasks leave.
+    """
 
     session: int = 0
-    unified: BlobRef | None = None
-    last_flip: BlobRef | None = None
-    profiles: tuple[Profile, ...] = ()
+    shared: Mapping[str, BlobRef] = field(default_factory=dict)
     tasks: Mapping[str, TaskEntry] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
-    def profile(self, sha256: str) -> Profile:
-        for profile in self.profiles:
-            if profile.blob.sha256 == sha256:
-                return profile
-        raise FormatError(f"the version names profile {sha256[:12]}… and does not list it")
+    def without(self, task: str) -> FusedState:
+        """The state less one task, writing nothing: every other task decouples bit for bit as before."""
+        return replace(self, tasks={name: entry for name, entry in self.tasks.items() if name != task}).pruned()
 
-    def shared(self) -> list[BlobRef]:
-        """The blobs that tasks share: tau and last_flip, or the profiles."""
-        return [ref for ref in (self.unified, self.last_flip) if ref] + [profile.blob for profile in self.profiles]
+    def pruned(self) -> FusedState:
+        """The state less the shared blobs that no task is decoded with and no fuse reads."""
+        needed = {name for entry in self.tasks.values() for name in entry.decoded_with}.union(self.reads)
+        return replace(self, shared={name: ref for name, ref in self.shared.items() if name in needed})
 
     def blobs(self) -> list[BlobRef]:
         """Every blob that the state names itself (the records name more: triggers and prototypes)."""
-        return self.shared() + [entry.record for entry in self.tasks.values()]
+        return [*self.shared.values(), *(entry.record for entry in self.tasks.values())]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "session": self.session,
-            "unified": self.unified.to_json() if self.unified else None,
-            "last_flip": self.last_flip.to_json() if self.last_flip else None,
-            "profiles": [{"blob": p.blob.to_json(), "num_tasks": p.num_tasks} for p in self.profiles],
+            "shared": {name: ref.to_json() for name, ref in self.shared.items()},
+            "reads": list(self.reads),
             # a list: canonical JSON sorts the keys of an object, and the order of fusing matters
             "tasks": [{"task": name, **entry.to_json()} for name, entry in self.tasks.items()],
         }
 
     @classmethod
     def from_json(cls, value: Any) -> FusedState:
+        """Raises `FormatError`, for a task that names a shared blob which the state lacks too."""
         try:
-            return cls(
+            state = cls(
                 session=int(value["session"]),
-                unified=BlobRef.from_json(value["unified"]) if value["unified"] else None,
-                last_flip=BlobRef.from_json(value["last_flip"]) if value["last_flip"] else None,
-                profiles=tuple(Profile(BlobRef.from_json(p["blob"]), int(p["num_tasks"])) for p in value["profiles"]),
+                shared={name: BlobRef.from_json(ref) for name, ref in value["shared"].items()},
                 tasks={entry["task"]: TaskEntry.from_json(entry) for entry in value["tasks"]},
+                reads=tuple(value["reads"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not a fused state: {error!r}") from error
+        named = {name for entry in state.tasks.values() for name in entry.decoded_with}.union(state.reads)
+        if missing := sorted(named - state.shared.keys()):
+            raise FormatError(f"the state names {missing[0]} and does not list it under shared")
+        return state
 
 
 def expert_key(base_sha256: str, state: FusedState, task: str) -> str:
@@ -168,6 +168,6 @@ def expert_key(base_sha256: str, state: FusedState, task: str) -> str:
     the expert warm in every replica.
     """
     entry = state.tasks[task]
-    shared = [entry.profile] if entry.profile else [ref.sha256 for ref in (state.unified, state.last_flip) if ref]
+    shared = [state.shared[name].sha256 for name in entry.decoded_with]
     parts = [base_sha256, shared, entry.record.sha256, entry.session, entry.scale]
     return f"{task}@{hashlib.sha256(canonical_json(parts)).hexdigest()[:16]}"

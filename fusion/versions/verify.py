@@ -116,7 +116,7 @@ def _read_manifests(
             findings.append(Finding(manifest_key(number), text, (number, above.version)))
         above = found
         num_bytes += len(found.to_bytes())
-        objects.add((found.base.weights, *found.state.shared()), (number,))
+        objects.add((found.base.weights, *found.state.shared.values()), (number,))
         for task, entry in found.state.tasks.items():
             records.add((entry.record,), (number,), (task,))
     return findings, num_bytes

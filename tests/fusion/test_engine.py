@@ -88,7 +88,7 @@ def test_chunks_of_any_size_and_any_number_of_threads_give_the_same_blobs(
         manifest = publish(store, folder, mode)
         records = [read_record(cache_of(store, folder), manifest, task) for task in manifest.state.tasks]
         scales = [entry.scale or 0.0 for entry in manifest.state.tasks.values()]
-        blobs = [ref.sha256 for ref in manifest.state.shared()] + [record.trigger.sha256 for record in records]
+        blobs = [ref.sha256 for ref in manifest.state.shared.values()] + [record.trigger.sha256 for record in records]
         found.append((blobs, scales, [record.norm for record in records]))
     assert found[0][0] == found[1][0]
     for one, other in zip(found[0][1] + found[0][2], found[1][1] + found[1][2], strict=True):
@@ -138,8 +138,7 @@ def test_tau_in_16_bits_is_half_as_large_and_says_what_it_costs(name: str, local
     cache = cache_of(local_store, tmp_path)
     expert = random_expert(tmp_path, path, "a", seed=1)
     result = fuse_experts(cache, base, [expert], mode={"name": name, "dtype": "bfloat16"})
-    assert result.manifest.state.unified is not None
-    unified = cache.tensors(result.manifest.state.unified)
+    unified = cache.tensors(result.manifest.state.shared["unified"])
     assert {spec.dtype for spec in unified.specs.values()} == {"BF16"}
     assert 1e-4 < result.cost.rounding["unified"] < 4e-3
     report = measure_fidelity(cache, result.manifest, result.cost, experts={"a": TensorFile(expert.weights)})
@@ -200,9 +199,7 @@ def test_fused_anew_nothing_of_a_removed_task_is_left(local_store: Store, tmp_pa
     for i in (0, 2, 3):
         expert = random_expert(other, path, f"t{i}", seed=i)
         never = fuse_experts(cache_of(fresh, other), base, [expert], mode=mode).manifest
-    assert rebuilt.state.unified is not None
-    assert never.state.unified is not None
-    assert rebuilt.state.unified.sha256 == never.state.unified.sha256
+    assert rebuilt.state.shared["unified"].sha256 == never.state.shared["unified"].sha256
     assert rebuilt.removed == ("t1",)
 
 
@@ -228,9 +225,7 @@ def test_a_task_is_added_by_writing_what_the_mode_changes_and_nothing_else(
     record = read_record(cache_of(local_store, tmp_path), result.manifest, "t8")
     expected = {state.tasks["t8"].record.key, record.trigger.key, "versions/00000002.json"}
     if mode["name"] == "iterative":
-        assert state.unified is not None
-        assert state.last_flip is not None
-        expected |= {state.unified.key, state.last_flip.key}
+        expected |= {state.shared["unified"].key, state.shared["last_flip"].key}
     assert {info.key for info in local_store.list("")} - before == expected
 
 

@@ -106,11 +106,10 @@ def test_the_reader_on_the_page_refuses_what_it_does_not_know(decouple: Decouple
 def test_the_reader_on_the_page_finds_damage(what: str, decouple: Decouple, tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/store")
     newest = publish(store, tmp_path, {"name": "iterative"})
-    assert newest.state.unified is not None
     key = {
         "manifest": manifest_key(newest.version),
         "record": newest.state.tasks["task-0"].record.key,
-        "tau": newest.state.unified.key,
+        "tau": newest.state.shared["unified"].key,
         "base": newest.base.weights.key,
     }[what]
     body = store.get(key)

@@ -8,6 +8,7 @@ import typer
 
 from cluster.commands.fuse import JsonOption, StoreOption
 from cluster.output import console, print_json
+from fusion.modes import open_mode
 from fusion.store import open_store
 from fusion.versions import edits
 from fusion.versions.history import Versions
@@ -36,7 +37,7 @@ def remove_task(
     edit = edits.remove_task(Versions(open_store(store)), name)
     _tell(edit, f"is without {name}", f"is without {name} already, nothing to do", as_json)
     if edit.changed and not as_json:
-        console.print(edits.what_stays_of(name, str(edit.manifest.mode["name"])), markup=False)
+        console.print(edits.what_stays_of(name, open_mode(edit.manifest.mode).traces), markup=False)
 
 
 def pin(number: NumberArgument, store: StoreOption, as_json: JsonOption = False) -> None:

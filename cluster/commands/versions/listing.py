@@ -146,7 +146,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
         "created": dict(manifest.created),
         "base": manifest.base.sha256,
         "mode": dict(manifest.mode),
-        "shared_bytes": _bytes(manifest.state.shared()),
+        "shared_bytes": _bytes(manifest.state.shared.values()),
     }
 
 

@@ -146,10 +146,10 @@ def test_a_profile_opens_at_one_two_four_and_eight_tasks(local_store: Store, tmp
     for k in range(9):
         expert = random_expert(tmp_path, path, f"t{k}", seed=k)
         manifest = fuse_experts(cache, base, [expert], mode={"name": "signed", "bits": 2}).manifest
-        seen.append([profile.num_tasks for profile in manifest.state.profiles])
+        seen.append(sorted(int(name.removeprefix("profile/")) for name in manifest.state.shared))
     assert seen[:4] == [[1], [1, 2], [1, 2], [1, 2, 4]]
     assert seen[-1] == [1, 2, 4, 8]
-    assert set(SHAPES) == set(cache.tensors(manifest.state.profiles[0].blob).specs)
+    assert set(SHAPES) == set(cache.tensors(manifest.state.shared["profile/1"]).specs)
 
 
 def test_adding_a_task_writes_its_own_record_and_trigger_and_nothing_else(local_store: Store, tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ class Published:
     def key(self, what: str) -> str:
         state = self.manifest.state
         found = {
-            "tau": state.unified,
-            "last_flip": state.last_flip,
-            "profile": state.profiles[0].blob if state.profiles else None,
+            "tau": state.shared.get("unified"),
+            "last_flip": state.shared.get("last_flip"),
+            "profile": state.shared.get("profile/1"),
             "record": state.tasks["first"].record,
             "trigger": self.record.trigger,
             "prototypes": self.record.prototypes,
@@ -103,7 +103,7 @@ def test_a_flipped_bit_in_any_blob_is_found_and_named(
     if what == "profile" and read is Published.fuse:  # the second task opens a profile of its own, the third reads it
         published.manifest = published.fuse(published.cache())
         published.next = random_expert(tmp_path, tmp_path / "base-0.safetensors", "third", seed=3)
-        key = published.manifest.state.profiles[-1].blob.key
+        key = published.manifest.state.shared[published.manifest.state.reads[0]].key
     else:
         key = published.key(what)
     newest = published.manifest.version
@@ -138,8 +138,7 @@ def test_a_reader_stays_on_what_it_has_while_a_newer_version_is_damaged(any_stor
     reader = published.cache()
     in_hand = {name: tensor.clone() for name, tensor in decoupled_tensors(reader, published.manifest, "first")}
     newer = published.fuse(published.cache())
-    assert newer.state.unified is not None
-    for key in (newer.state.unified.key, newer.state.tasks["next"].record.key, manifest_key(2)):
+    for key in (newer.state.shared.get("unified").key, newer.state.tasks["next"].record.key, manifest_key(2)):
         flip_a_bit(any_store, key)
         with pytest.raises(DamagedBlobError, match=key):
             read_whole(any_store, tmp_path, Versions(any_store).read(2))

@@ -9,6 +9,7 @@ import pytest
 
 from fusion.errors import UnknownTaskError, UnknownVersionError, VersionGoneError
 from fusion.fuse import fuse_experts
+from fusion.modes import open_mode
 from fusion.store import Store
 from fusion.versions import edits
 from fusion.versions.gc import Policy, collect
@@ -138,7 +139,7 @@ def test_pins_come_and_go_and_every_publish_hands_them_on(local_store: Store, tm
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_what_stays_of_a_task_is_told_as_it_is(mode: dict[str, Any]) -> None:
-    text = edits.what_stays_of("pets", str(mode["name"]))
+    text = edits.what_stays_of("pets", open_mode(mode).traces)
     assert ("never its signs" in text) == (mode["name"] == "signed")
     assert ("magnitudes and signs" in text) == (mode["name"] != "signed")
     assert "--from-archive" in text

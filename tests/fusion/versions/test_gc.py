@@ -106,8 +106,7 @@ def test_a_pinned_version_stays_whole_until_it_is_unpinned(local_store: Store, t
     assert verify(Versions(local_store)).versions == (1, 4, 5)
     edits.unpin(Versions(local_store), 1)
     assert collect(Versions(local_store), ALL_OLD).versions == (1, 4, 5)
-    assert one.state.unified is not None
-    assert local_store.head(one.state.unified.key) is None
+    assert local_store.head(one.state.shared["unified"].key) is None
 
 
 def test_oldest_kept_never_goes_back(local_store: Store, tmp_path: Path) -> None:

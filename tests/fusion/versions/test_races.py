@@ -100,7 +100,7 @@ def test_a_publisher_whose_parent_gc_takes_while_it_is_verified_builds_on_the_ne
         edits.remove_task(Versions(local_store), "a")  # so that nothing names its profile any more
         collect(Versions(local_store), ALL_OLD)
 
-    taken = parent.state.shared()[0].key
+    taken = next(iter(parent.state.shared.values())).key
     store = Interrupted(local_store, "local_path", taken, others_publish_and_collect)
     cache = NodeCache(store, tmp_path / "cold")  # type: ignore[arg-type]
     result = fuse_experts(cache, base, [random_expert(tmp_path, path, "c", seed=9)], mode=mode)
@@ -204,7 +204,7 @@ def test_an_acknowledged_blob_that_is_not_there_is_never_named(local_store: Stor
 
     def build(parent: Manifest | None, nonce: str) -> Draft:
         assert parent is not None
-        local_store.delete(one.state.profiles[0].blob.key)
+        local_store.delete(one.state.shared["profile/1"].key)
         return Draft(parent.base, dict(parent.mode), parent.state)
 
     with pytest.raises(Exception, match="is missing: nothing was published"):

@@ -60,7 +60,7 @@ def test_what_is_bad_is_named_with_the_versions_and_tasks_it_touches(
 def test_profiles_and_archives_are_verified_too(mode: dict[str, object], local_store: Store, tmp_path: Path) -> None:
     one, two = publish_each(tmp_path, local_store, ["a", "b"], mode=mode)
     archive = read_record(cache_of(local_store, tmp_path), two, "a").archive
-    ref = one.state.profiles[0].blob if mode == SIGNED else archive
+    ref = one.state.shared["profile/1"] if mode == SIGNED else archive
     assert ref is not None
     flip_a_byte(local_store, ref.key)
     (finding,) = verify(Versions(local_store)).findings
@@ -100,8 +100,7 @@ def test_what_gc_took_is_no_finding_and_what_a_pin_holds_is(local_store: Store, 
     collect(Versions(local_store), Policy(keep=1, keep_days=0))
     found = verify(Versions(local_store))
     assert (found.versions, found.findings) == ((1, 4, 5), ())
-    assert one.state.unified is not None
-    local_store.delete(one.state.unified.key)
+    local_store.delete(one.state.shared["unified"].key)
     assert [f.versions for f in verify(Versions(local_store)).findings] == [(1,)]
 
 
@@ -140,8 +139,8 @@ def key_of(what: str, manifests: list[Manifest], store: Store, folder: Path) -> 
     keys: dict[str, Callable[[], str]] = {
         "trigger of b": lambda: read_record(cache_of(store, folder), last, "b").trigger.key,
         "record of a": lambda: last.state.tasks["a"].record.key,
-        "tau of 2": lambda: manifests[1].state.shared()[0].key,
-        "last_flip of 3": lambda: manifests[2].state.shared()[1].key,
+        "tau of 2": lambda: manifests[1].state.shared["unified"].key,
+        "last_flip of 3": lambda: manifests[2].state.shared["last_flip"].key,
         "base": lambda: last.base.weights.key,
         "manifest 1": lambda: manifest_key(1),
         "manifest 2": lambda: manifest_key(2),

@@ -1,0 +1,57 @@
+"""The options of every fusion mode as options of a command: read from the modes, so that a new mode brings its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from fusion.options import hints, texts
+
+PARAMETER = "mode_options"
+"""A command with a parameter of this name gets, as a dict, the modes' options that were given."""
+
+
+def expand_mode_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with one option per option of any mode in place of `mode_options`; others as they are."""
+    parameters = inspect.signature(command, eval_str=True).parameters
+    if PARAMETER not in parameters:
+        return command
+    added = _options()
+
+    def expanded(**values: Any) -> None:
+        given = {name: value for name in added if (value := values.pop(name)) is not None}
+        command(**values, **{PARAMETER: given})
+
+    signature = [p for name, p in parameters.items() if name != PARAMETER] + list(added.values())
+    expanded.__doc__ = command.__doc__
+    expanded.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
+    return expanded
+
+
+def _options() -> dict[str, inspect.Parameter]:
+    from fusion.modes import modes
+
+    owners: dict[str, list[str]] = {}
+    found: dict[str, inspect.Parameter] = {}
+    for mode in modes().values():
+        for field in fields(mode):
+            owners.setdefault(field.name, []).append(mode.name)
+            help_text = f"{texts(mode)[field.name]} Default: {field.default}. Mode {' and '.join(owners[field.name])}."
+            kind = Annotated[_plain(hints(mode)[field.name]) | None, typer.Option(help=help_text)]  # type: ignore[valid-type, operator]
+            found[field.name] = inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind
+            )
+    return found
+
+
+def _plain(hint: Any) -> type:
+    """The type that a command line parses; ranges and choices are the mode's to check."""
+    if get_origin(hint) is Annotated:
+        return _plain(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
+    return hint if isinstance(hint, type) else str
