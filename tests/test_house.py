@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "cluster": {"fusion", "training", "serving"},
 }
 ROOMS = {
-    "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "turns"),
+    "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "options", "turns"),
     "store": ("store",),
     "versions": ("versions",),
     "elements": ("chunks", "kernels", "task_vectors"),
