@@ -218,7 +218,7 @@ def parse_config(values: dict[str, Any], *, folder: Path, where: str) -> Config:
         config = Config.model_validate(values)
         config = _with_absolute_paths(config, folder.resolve())
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _mistakes(error))
+        lines = "\n".join(f"  {line}" for line in _mistakes(error, values))
         raise ConfigError(f"{where} can't be used:\n{lines}") from error
     except ConduError as error:
         raise ConfigError(f"{where} can't be used: {error}") from error
@@ -245,11 +245,11 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def _mistakes(error: ValidationError) -> Iterator[str]:
+def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
     """One line for each mistake: where, what, and the nearest right key. In the order of the sections."""
     found: dict[str, list[str]] = {}
     for problem in error.errors():
-        where, section = _place(problem["loc"])
+        where, section = _place(problem["loc"], values)
         messages, cause = found.setdefault(where, []), problem.get("ctx", {}).get("error")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = difflib.get_close_matches(str(problem["loc"][-1]), keys_of(section), n=1, cutoff=0.5)
@@ -269,15 +269,17 @@ def _mistakes(error: ValidationError) -> Iterator[str]:
     yield from (f"{where}: {one}" if where else one for where, messages in found.items() for one in messages)
 
 
-def _place(location: tuple[int | str, ...]) -> tuple[str, type]:
+def _place(location: tuple[int | str, ...], values: Any) -> tuple[str, type]:
     """A location as the file has it, without pydantic's names of a union's members; and the section that it is in."""
     section: Any = Config
     inside: type = Config
     names: list[str] = []
     for part in location:
-        if isinstance(part, int):
+        keys = values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()
+        if isinstance(part, int) or section is not None or part in keys:
             names.append(str(part))
-        elif section is not None:
-            names.append(part)
+        if isinstance(part, str) and section is not None:
             inside, section = section, section_in(section, part)
+        if part in keys:
+            values = values[part]
     return ".".join(names), inside

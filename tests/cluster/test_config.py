@@ -91,12 +91,20 @@ def test_a_tasks_own_mistakes_are_told_with_its_place(tmp_path: Path) -> None:
 
 def test_a_value_of_another_kind_is_told_in_the_files_own_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse(tmp_path, train={"lanes": 0}, s3=[], tasks=[3], base={"architecture": 1})
+        parse(
+            tmp_path,
+            train={"lanes": 0, "labels": {"zone": 1}, "betas": [0.9]},
+            s3=[],
+            tasks=[3],
+            base={"architecture": 1},
+        )
     assert str(caught.value).splitlines()[1:] == [
         "  base.architecture: Input should be a valid string (it is 1)",
         "  base.weights: is required",
         "  tasks.0: has to be a mapping",
+        "  train.betas.1: is required",
         "  train.lanes: Input should be greater than or equal to 1 (it is 0), or: Input should be 'auto'",
+        "  train.labels.zone: Input should be a valid string (it is 1)",
         "  s3: has to be a mapping",
     ]
 
