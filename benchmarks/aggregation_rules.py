@@ -23,8 +23,6 @@ from cluster.config import load_config
 from fusion.answers.predictor import ExpertModel, Predictor
 from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.decouple import decoupled_tensors
-from fusion.store import open_store
-from fusion.store.node_cache import NodeCache
 from training.data import TaskData, load_task_data, load_test_data
 from training.evaluate import load_pixels
 
@@ -54,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     config = load_config(parser.parse_args().config)
-    cache = NodeCache(open_store(config.store, config.s3.options()), config.cache)
+    cache = config.address.open_cache()
     predictor = Predictor(cache)
     view = predictor.view()
     base = predictor.shelf.base

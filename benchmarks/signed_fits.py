@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="default: all")
     options = parser.parse_args()
     config = load_config(options.config)
-    store = open_store(config.store, config.s3.options())
+    store = config.address.open()
     cache = NodeCache(store, config.cache)
     newest = Versions(store).newest()
     assert newest is not None, "run the configuration first"
