@@ -1,10 +1,10 @@
-"""Claim: the plain mean of base and top-K experts is not the best rule for images of no known task.
+"""Claim: the plain mean of base and top-K experts is not the best rule for images of unknown task.
 
-Reads a store that a run filled, computes every model's logits once over every test set of its configuration, and
-compares rules on them: the never-trained tasks (where the base alone is the bar) and the trained ones with the task
-unknown. The gated rules weigh an expert by sigmoid((route score - threshold) / width), the threshold being a quantile
-of the scores that the task's own training images get. Quantiles and widths are compared on the test sets themselves:
-the best row is a hint, not a result.
+Reads the store of a finished run, computes every model's logits once for every test set of its configuration, and
+compares rules on them: on the never-trained tasks (where the base alone is the bar) and on the trained ones with the
+task unknown. The gated rules weigh an expert by sigmoid((route score - threshold) / width); the threshold is a
+quantile of the scores of the task's own training images. Quantiles and widths are compared on the test sets
+themselves: the best row is a hint, not a result.
 
     make demo && python -m benchmarks.aggregation_rules demo-output/condu.yaml
 """
@@ -23,8 +23,6 @@ from cluster.config import load_config
 from fusion.answers.predictor import ExpertModel, Predictor
 from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.decouple import decoupled_tensors
-from fusion.store import open_store
-from fusion.store.node_cache import NodeCache
 from training.data import TaskData, load_task_data, load_test_data
 from training.evaluate import load_pixels
 
@@ -54,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     config = load_config(parser.parse_args().config)
-    cache = NodeCache(open_store(config.store, config.s3.options()), config.cache)
+    cache = config.address.open_cache()
     predictor = Predictor(cache)
     view = predictor.view()
     base = predictor.shelf.base

@@ -1,17 +1,17 @@
 """Claim: adding a task takes about as long as reading and writing it, in a few chunks of memory.
 
-For each mode a store is filled with random task vectors of a real model's shapes, task after task. At each K the last
-task is fused several times anew, each time in a process of its own, and beside it runs the plain way: the equations as
-they are usually written, a dict of tensors and boolean masks a task, every old task decoupled in full before all are
-unified again, everything in memory beforehand.
+For each mode a store is filled with random task vectors in the shapes of a real model, one task after another. At
+each K the last task is fused again several times, each time in a separate process. The baseline, plain, is the
+equations as they are usually written: a dict of tensors and boolean masks per task, every old task decoupled in full
+before all are unified again, everything in memory from the start.
 
   seconds        the pass: inputs from files (in the page cache, they were just written), arithmetic, outputs to files
   fuse           the whole call: every input's sha256 verified, the pass, outputs hashed and fsynced, published
-  command        `condu fuse` from the shell, Python's start and imports included
-  copy           the same files copied, inputs, and outputs with fsync; the fastest of twice as many runs, as a copy
-                 that gets pages which a virtual machine has to ask its host for takes several times as long
-  plain          arithmetic alone, on tensors in memory, the faster of two runs
-  peak           what the process's resident memory grew by
+  command        `condu fuse` from the shell, including Python's start and imports
+  copy           the same files copied, inputs, and outputs with fsync; the fastest of twice as many runs, because a
+                 copy takes several times as long if a virtual machine must request its pages from the host
+  plain          arithmetic only, on tensors in memory, the faster of two runs
+  peak           growth of the process's resident memory
 
     python -m benchmarks.fusion_time            the full table: about a quarter of an hour and 10 GB of disk
     python -m benchmarks.fusion_time --models ViT-B-16 --tasks 2 6 --repeat 1
@@ -48,7 +48,7 @@ _GIB = 2.0**30
 _TASKS = {"ViT-B-16": (2, 6, 11, 50), "ViT-L-14": (2, 11)}
 _TRIAL_PARAMS = (4_000_000, 16_000_000)
 _COMMAND_AT = 11
-"""The number of tasks at which the command itself is timed, beside a copy."""
+"""The number of tasks at which the command itself and a copy are timed."""
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def _model(folder: Path, model: str, options: argparse.Namespace) -> list[dict[s
 
 
 class Experts:
-    """A base and experts, random, in a real model's shapes. One expert's file exists at a time."""
+    """A random base and experts in the shapes of a real model. One expert's file exists at a time."""
 
     def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         self.base = folder / "base.safetensors"
@@ -116,7 +116,7 @@ class Experts:
         self._write(self.base, lambda name, spec: random.standard_normal(spec.elements, dtype=np.float32))
 
     def write(self, number: int) -> Path:
-        """The expert of a task: the base and noise, taken from one long vector at another place for each tensor."""
+        """The expert of a task: the base plus noise, a slice of one long vector, another one per tensor."""
         random, base = np.random.default_rng(number), TensorFile(self.base)
 
         def values(name: str, spec: TensorSpec) -> np.ndarray:
@@ -170,7 +170,7 @@ def _print(model: str, row: dict[str, Any], runs: Sequence[dict[str, Any]]) -> N
 
 
 def _measure(store: Path, base: Path, expert: Path, mode: str, count: int) -> dict[str, Any]:
-    """Fuse one expert in a process of its own."""
+    """Fuse one expert in a separate process."""
     arguments = (str(store), str(base), str(expert), mode, count)
     code = f"from benchmarks.fusion_time import fuse_one; fuse_one(*{arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -180,7 +180,7 @@ def _measure(store: Path, base: Path, expert: Path, mode: str, count: int) -> di
 
 
 def fuse_one(store_path: str, base_path: str, expert: str, mode: str, count: int) -> None:
-    """Fuse, and print what it took. The kernels are loaded beforehand, on a model of one element."""
+    """Fuse, and print the cost. The kernels are loaded beforehand, by fusing a tiny model."""
     settings: dict[str, Any] = {"name": mode, "bits": 2} if mode == "signed" else {"name": mode}
     _warm_up(settings)
     store = open_store(store_path)
@@ -229,7 +229,7 @@ def _command(store: Path, base: Path, expert: Path, count: int, repeat: int) -> 
     for _ in range(repeat):
         _undo(store, count)
         before = {info.key for info in open_store(str(store)).list("blobs/")}
-        os.sync()  # what was written before is not this command's to wait for
+        os.sync()  # this command should not wait for earlier writes
         start = time.perf_counter()
         line = [str(condu), "fuse", "--store", str(store), "--expert", f"t{count}={expert}"]
         subprocess.run(line, check=True, capture_output=True)
@@ -240,14 +240,14 @@ def _command(store: Path, base: Path, expert: Path, count: int, repeat: int) -> 
         if newest.mode["name"] == "iterative":
             inputs += [store / read_record(NodeCache(local), newest, t).trigger.key for t in newest.state.tasks]
         else:
-            inputs = inputs[:2] + inputs[-1:]  # the newest profile alone
+            inputs = inputs[:2] + inputs[-1:]  # only the newest profile
         outputs = [store / info.key for info in local.list("blobs/") if info.key not in before]
         copies += [_copy(inputs, outputs, store / "tmp") for _ in range(2)]
     return {"command_seconds": statistics.median(seconds), "copy_seconds": min(copies)}
 
 
 def _copy(inputs: Sequence[Path], outputs: Sequence[Path], folder: Path) -> float:
-    """Seconds for copying files, outputs with fsync: they come first, as an fsync may wait for what else is written."""
+    """Seconds to copy files, outputs with fsync. Outputs come first: an fsync may wait for other writes."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         os.sync()
         start = time.perf_counter()
@@ -261,7 +261,7 @@ def _copy(inputs: Sequence[Path], outputs: Sequence[Path], folder: Path) -> floa
 
 
 def _drop_old(store: Path, number: int) -> None:
-    """Remove what only a version before the last one shares: fifty tau would fill the disk."""
+    """Remove the shared blobs of a version that its successor does not use: fifty tau would fill the disk."""
     if number < 1:
         return
     local = open_store(str(store))
@@ -272,7 +272,7 @@ def _drop_old(store: Path, number: int) -> None:
 
 
 def _undo(store: Path, count: int) -> None:
-    """Take the task's version and its blobs out again, so that it can be fused anew."""
+    """Remove the task's version and its blobs, so that it can be fused again."""
     local = open_store(str(store))
     if local.head(manifest_key(count)) is None:
         return
@@ -287,7 +287,7 @@ def _undo(store: Path, count: int) -> None:
 
 
 def _plain(folder: Path, shapes: dict[str, tuple[int, ...]], count: int) -> tuple[float | None, float | None]:
-    """Seconds and peak GiB of the plain way; None where runs at small sizes say that memory does not allow it."""
+    """Seconds and peak GiB of the plain code; None if runs at small sizes predict too little memory."""
     params = sum(int(np.prod(shape)) for shape in shapes.values())
     trials = [_run_plain({"x": (size // 1000, 1000)}, count)["total_gib"] for size in _TRIAL_PARAMS]
     slope = (trials[1] - trials[0]) / (_TRIAL_PARAMS[1] - _TRIAL_PARAMS[0])

@@ -1,7 +1,7 @@
-"""The plain way to fuse, for comparison: the equations as they are usually written in torch.
+"""Plain fusion, for comparison: the equations as they are usually written in torch.
 
-A model and a task vector are dicts of tensors and a mask is a boolean tensor. A session decouples every old task into
-a whole model, as the released code does (it copies the model for each expert), takes the task vectors of all models,
+Models and task vectors are dicts of tensors, masks are boolean tensors. A session decouples every old task into a
+whole model, like the released code (which copies the model for each expert), takes the task vectors of all models,
 and unifies them. Everything is in memory before the clock starts.
 """
 
@@ -59,7 +59,7 @@ def unify(deltas: list[Vector]) -> tuple[Vector, list[Vector], list[float]]:
 
 
 def _expert(base: Vector, number: int, origin: Vector | None = None) -> Vector:
-    """A random task vector, or with `origin` the expert that it leads to."""
+    """A random task vector, or with `origin` the corresponding expert."""
     generator = torch.Generator().manual_seed(1 + number)
     deltas = {name: 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
     return {name: delta + origin[name] for name, delta in deltas.items()} if origin else deltas

@@ -1,8 +1,9 @@
 """Claim: at one bit `signed` gains nothing from fitted row scales, and little from scales tuned on the expert's logits.
 
 Encodes the experts of a run with one bit against one shared profile and compares three ways to choose the scale of a
-row: its mean magnitude (what condu stores), least squares, and least squares tuned by a few steps of Adam so that the
-decoupled expert's logits match the expert's on its own training images. The format is the same for all three.
+row: its mean magnitude (what condu stores), least squares, and the mean tuned by a few steps of Adam so that the
+decoupled expert's logits match the original expert's on its own training images. The format is the same for all
+three.
 
     make demo && python -m benchmarks.signed_fits demo-output/condu.yaml
 """
@@ -40,12 +41,12 @@ _NUM_IMAGES, _NUM_STEPS, _BATCH, _RATE = 128, 30, 32, 0.02
 
 @dataclass(frozen=True)
 class Case:
-    """One task: its data, its expert, and one bit of it. Tensors by name, in the base's shapes."""
+    """One task: its data, its expert, and the expert's one-bit encoding. Tensors by name, in the base's shapes."""
 
     data: TaskData
     expert: dict[str, torch.Tensor]
     signed_profile: dict[str, torch.Tensor]
-    """+-g."""
+    """The profile g with the sign of the task vector."""
     delta: dict[str, torch.Tensor]
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", help="default: all")
     options = parser.parse_args()
     config = load_config(options.config)
-    store = open_store(config.store, config.s3.options())
+    store = config.address.open()
     cache = NodeCache(store, config.cache)
     newest = Versions(store).newest()
     assert newest is not None, "run the configuration first"
@@ -95,7 +96,7 @@ def main() -> None:
 
 
 def _profile(cache: NodeCache, weights: object, files: dict[str, TensorFile]) -> dict[str, np.ndarray]:
-    """The newest profile of a scratch store that fuses the experts with one bit."""
+    """The newest profile of a scratch store in which the experts are fused with one bit."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = open_store(folder)
         base = put_base(scratch, cache.path(weights))  # type: ignore[arg-type]
@@ -114,7 +115,7 @@ def _case(data: TaskData, base: TensorFile, file: TensorFile, profile: dict[str,
 
 
 def _per_row(values: torch.Tensor) -> torch.Tensor:
-    """Sum over each row, in a shape that broadcasts; over everything for vectors and scalars."""
+    """Sum over each row, in a shape that broadcasts; vectors and scalars are one row."""
     return values.sum(dim=tuple(range(1, values.dim())), keepdim=True) if values.dim() > 1 else values.sum()
 
 
@@ -129,7 +130,7 @@ def _least_squares(case: Case) -> dict[str, torch.Tensor]:
 
 
 def _tuned(case: Case, clip: Clip, base: TensorFile) -> dict[str, torch.Tensor]:
-    """Scales multiplied by exp(a), a learned so that logits match the expert's on training images."""
+    """Mean magnitudes times exp(a), where a is learned so that logits match the expert's on training images."""
     start = _mean(case)
     logs = {name: torch.zeros_like(value, requires_grad=True) for name, value in start.items()}
     indices = torch.randperm(len(case.data.train), generator=torch.Generator().manual_seed(0))[:_NUM_IMAGES].tolist()

@@ -1,10 +1,10 @@
-"""Claim: a store with a thousand tasks is worked with in seconds.
+"""Claim: everyday operations on a store with a thousand tasks take seconds.
 
-Fuses many random experts of a small state dict, then times what a team does with such a store every day, each in this
-process and anew: with its own store, node cache and view of the versions.
+Fuses many random experts of a small state dict, then times what a team does with such a store every day. Each operation
+runs in this process and starts from nothing: with its own store, node cache and versions.
 
     python -m benchmarks.thousand_tasks                          a temporary folder
-    python -m benchmarks.thousand_tasks --store s3://bucket/x    any store, an empty one
+    python -m benchmarks.thousand_tasks --store s3://bucket/x    any empty store
 """
 
 from __future__ import annotations

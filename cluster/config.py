@@ -1,22 +1,32 @@
-"""The configuration file: YAML, read into frozen models at the edge. Unknown keys are errors that name the right one.
+"""The configuration file: YAML, read into frozen records at the edge. Unknown keys are errors that name the right one.
 
-Paths in it are relative to the file itself, so that a configuration means the same from every folder.
+A component's section is the component's own options: defaults and texts stand there. Here stands what only the file
+has: the tasks, and which section is whose. Paths are relative to the file itself, so that a configuration means the
+same from every folder.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
+from cluster.config_sections import keys_of, section_in
+from cluster.session import RayOptions
+from fusion.answers.options import PredictOptions
 from fusion.errors import ConduError, ConfigError
 from fusion.modes import open_mode
+from fusion.options import OptionsError, hints
 from fusion.store import S3Options
 from fusion.store.address import StoreAddress
 from fusion.versions.manifest import check_task_name
+from serving.options import ServeOptions
+from training.lanes.capacity import LaneOptions
 from training.recipe import Recipe
 from training.sources import absolute_source
 
@@ -27,109 +37,64 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class S3Config(Section):
-    """How to reach S3 where boto3's own environment does not say it already. Credentials never stand here."""
-
-    region: str | None = None
-    endpoint_url: str | None = None
-    addressing_style: Literal["auto", "path", "virtual"] | None = None
-    server_side_encryption: str | None = None
-    sse_kms_key_id: str | None = None
-    ca_bundle: str | None = None
-    connect_timeout_s: float = 5.0
-    read_timeout_s: float = 60.0
-    max_attempts: int = 5
-    checksum: Literal["when_supported", "when_required"] | None = None
-
-    def options(self) -> S3Options:
-        return S3Options(**self.model_dump())
-
-
 class BaseConfig(Section):
     """The pre-trained CLIP."""
 
     architecture: str
-    """An open_clip name, such as `ViT-B-16`, or a JSON file in open_clip's layout (`model_cfg`, `preprocess_cfg`)."""
+    """An open_clip name such as `ViT-B-16`, or a `.json` file in open_clip's layout (`model_cfg`, `preprocess_cfg`)."""
     weights: str
-    """A local .safetensors file, an open_clip tag such as `openai`, or `hf-hub:…`."""
+    """A local `.safetensors` file, an open_clip tag such as `openai`, or `hf-hub:organisation/name` (downloaded by
+    open_clip on the machine that runs the command)."""
 
 
-class RecipeConfig(Section):
-    """Settings of the fine-tuning that a task may override; None: `train`'s, else the paper's."""
+class DataConfig(Section):
+    """Images under a name."""
 
-    steps: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
-    warmup_steps: int | None = None
-    betas: tuple[float, float] | None = None
-    eps: float | None = None
-    weight_decay: float | None = None
-    label_smoothing: float | None = None
-    clip_grad: float | None = None
-    precision: Literal["fp32", "bf16"] | None = None
-    augment: Literal["none", "crop", "draw"] | None = None
-    flip: bool | None = None
-    method: Literal["full"] | None = None
-    few_shot: int | None = None
-    train_templates: Literal["first", "all"] | None = None
-    balanced: bool | None = None
-    save_every_steps: int | None = None
+    name: str
+    """`[a-z0-9][a-z0-9._-]{0,63}`, the only key of a task."""
+    data: str
+    """A folder, `s3://bucket/prefix/` or `torchvision:NAME`: see [A task's data](#a-tasks-data)."""
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        return check_task_name(name)
+
+
+class UnseenConfig(DataConfig):
+    """Test images of a task that is never trained: they show what becomes of zero-shot."""
+
+
+def _overrides() -> Any:
+    options: dict[str, Any] = {name: (hint | None, None) for name, hint in hints(Recipe).items()}
+    return create_model("RecipeOverrides", __base__=DataConfig, **options)
+
+
+_RecipeOverrides: Any = _overrides()
+"""Every option of the recipe; None: as `train` has it."""
+
+
+class TaskConfig(_RecipeOverrides):
+    """One task, and the options of its recipe that differ from `train`."""
+
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of the labels. Null: the data's."""
+    templates: tuple[str, ...] | None = None
+    """Prompts with one `{}` each. Null: the data's."""
 
     def overrides(self) -> dict[str, Any]:
-        """What is set here, under the recipe's names."""
-        values = {name: getattr(self, name) for name in RecipeConfig.model_fields}
-        values["templates"] = values.pop("train_templates")
+        """The options of the recipe that are set here."""
+        values = {field.name: getattr(self, field.name) for field in fields(Recipe)}
         return {name: value for name, value in values.items() if value is not None}
 
 
-class TaskConfig(RecipeConfig):
-    """One task. Its name is its only key."""
+@dataclass(frozen=True)
+class TrainOptions(LaneOptions, Recipe):
+    """How tasks are fine-tuned, and how they are spread over the cluster: one flat section."""
 
-    name: str
-    data: str
-    """A folder, `s3://…`, or `torchvision:NAME`."""
-    classes: tuple[str, ...] | None = None
-    templates: tuple[str, ...] | None = None
-    """Prompt templates in place of the data's."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return check_task_name(name)
-
-
-class UnseenConfig(Section):
-    """Test images of a task that is never trained: they show what becomes of zero-shot."""
-
-    name: str
-    data: str
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, name: str) -> str:
-        return check_task_name(name)
-
-
-class TrainConfig(RecipeConfig):
-    """Where and how tasks are fine-tuned."""
-
-    lanes: int | Literal["auto"] = "auto"
-    """How many tasks train at once; auto: as many as the cluster holds."""
-    workers: int = Field(default=1, ge=1)
-    """Workers of a lane (data parallel)."""
-    num_cpus: float = Field(default=1.0, gt=0)
-    """Cores of a worker."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs of a worker; fractions share one."""
-    accelerator_type: str | None = None
-    labels: dict[str, str] | None = None
-    """Only on nodes with these labels."""
-    autoscaling: bool = False
-    """The cluster grows on demand: let a lane wait for nodes that are not there yet."""
-    startup_timeout_s: float = Field(default=600.0, gt=0)
-    """How long the first lane may wait for its resources."""
-    max_attempts: int = Field(default=3, ge=1)
-    """How often a task is started before it counts as failed."""
+    def recipe(self, **overrides: Any) -> Recipe:
+        """The recipe alone, with a task's own options. Raises `ConfigError`."""
+        return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)} | overrides)
 
 
 class FusionConfig(Section):
@@ -178,80 +143,58 @@ class FusionConfig(Section):
         return open_mode({"name": self.mode, **{k: v for k, v in chosen.items() if v is not None}}).settings()
 
 
-class PredictConfig(Section):
-    top_k: int = Field(default=4, ge=1)
-    """Experts consulted for an image of no named task."""
-
-
-class ReplicasConfig(Section):
-    min: int = Field(default=1, ge=1)
-    max: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ReplicasConfig:
-        if self.max < self.min:
-            raise ValueError(f"max: {self.max} is below min: {self.min}")
-        return self
-
-
-class ServeConfig(Section):
-    """The service."""
-
-    replicas: ReplicasConfig = ReplicasConfig()
-    num_cpus: float = Field(default=1.0, gt=0)
-    num_gpus: float = Field(default=0.0, ge=0)
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=1, le=65535)
-    cached_experts: int = Field(default=8, ge=1)
-    """Rebuilt experts that a replica keeps in memory. With fewer than are in use, each request rebuilds some."""
-    max_batch_size: int = Field(default=16, ge=1)
-    batch_wait_s: float = Field(default=0.01, ge=0)
-    poll_s: float = Field(default=2.0, gt=0)
-    """How often replicas look for a new version."""
-    request_timeout_s: float = Field(default=30.0, gt=0)
-    max_queued_requests: int = Field(default=64, ge=1)
-
-
-class RayConfig(Section):
-    address: str = "local"
-    """`local` starts Ray on this machine, ports on loopback; `auto` or an address joins a cluster."""
-    num_cpus: int | None = Field(default=None, ge=1)
-    """Cores that a local Ray counts with; None: the machine's."""
-
-
 class Config(Section):
     """A whole configuration. `load_config` reads one."""
 
     store: str
+    """`file:///folder`, a path, or `s3://bucket/prefix`."""
     base: BaseConfig
+    """The pre-trained CLIP."""
     tasks: tuple[TaskConfig, ...] = ()
-    """Fused in this order."""
+    """Fused in this order. `condu run` needs at least one."""
     unseen: tuple[UnseenConfig, ...] = ()
-    train: TrainConfig = TrainConfig()
+    """Test sets that are never trained on, each with `name` and `data`. They show what becomes of zero-shot."""
+    train: TrainOptions = TrainOptions()
+    """How tasks are fine-tuned, and how they are spread over the cluster."""
     fusion: FusionConfig = FusionConfig()
-    predict: PredictConfig = PredictConfig()
-    serve: ServeConfig = ServeConfig()
-    ray: RayConfig = RayConfig()
-    s3: S3Config = S3Config()
+    """How experts become one unified model plus triggers."""
+    predict: PredictOptions = PredictOptions()
+    """How images are answered."""
+    serve: ServeOptions = ServeOptions()
+    """How the service runs."""
+    ray: RayOptions = RayOptions()
+    """Which Ray is used."""
+    s3: S3Options = S3Options()
+    """How to reach S3."""
     seed: int = 0
+    """Of every task's random numbers. Part of an expert's identity."""
     cache: Path | None = None
-    """Folder of the node cache; None: the user's cache folder."""
+    """Folder of the node cache. Null: `$CONDU_CACHE`, else `$XDG_CACHE_HOME/condu`, else `~/.cache/condu`."""
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Config:
+    def _tasks_work(self) -> Config:
         names = [task.name for task in self.tasks] + [task.name for task in self.unseen]
-        if doubled := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"task name {doubled[0]!r} stands twice: a name is a task's only key")
+        problems = [
+            f"task name {name!r} is used twice: a name is a task's only key"
+            for name in sorted({name for name in names if names.count(name) > 1})
+        ]
+        for number, task in enumerate(self.tasks):
+            try:
+                self.recipe(task)
+            except OptionsError as error:
+                problems += [f"tasks.{number}: {problem}" for problem in error.problems]
+        if problems:
+            raise OptionsError(*problems)
         return self
 
     @property
     def address(self) -> StoreAddress:
         """Of the store."""
-        return StoreAddress(self.store, self.s3.options(), self.cache)
+        return StoreAddress(self.store, self.s3, self.cache)
 
     def recipe(self, task: TaskConfig) -> Recipe:
         """A task's recipe: its own settings, else `train`'s, else the paper's."""
-        return Recipe(**{**self.train.overrides(), **task.overrides()})
+        return self.train.recipe(**task.overrides())
 
 
 def load_config(path: Path) -> Config:
@@ -274,10 +217,8 @@ def parse_config(values: dict[str, Any], *, folder: Path, where: str) -> Config:
     try:
         config = Config.model_validate(values)
         config = _with_absolute_paths(config, folder.resolve())
-        for task in config.tasks:
-            config.recipe(task)
     except ValidationError as error:
-        lines = "\n".join(f"  {_describe(problem)}" for problem in error.errors())
+        lines = "\n".join(f"  {line}" for line in _mistakes(error, values))
         raise ConfigError(f"{where} can't be used:\n{lines}") from error
     except ConduError as error:
         raise ConfigError(f"{where} can't be used: {error}") from error
@@ -304,30 +245,41 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def _describe(problem: Any) -> str:
-    """One mistake in one line: where, what, and the nearest right key."""
-    where = ".".join(str(part) for part in problem["loc"]) or "configuration"
-    if problem["type"] == "extra_forbidden":
-        key = str(problem["loc"][-1])
-        near = difflib.get_close_matches(key, _keys_at(problem["loc"][:-1]), n=1, cutoff=0.5)
-        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
-    if problem["type"] == "missing":
-        return f"{where}: is required"
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    given = "" if isinstance(problem.get("input"), dict | list) else f" (it is {problem.get('input')!r})"
-    return f"{where}: {message}{given if problem['type'] != 'value_error' else ''}"
+def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+    """One line for each mistake: where, what, and the nearest right key. In the order of the sections."""
+    found: dict[str, list[str]] = {}
+    for problem in error.errors():
+        where, section = _place(problem["loc"], values)
+        messages, cause = found.setdefault(where, []), problem.get("ctx", {}).get("error")
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            near = difflib.get_close_matches(str(problem["loc"][-1]), keys_of(section), n=1, cutoff=0.5)
+            messages.append("unknown key" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif problem["type"] == "missing":
+            messages.append("is required")
+        elif isinstance(cause, OptionsError):
+            messages.extend(cause.problems)
+        elif cause is not None:
+            messages.append(str(cause))
+        elif problem["type"] in ("model_type", "dataclass_type"):
+            messages.append("has to be a mapping")
+        elif messages:  # another member of the same union
+            messages[-1] += f", or: {problem['msg']}"
+        else:
+            messages.append(f"{problem['msg']} (it is {problem['input']!r})")
+    yield from (f"{where}: {one}" if where else one for where, messages in found.items() for one in messages)
 
 
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    """Keys of the section at a location, whatever sections are nested in it."""
-    model: Any = Config
+def _place(location: tuple[int | str, ...], values: Any) -> tuple[str, type]:
+    """A location as the file has it, without pydantic's names of a union's members; and the section that it is in."""
+    section: Any = Config
+    inside: type = Config
+    names: list[str] = []
     for part in location:
-        if isinstance(part, int):
-            continue
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        arguments = getattr(annotation, "__args__", (annotation,))
-        nested = [a for a in arguments if isinstance(a, type) and issubclass(a, Section)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+        keys = values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()
+        if isinstance(part, int) or section is not None or part in keys:
+            names.append(str(part))
+        if isinstance(part, str) and section is not None:
+            inside, section = section, section_in(section, part)
+        if part in keys:
+            values = values[part]
+    return ".".join(names), inside

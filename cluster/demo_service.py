@@ -9,7 +9,7 @@ from cluster.client import predict_over_http
 from cluster.output import console
 from cluster.report.records import ServedAnswer
 from cluster.run import Run, jobs
-from cluster.serving_config import serve_options, start_service
+from cluster.serving_config import service_options, start_service
 from training.data import TaskData, load_test_data
 
 
@@ -24,7 +24,7 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
     """
     from serving.app import stop
 
-    options = serve_options(run.config, port=port)
+    options = service_options(run.config, port=port)
     server = f"http://{options.host}:{options.port}"
     try:
         start_service(options)

@@ -30,7 +30,6 @@ from fusion.versions.experts import ExpertRecord, find_expert
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from training.evaluate import KINDS
-from training.lanes.capacity import LaneOptions
 from training.lanes.task_queue import TaskJob, TaskStatus
 
 
@@ -98,7 +97,6 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
     """
     if not config.tasks:
         raise ConfigError("tasks: is empty: a run needs at least one task")
-    lane_options(config)
     store = config.address.open()
     base = resolve_base(config.base, store)
     parent = Versions(store).newest()
@@ -125,7 +123,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
     from training.lanes.run import cluster_nodes, run_lanes
 
     config = run.config
-    lanes = lane_options(config)
+    lanes = config.train
     reserved = fusion_resources(config.fusion, lanes, cluster_nodes(), len(config.tasks))
     parent = Versions(run.store).newest()
     client = FusionClient(
@@ -225,22 +223,6 @@ def jobs(config: Config) -> list[TaskJob]:
         )
         for task in config.tasks
     ]
-
-
-def lane_options(config: Config) -> LaneOptions:
-    """How the configuration spreads training over a cluster. Raises `ConfigError` for what can't be meant."""
-    train = config.train
-    return LaneOptions(
-        lanes=train.lanes,
-        workers=train.workers,
-        num_cpus=train.num_cpus,
-        num_gpus=train.num_gpus,
-        accelerator_type=train.accelerator_type,
-        labels=train.labels,
-        autoscaling=train.autoscaling,
-        startup_timeout_s=train.startup_timeout_s,
-        max_attempts=train.max_attempts,
-    )
 
 
 def config_hash(config: Config) -> str:

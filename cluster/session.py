@@ -1,4 +1,4 @@
-"""The Ray session: a local Ray whose ports are on loopback, or a cluster that is there already.
+"""The Ray session: a local Ray whose ports are on loopback, or a cluster that is already running.
 
 Ray executes what it is sent, so a local session listens on 127.0.0.1 only and wants a token that lives as long as the
 session. Ray decides both while it is imported, so whatever imports it is imported inside the block.
@@ -13,66 +13,78 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from cluster.config import RayConfig
+from annotated_types import Ge
+
 from cluster.session_file import announced
 from fusion.errors import ConfigError
+from fusion.options import Options
 
 _LOOPBACK = "127.0.0.1"
 _CONNECT_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 256 << 20
-"""References travel, not tensors: what lies in Ray's object store here are small results."""
+"""Only references travel, never tensors: Ray's object store holds small results."""
+
+
+@dataclass(frozen=True)
+class RayOptions(Options):
+    """Which Ray is used. Raises `ConfigError` for values out of range."""
+
+    address: str = "local"
+    """`local` starts Ray on this machine, with its ports on loopback; `auto` or an address joins a cluster."""
+    num_cpus: Annotated[int, Ge(1)] | None = None
+    """Cores that a local Ray counts with. Null: the machine's."""
+    quiet: bool = True
+    """Keep the logs of Ray's processes in their files instead of the terminal."""
 
 
 @contextmanager
-def ray_session(
-    config: RayConfig, *, quiet: bool = True, store: str | None = None, joined: bool = False
-) -> Iterator[Any]:
+def ray_session(options: RayOptions, *, store: str | None = None, joined: bool = False) -> Iterator[Any]:
     """Connect to Ray for the duration of a block, and give its module.
 
     Args:
-        config: where Ray is.
-        quiet: keep the logs of Ray's processes in their files instead of the terminal.
+        options: where Ray is.
         store: what the session works for. A local session is then announced to `condu status`.
         joined: the address is that of a local session of another process, whose token is in the environment.
     Raises: ConfigError when the address does not answer.
     """
-    local = config.address == "local"
+    local = options.address == "local"
     if local or joined:
         _prepare_local()
-    if quiet:
+    if options.quiet:
         # what raylets report is printed to standard output, where JSON may be expected; this drops every line of it
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
 
-    if ray.is_initialized():  # somebody else's session: theirs to end
+    if ray.is_initialized():  # somebody else's session: not ours to end
         yield ray
         return
-    options: dict[str, Any] = {
-        "log_to_driver": not quiet,
-        "logging_level": logging.ERROR if quiet else logging.INFO,
+    settings: dict[str, Any] = {
+        "log_to_driver": not options.quiet,
+        "logging_level": logging.ERROR if options.quiet else logging.INFO,
         "namespace": "condu",
     }
     if local:
-        options |= {
+        settings |= {
             "address": "local",
-            "num_cpus": config.num_cpus,
+            "num_cpus": options.num_cpus,
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     else:
-        options["address"] = config.address
+        settings["address"] = options.address
     if local or joined:
-        options["_node_ip_address"] = _LOOPBACK
+        settings["_node_ip_address"] = _LOOPBACK
     try:
-        _check_reachable(config.address)
-        ray.init(**options)
+        _check_reachable(options.address)
+        ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"ray.address: {config.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on this "
-            "machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`. A cluster that "
-            "wants a token gets it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
+            f"ray.address: {options.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on "
+            "this machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`. A cluster "
+            "that wants a token gets it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
         ) from error
     try:
         with announced(ray.get_runtime_context().gcs_address, store) if local and store else nullcontext():
@@ -82,7 +94,7 @@ def ray_session(
 
 
 def _check_reachable(address: str) -> None:
-    """Raises OSError when nobody listens at `host:port`: Ray itself would go on asking for minutes."""
+    """Raises OSError when nobody listens at `host:port`: Ray itself would keep trying for minutes."""
     host, separator, port = address.rpartition(":")
     if separator and port.isdigit() and "/" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
@@ -102,5 +114,5 @@ def _prepare_local() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # the one switch by which Ray takes 127.0.0.1 for a node's address, and then listens on nothing else
+    # the only switch that makes Ray take 127.0.0.1 as a node's address and listen on nothing else
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

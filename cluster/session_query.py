@@ -51,10 +51,9 @@ def ask_session(address: str, store_url: str, *, auth_mode: str = "", token: str
 
 
 def _main(address: str, store_url: str, *, joined: bool) -> None:
-    from cluster.config import RayConfig
-    from cluster.session import ray_session
+    from cluster.session import RayOptions, ray_session
 
-    with ray_session(RayConfig(address=address), joined=joined):
+    with ray_session(RayOptions(address=address), joined=joined):
         from fusion.actor import find_progress
         from serving.status import find_service
         from training.lanes.status import find_statuses

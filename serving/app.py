@@ -17,7 +17,7 @@ from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
 from serving.ingress import Ingress
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from serving.replicas import BaseReplica, ExpertReplica, expert_window
 from serving.status import APP_NAME, BASE, EXPERTS, INGRESS
 from serving.watch import newest_readable
@@ -29,7 +29,7 @@ _GRACE_S = 5.0
 _MESSAGE_LINES = 6
 
 
-def build_app(options: ServeOptions) -> serve.Application:
+def build_app(options: ServiceOptions) -> serve.Application:
     """The three deployments: ingress, base, experts, each with the replicas that `options` gives."""
     inner = {
         # who was let in at the ingress is not to be turned away half-way: a prediction asks up to max_top_k experts
@@ -51,7 +51,7 @@ def build_app(options: ServeOptions) -> serve.Application:
     return ingress.bind(options, base.bind(options), experts.bind(options))
 
 
-def start(options: ServeOptions) -> None:
+def start(options: ServiceOptions) -> None:
     """Start the service, or update the one that runs, and return when it is ready to answer.
 
     Raises:
@@ -97,7 +97,7 @@ def stop(*, timeout_s: float = 60.0) -> None:
         serve.shutdown()
 
 
-def check_store(options: ServeOptions) -> None:
+def check_store(options: ServiceOptions) -> None:
     """Raises `UnknownVersionError` or `BaseMismatchError` where there is nothing to serve."""
     manifest, _ = newest_readable(Versions(options.address.open()))
     if manifest.base.model_cfg is None or manifest.base.preprocess_cfg is None:
@@ -121,15 +121,15 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def _deploy(kind: Any, name: str, options: ServeOptions, **own: Any) -> serve.Deployment:
+def _deploy(kind: Any, name: str, options: ServiceOptions, **own: Any) -> serve.Deployment:
     replicas: dict[str, Any]
-    if options.min_replicas == options.max_replicas:
-        replicas = {"num_replicas": options.min_replicas}
+    if options.replicas.min == options.replicas.max:
+        replicas = {"num_replicas": options.replicas.min}
     else:
         replicas = {
             "autoscaling_config": {
-                "min_replicas": options.min_replicas,
-                "max_replicas": options.max_replicas,
+                "min_replicas": options.replicas.min,
+                "max_replicas": options.replicas.max,
                 "target_ongoing_requests": max(1, own["max_ongoing_requests"] // 4),
                 "upscale_delay_s": 5,
             }
@@ -147,14 +147,14 @@ def _deploy(kind: Any, name: str, options: ServeOptions, **own: Any) -> serve.De
     return wrap(kind, name=name, **{**settings, **replicas, **own})
 
 
-def _warn_if_too_large(options: ServeOptions) -> None:
+def _warn_if_too_large(options: ServiceOptions) -> None:
     # a warning and no error: a cluster that scales may get the nodes
     has = ray.cluster_resources()
     for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
-        if (needs := 2 * options.min_replicas * each) > has.get(resource, 0):
+        if (needs := 2 * options.replicas.min * each) > has.get(resource, 0):
             logger.warning(
                 "the service needs %g %s (%d base and %d expert replicas), the cluster has %g: waiting for more nodes",
-                needs, resource, options.min_replicas, options.min_replicas, has.get(resource, 0),
+                needs, resource, options.replicas.min, options.replicas.min, has.get(resource, 0),
             )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _what_is_wrong(app: Any) -> str:
     return "; ".join(problems)
 
 
-def _wait_until_ready(options: ServeOptions, deadline: float) -> None:
+def _wait_until_ready(options: ServiceOptions, deadline: float) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
     last = "no answer"
     while time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from fusion.answers.label_spaces import Job
 from fusion.answers.view import View
 from serving.http import build_http
 from serving.metrics import IngressMetrics
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from serving.replica_calls import call
 from serving.replicas import log_with_serve
 from serving.service import Service
@@ -63,7 +63,7 @@ class RemoteModels:
 class Ingress:
     """What `serve.ingress` wraps: Serve asks it for its application once it is constructed."""
 
-    def __init__(self, options: ServeOptions, base: DeploymentHandle, experts: DeploymentHandle) -> None:
+    def __init__(self, options: ServiceOptions, base: DeploymentHandle, experts: DeploymentHandle) -> None:
         log_with_serve()
         torch.set_num_threads(1)
         Image.MAX_IMAGE_PIXELS = options.max_pixels

@@ -26,7 +26,7 @@ from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from serving.images import pixels
 from serving.metrics import ExpertMetrics
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from serving.seats import Seats
 from serving.watch import newest_readable
 
@@ -41,7 +41,7 @@ _HEALTH_DEADLINE_S = 20.0
 class ModelReplica:
     """What the two kinds share: the base, the thread that computes, and a health check that runs a real forward."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         log_with_serve()
         torch.set_num_threads(max(1, round(options.num_cpus)))
         self.options = options
@@ -92,7 +92,7 @@ class ModelReplica:
 class BaseReplica(ModelReplica):
     """The base: features to route by, and its share of the logits."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         super().__init__(options)
         self._one.set_max_batch_size(options.max_batch_size)  # type: ignore[attr-defined]
         self._one.set_batch_wait_timeout_s(options.batch_wait_s)  # type: ignore[attr-defined]
@@ -126,7 +126,7 @@ class ExpertReplica(ModelReplica):
     request finds its expert cold: slower, never wrong. `Seats` bounds what is in use at once to the same number.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServiceOptions) -> None:
         super().__init__(options)
         self._seats = Seats(options.cached_experts)
         self._loading: dict[str, asyncio.Future[ExpertModel]] = {}
@@ -215,7 +215,7 @@ class ExpertReplica(ModelReplica):
         return model
 
 
-def expert_window(options: ServeOptions) -> int:
+def expert_window(options: ServiceOptions) -> int:
     """Images that an expert replica gathers before it splits them by expert."""
     return options.max_batch_size * min(4, options.cached_experts)
 

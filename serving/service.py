@@ -22,7 +22,7 @@ from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
 from serving.images import Cropper, Upload
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from serving.schemas import ImagePrediction, PredictFields, PredictResponse
 from serving.watch import VersionWatcher
 
@@ -52,7 +52,7 @@ class Models(Protocol):
 class Service:
     """Answers predictions. At most `max_queued_requests` are in flight, each for at most `request_timeout_s`."""
 
-    def __init__(self, options: ServeOptions, watcher: VersionWatcher, models: Models) -> None:
+    def __init__(self, options: ServiceOptions, watcher: VersionWatcher, models: Models) -> None:
         self.options = options
         self.watcher = watcher
         self.models_state = "starting"

@@ -187,7 +187,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.opt
 
 def _tokens(clip: Clip, data: TaskData, recipe: Recipe) -> torch.Tensor:
     """Tokens of every template that training uses, int64 [templates, C, L]."""
-    templates = data.templates[:1] if recipe.templates == "first" else data.templates
+    templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
     return torch.stack(
         [clip.tokenizer([template.replace("{}", name) for name in data.classes]) for template in templates]
     )

@@ -3,78 +3,74 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
 
-from fusion.errors import ConfigError
+from annotated_types import Ge, Gt, Interval
+
+from fusion.options import Options
 from training.augment import Policy
 
-Precision = Literal["fp32", "bf16"]
-Templates = Literal["first", "all"]
-Method = Literal["full"]
+METHODS = ("full",)
 
 _ALGORITHM = 1
-"""Raised when the loop changes what it makes of the same settings, so that old experts are not taken for new ones."""
+"""Goes up when the same settings train another expert, so that old experts are not taken for new ones."""
+
+_NOT_IN_IDENTITY = {"save_every_steps"}
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a task is fine-tuned. Raises `ConfigError` for values out of range, all of them at once."""
+class Recipe(Options):
+    """How a task is fine-tuned. Raises `ConfigError` for values out of range, all of them at once.
 
-    steps: int = 1000
-    batch_size: int = 64
-    """Images a step, over all workers together."""
-    lr: float = 1e-5
-    """Peak learning rate: reached after the warm-up, then a cosine to 0."""
-    warmup_steps: int = 100
+    A default never changes, and an option added later has the default that means "as before": an expert's identity
+    leaves out what is at its default.
+    """
+
+    steps: Annotated[int, Ge(1)] = 1000
+    """Optimizer steps."""
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Images per step, over all workers of a lane together."""
+    lr: Annotated[float, Gt(0)] = 1e-5
+    """Peak learning rate: reached after a linear warm-up, then a cosine to 0."""
+    warmup_steps: Annotated[int, Ge(0)] = 100
+    """Steps of the warm-up. Must be below `steps`."""
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    """On matrices only: never on vectors, nor on the token table, whose unused rows have to stay the base's."""
-    label_smoothing: float = 0.2
-    clip_grad: float | None = None
-    """Largest norm of the gradient; None: not clipped."""
-    precision: Precision = "fp32"
-    """`bf16` runs the forward pass under autocast; weights and optimizer stay fp32."""
+    """Decay rates of AdamW's two moments."""
+    eps: Annotated[float, Gt(0)] = 1e-8
+    """Added to AdamW's denominator."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """On matrices only: never on vectors, nor on the token table, whose unused rows must stay the base's."""
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    """Of the cross-entropy loss."""
+    clip_grad: Annotated[float, Gt(0)] | None = None
+    """Largest norm of the gradient. Null: not clipped."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`fp32`, or `bf16`: the forward pass under autocast; weights and optimizer stay fp32."""
     augment: Policy = "crop"
+    """`none`, `crop` (90-100 % of the area) or `draw` (for drawings and glyphs on white)."""
     flip: bool = True
     """Mirror half of the images. Wrong for digits, letters and whatever else has a reading direction."""
-    method: Method = "full"
-    few_shot: int | None = None
-    """Training images a class; None: all."""
-    templates: Templates = "first"
-    """Train on the first template, or on a random one a step. Evaluation always takes the ensemble."""
+    method: str = "full"
+    """What is trained. `full`: both encoders, with the logit scale frozen."""
+    few_shot: Annotated[int, Ge(1)] | None = None
+    """Training images kept per class. Null: all."""
+    train_templates: Literal["first", "all"] = "first"
+    """Train on the `first` template, or on a random one of `all` per step. Evaluation always takes the ensemble."""
     balanced: bool = False
-    """Draw classes evenly, whatever their number of images; else every image comes once an epoch."""
-    save_every_steps: int = 200
+    """Draw classes evenly, whatever their number of images. Otherwise every image is drawn once per epoch."""
+    save_every_steps: Annotated[int, Ge(1)] = 200
     """Steps between resumable states. Does not change the result."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("steps", "batch_size", "save_every_steps"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}, it has to be at least 1")
-        for name in ("weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name} is {getattr(self, name)}, it can't be negative")
-        for name in ("lr", "eps", "clip_grad", "few_shot"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                problems.append(f"{name} is {value}, it has to be above 0")
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
         if 0 < self.steps <= self.warmup_steps:
             problems.append(f"warmup_steps is {self.warmup_steps}, it has to be below steps, which is {self.steps}")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(f"label_smoothing is {self.label_smoothing}, it has to be in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas are {self.betas}, they have to be two numbers in [0, 1)")
-        choices = {"precision": Precision, "augment": Policy, "method": Method, "templates": Templates}
-        for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
-                problems.append(
-                    f"{name} is {getattr(self, name)!r}, it can be {', '.join(map(repr, get_args(choice)))}"
-                )
-        if problems:
-            raise ConfigError("recipe: " + "; ".join(problems))
+            problems.append(f"betas is {self.betas}, it has to be two numbers in [0, 1)")
+        if self.method not in METHODS:
+            problems.append(f"method is {self.method!r}, it has to be {' or '.join(map(repr, METHODS))}")
+        return problems
 
     def learning_rate(self, step: int) -> float:
         """Of the step with this number, from 0: linear warm-up, then cosine to 0."""
@@ -84,7 +80,12 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
     def to_json(self) -> dict[str, Any]:
-        """Exactly what changes the result: the recipe's part in an expert's identity."""
-        values = asdict(self)
-        del values["save_every_steps"]
-        return {**values, "betas": list(self.betas), "algorithm": _ALGORITHM}
+        """The recipe's part in an expert's identity: what changes the result, where it differs from its default."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        changed = {name: _plain(value) for name, (value, default) in values.items() if _plain(value) != _plain(default)}
+        return {**{k: v for k, v in changed.items() if k not in _NOT_IN_IDENTITY}, "algorithm": _ALGORITHM}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

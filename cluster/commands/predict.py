@@ -11,7 +11,8 @@ import typer
 from cluster.client import predict_over_http
 from cluster.commands.fuse import JsonOption
 from cluster.output import console, print_json, table
-from fusion.answers.label_spaces import DEFAULT_TOP_K, Query
+from fusion.answers.label_spaces import Query
+from fusion.answers.options import PredictOptions
 from fusion.errors import ConfigError, DataError, ImageError
 from fusion.store import open_store
 from serving.schemas import ImagePrediction
@@ -80,7 +81,7 @@ def _predict_from_store(
     predictor = Predictor(NodeCache(open_store(url)))
     given: dict[str, Any] = {"templates": templates} if templates else {}
     space = "task" if task is not None else "labels" if labels else "seen"
-    query = Query(space, task=task, labels=labels, top_k=top_k or DEFAULT_TOP_K, **given)
+    query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, **given)
     view = predictor.view(version)
     predictions = predictor.predict([decode(data, name) for name, data in files], query, view=view)
     return {

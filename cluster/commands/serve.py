@@ -11,7 +11,7 @@ import typer
 from cluster.commands.run import ConfigArgument
 from cluster.config import load_config
 from cluster.output import console
-from cluster.serving_config import serve_options, start_service
+from cluster.serving_config import service_options, start_service
 from cluster.session import ray_session
 
 
@@ -21,7 +21,7 @@ def serve(
 ) -> None:
     """Serve the newest version over HTTP, and every newer one as soon as it is published. Stop with Ctrl-C."""
     settings = load_config(config)
-    options = serve_options(settings, port=port)
+    options = service_options(settings, port=port)
     stopped = threading.Event()
     with ray_session(settings.ray, store=settings.store):
         from serving.app import stop

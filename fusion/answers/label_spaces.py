@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import torch
 
 from fusion.answers.clip import DEFAULT_TEMPLATES
+from fusion.answers.options import PredictOptions
 from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
 from fusion.versions.manifest import unknown_task
 
 LABEL_SPACES = ("task", "labels", "seen")
-DEFAULT_TOP_K = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Query:
     task: str | None = None
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    top_k: int = DEFAULT_TOP_K
+    top_k: int = PredictOptions.top_k
 
     def check(self, view: View) -> None:
         """Raises `LabelSpaceError` or `UnknownTaskError` with what is wrong and what would do."""

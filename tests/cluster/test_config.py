@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import Config, load_config, parse_config
+from cluster.config import Config, TrainOptions, load_config, parse_config
 from cluster.run import config_hash
-from cluster.serving_config import serve_options
+from cluster.serving_config import service_options
 from fusion.errors import ConfigError
+from training.recipe import Recipe
 
 MINIMAL: dict[str, Any] = {
     "store": "store",
@@ -68,13 +69,51 @@ def test_a_tasks_settings_go_before_the_runs_before_the_papers(tmp_path: Path) -
         tasks=[{"name": "a", "data": "x", "lr": 0.2, "train_templates": "all"}, {"name": "b", "data": "y"}],
     )
     first, second = (config.recipe(task) for task in config.tasks)
-    assert (first.steps, first.lr, first.templates, first.label_smoothing) == (50, 0.2, "all", 0.2)
-    assert (second.lr, second.templates) == (0.1, "first")
+    assert (first.steps, first.lr, first.train_templates, first.label_smoothing) == (50, 0.2, "all", 0.2)
+    assert (second.lr, second.train_templates) == (0.1, "first")
 
 
 def test_a_recipe_that_can_not_work_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="warmup_steps is 100, it has to be below steps"):
+    with pytest.raises(ConfigError, match="train: warmup_steps is 100, it has to be below steps"):
         parse(tmp_path, train={"steps": 10})
+
+
+def test_a_tasks_own_mistakes_are_told_with_its_place(tmp_path: Path) -> None:
+    tasks = [{"name": "a", "data": "x", "steps": 10}, {"name": "b", "data": "y", "method": "most"}]
+    with pytest.raises(ConfigError) as caught:
+        parse(tmp_path, tasks=tasks, unseen=[{"name": "b", "data": "z"}])
+    assert str(caught.value).splitlines()[1:] == [
+        "  task name 'b' is used twice: a name is a task's only key",
+        "  tasks.0: warmup_steps is 100, it has to be below steps, which is 10",
+        "  tasks.1: method is 'most', it has to be 'full'",
+    ]
+
+
+def test_a_value_of_another_kind_is_told_in_the_files_own_keys(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(
+            tmp_path,
+            train={"lanes": 0, "labels": {"zone": 1}, "betas": [0.9]},
+            s3=[],
+            tasks=[3],
+            base={"architecture": 1},
+        )
+    assert str(caught.value).splitlines()[1:] == [
+        "  base.architecture: Input should be a valid string (it is 1)",
+        "  base.weights: is required",
+        "  tasks.0: has to be a mapping",
+        "  train.betas.1: is required",
+        "  train.lanes: Input should be greater than or equal to 1 (it is 0), or: Input should be 'auto'",
+        "  train.labels.zone: Input should be a valid string (it is 1)",
+        "  s3: has to be a mapping",
+    ]
+
+
+def test_lanes_and_recipe_are_one_section_and_only_the_recipe_is_in_an_experts_identity(tmp_path: Path) -> None:
+    train = {"steps": 500, "lanes": 3, "num_loader_threads": 2, "memory_gib": 1.5, "quiet": False}
+    config = parse(tmp_path, train=train)
+    assert config.train == TrainOptions(steps=500, lanes=3, num_loader_threads=2, memory_gib=1.5, quiet=False)
+    assert config.recipe(config.tasks[0]) == Recipe(steps=500)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +129,21 @@ def test_a_mode_is_recorded_with_what_decides_it(fusion: Any, settings: Any, tmp
     assert parse(tmp_path, fusion=fusion).fusion.settings() == settings
 
 
-def test_a_name_stands_once_among_trained_and_never_trained_tasks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="task name 'pets' stands twice"):
+def test_a_name_is_used_once_among_trained_and_never_trained_tasks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="task name 'pets' is used twice"):
         parse(tmp_path, unseen=[{"name": "pets", "data": "x"}])
 
 
 def test_the_hash_tells_configurations_apart(tmp_path: Path) -> None:
     assert config_hash(parse(tmp_path)) == config_hash(parse(tmp_path))
     assert config_hash(parse(tmp_path)) != config_hash(parse(tmp_path, seed=1))
+
+
+def test_serving_refuses_to_consult_more_experts_than_its_ceiling(tmp_path: Path) -> None:
+    config = parse(tmp_path, predict={"top_k": 20})
+    with pytest.raises(ConfigError, match=r"top_k \(20\) is above max_top_k \(16\)"):
+        service_options(config)
+    assert service_options(parse(tmp_path, predict={"top_k": 20}, serve={"max_top_k": 20})).top_k == 20
 
 
 def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
@@ -107,12 +153,12 @@ def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
         predict={"top_k": 3},
         s3={"endpoint_url": "http://127.0.0.1:9"},
     )
-    options = serve_options(config)
-    assert (options.min_replicas, options.max_replicas, options.port, options.cached_experts) == (2, 8, 9000, 7)
+    options = service_options(config)
+    assert (options.replicas.min, options.replicas.max, options.port, options.cached_experts) == (2, 8, 9000, 7)
     assert options.top_k == 3
     assert options.address.options is not None
     assert options.address.options.endpoint_url == "http://127.0.0.1:9"
-    assert serve_options(config, port=1234).port == 1234
+    assert service_options(config, port=1234).port == 1234
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -37,7 +37,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     [
         ({"trian": {}}, "trian: unknown key; did you mean 'train'?"),
         ({"train": {"step": 3}}, "train.step: unknown key; did you mean 'steps'?"),
-        ({"train": {"lr": -1.0}}, "lr is -1.0, it has to be above 0"),
+        ({"train": {"lr": -1.0}}, "train.lr: Input should be greater than 0 (it is -1.0)"),
         ({"store": None}, "store: is required"),
         ({"store": "ftp://x/y"}, "names no store"),
         ({"tasks": []}, "tasks: is empty"),

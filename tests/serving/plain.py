@@ -18,7 +18,7 @@ from fusion.versions.history import Versions
 from serving.http import build_http
 from serving.images import pixels
 from serving.metrics import NoMetrics
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from serving.service import Service
 from serving.watch import VersionWatcher
 
@@ -53,7 +53,7 @@ class PlainService:
     """A service with its HTTP face and a client, no cluster and no port."""
 
     def __init__(self, store: Store, **options: object) -> None:
-        self.options = ServeOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
+        self.options = ServiceOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
         self.models = PlainModels(store)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
         self.service = Service(self.options, self.watcher, self.models)

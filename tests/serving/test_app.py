@@ -17,13 +17,13 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
 from fusion.versions.bases import put_base
 from serving.app import build_app, check_port, check_store
-from serving.options import ServeOptions
+from serving.options import ReplicaOptions, ServiceOptions
 from tests.serving.helpers import free_port
 
 
 def test_a_store_without_a_version_says_how_to_make_one(local_store: Store) -> None:
     with pytest.raises(UnknownVersionError, match="condu run"):
-        check_store(ServeOptions(address=StoreAddress(local_store.url)))
+        check_store(ServiceOptions(address=StoreAddress(local_store.url)))
 
 
 def test_a_base_without_an_architecture_can_not_be_served(local_store: Store, tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_a_base_without_an_architecture_can_not_be_served(local_store: Store, tm
         mode={"name": "signed", "bits": 1},
     )
     with pytest.raises(BaseMismatchError, match=r"base\.architecture"):
-        check_store(ServeOptions(address=StoreAddress(local_store.url)))
+        check_store(ServiceOptions(address=StoreAddress(local_store.url)))
 
 
 def test_a_port_in_use_is_named_and_a_free_one_is_fine() -> None:
@@ -55,7 +55,9 @@ def test_a_port_in_use_is_named_and_a_free_one_is_fine() -> None:
 
 
 def test_replicas_and_their_bounds_pass_through() -> None:
-    options = ServeOptions(address=StoreAddress("x"), min_replicas=2, max_replicas=5, num_gpus=0.25, max_batch_size=32)
+    options = ServiceOptions(
+        address=StoreAddress("x"), replicas=ReplicaOptions(min=2, max=5), num_gpus=0.25, max_batch_size=32
+    )
     ingress: Any = build_app(options)._bound_deployment
     base, experts = (argument._bound_deployment for argument in ingress.init_args[1:])
     for deployment in (ingress, base, experts):
@@ -66,5 +68,5 @@ def test_replicas_and_their_bounds_pass_through() -> None:
         assert config.max_ongoing_requests >= options.max_batch_size  # else batches never fill
     assert base.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.25}
     assert ingress.ray_actor_options == {"num_cpus": 0}
-    one: Any = build_app(dataclasses.replace(options, max_replicas=2))._bound_deployment
+    one: Any = build_app(dataclasses.replace(options, replicas=ReplicaOptions(min=2, max=2)))._bound_deployment
     assert (one.num_replicas, one._deployment_config.autoscaling_config) == (2, None)

@@ -20,7 +20,7 @@ from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from serving.app import APP_NAME, start, stop
-from serving.options import ServeOptions
+from serving.options import ServiceOptions
 from tests.serving.helpers import error_of, form_of, free_port, pictures, png, publish_tasks
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 class Running:
     """A service, its store, and a client of it."""
 
-    def __init__(self, store: Store, options: ServeOptions) -> None:
+    def __init__(self, store: Store, options: ServiceOptions) -> None:
         self.store = store
         self.options = options
         self.client = httpx.Client(base_url=f"http://{options.host}:{options.port}", timeout=60, trust_env=False)
@@ -54,7 +54,7 @@ class Running:
 def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publish_tasks(store)
-    options = ServeOptions(
+    options = ServiceOptions(
         address=StoreAddress(store.url),
         port=free_port(),
         num_cpus=0.5,

@@ -25,7 +25,9 @@ from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Precision, Recipe
 from training.worker_group import World
 
-RECIPE = Recipe(steps=16, batch_size=16, lr=1e-3, warmup_steps=3, label_smoothing=0.1, augment="draw", templates="all")
+RECIPE = Recipe(
+    steps=16, batch_size=16, lr=1e-3, warmup_steps=3, label_smoothing=0.1, augment="draw", train_templates="all"
+)
 SHARED_RECIPE = replace(RECIPE, batch_size=15, save_every_steps=7, eps=1e-3)
 """For two workers: shares of 8 and 7. With a small eps AdamW makes full steps of gradients that are but rounding errors
 (an attention's key bias has no other), and then sums taken in another order end elsewhere."""

@@ -1,62 +1,58 @@
-"""What a lane asks of a cluster, and how many fit: answered before anything is started, since Ray waits for ever."""
+"""What a lane asks of a cluster, and how many fit: decided before anything starts, since Ray waits forever."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
 
 from fusion.errors import ConfigError
+from fusion.options import Options
 
 
 @dataclass(frozen=True)
-class LaneOptions:
-    """How tasks are spread over a cluster. Raises `ConfigError` for what can't be meant."""
+class LaneOptions(Options):
+    """How tasks are spread over a cluster. Raises `ConfigError` for choices that can't work."""
 
-    lanes: int | Literal["auto"] = "auto"
-    """Trainers that run at once. `auto`: as many as fit what is free now."""
-    workers: int = 1
-    """Workers of one lane, which share every batch."""
-    num_cpus: float = 1.0
-    """CPUs a worker, and threads it computes with."""
-    num_gpus: float = 0.0
-    """GPUs a worker; a fraction shares one between lanes."""
-    memory_gib: float | None = None
-    """Memory that Ray books for a worker. It is not a limit."""
+    lanes: Annotated[int, Ge(1)] | Literal["auto"] = "auto"
+    """Tasks that train at once. `auto`: as many as fit what is free when the run starts."""
+    workers: Annotated[int, Ge(1)] = 1
+    """Data-parallel workers of one lane, which share every batch."""
+    num_cpus: Annotated[float, Gt(0)] = 1.0
+    """Cores per worker, and the threads it computes with."""
+    num_gpus: Annotated[float, Ge(0)] = 0.0
+    """GPUs per worker. A fraction shares one between lanes (with `workers: 1`)."""
+    memory_gib: Annotated[float, Gt(0)] | None = None
+    """Memory that Ray reserves per worker, GiB. It is not a limit. Null: none is reserved."""
     accelerator_type: str | None = None
-    """Only on nodes with this accelerator, such as `A100`."""
+    """Only on nodes with this accelerator, such as `A100`. Needs `num_gpus`."""
     labels: Mapping[str, str] | None = None
     """Only on nodes with these labels."""
-    num_loader_threads: int = 0
-    """Threads a worker that decode the next batch. Worth it where a GPU waits for images."""
-    max_attempts: int = 3
-    """Trainings of one task that may be cut short before it counts as failed."""
-    startup_timeout_s: float = 600.0
-    """How long to wait until the first lane runs."""
+    num_loader_threads: Annotated[int, Ge(0)] = 0
+    """Threads per worker that decode the next batch. Useful where a GPU waits for images."""
+    max_attempts: Annotated[int, Ge(1)] = 3
+    """Starts of one task in one run before it counts as failed."""
+    startup_timeout_s: Annotated[float, Gt(0)] = 600.0
+    """How long the first lane may wait for its resources."""
     autoscaling: bool = False
-    """The cluster grows on demand: do not compare the demand with what it has now. Needs a number of lanes."""
+    """The cluster grows on demand: a lane may wait for nodes that are not there yet. Needs a number of `lanes`."""
     quiet: bool = True
-    """Keep Ray Train's own log lines below warnings."""
+    """Log only warnings and errors of Ray Train."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        if self.lanes != "auto" and self.lanes < 1:
-            problems.append(f"lanes is {self.lanes}, it can be 'auto' or at least 1")
-        if self.workers < 1 or self.max_attempts < 1:
-            problems.append("workers and max_attempts have to be at least 1")
-        if self.num_cpus <= 0 or self.num_gpus < 0:
-            problems.append("num_cpus has to be above 0, num_gpus can't be negative")
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
         if self.workers > 1 and 0 < self.num_gpus < 1:
             problems.append(
                 f"num_gpus {self.num_gpus} with workers {self.workers}: NCCL refuses two workers of a lane on one GPU. "
-                "Take workers: 1, or whole GPUs"
+                "Use workers: 1, or whole GPUs"
             )
         if self.num_gpus == 0 and self.accelerator_type:
             problems.append(f"accelerator_type {self.accelerator_type!r} has no effect with num_gpus: 0")
         if self.autoscaling and self.lanes == "auto":
-            problems.append("lanes: auto counts what the cluster has now: with autoscaling name a number of lanes")
-        if problems:
-            raise ConfigError("lanes: " + "; ".join(problems))
+            problems.append("lanes: auto counts what the cluster has now: with autoscaling, give a number of lanes")
+        return problems
 
     def demand(self) -> dict[str, float]:
         """Ray resources of one worker."""
@@ -64,7 +60,7 @@ class LaneOptions:
         if self.num_gpus:
             demand["GPU"] = self.num_gpus
         if self.memory_gib:
-            demand["memory"] = self.memory_gib * 2**30
+            demand["memory"] = float(round(self.memory_gib * 2**30))  # Ray takes whole bytes only
         return demand
 
 
@@ -88,11 +84,11 @@ def lanes_that_fit(
 
     Args:
         nodes: the living nodes.
-        free: what is free in the whole cluster now. It caps `auto`; a given number of lanes may wait for its turn.
-        num_tasks: more lanes than tasks are of no use.
-        reserved: what one other actor of this run holds, whether or not `free` has noticed yet.
+        free: what is free in the whole cluster now. It caps `auto`; a given number of lanes may wait.
+        num_tasks: never more lanes than tasks.
+        reserved: what one other actor of this run holds, whether or not `free` shows it yet.
     Raises:
-        ConfigError: one lane would not fit even an idle cluster; it names the resource that is missing.
+        ConfigError: one lane would not fit even an idle cluster; the message names the missing resource.
     """
     reserved = reserved or {}
     wanted = num_tasks if options.lanes == "auto" else min(options.lanes, num_tasks)
@@ -115,7 +111,7 @@ def lanes_that_fit(
 def workers_beside(options: LaneOptions, nodes: Sequence[Node], reserved: Mapping[str, float]) -> int:
     """Workers of lanes that an idle cluster holds while some one node gives `reserved` to another actor.
 
-    That actor is thought to be where it costs the fewest workers. 0 when no node could give it what it reserves.
+    That actor is assumed to be where it costs the fewest workers. 0 when no node can give it what it reserves.
     """
     demand, fitting = _demand(options), _fitting(options, nodes)
     workers = sum(_times(demand, node.resources) for node in fitting)
@@ -142,12 +138,12 @@ def _shortage(options: LaneOptions, demand: Mapping[str, float], nodes: Sequence
         best = max(node.resources.get(name, 0.0) for node in nodes)
         if best < need:
             return (
-                f"training needs {_amount(name, need)} a worker, the largest node of this cluster has "
+                f"training needs {_amount(name, need)} per worker, the largest node of this cluster has "
                 f"{_amount(name, best)}: ask for less, add a node, or set autoscaling if the cluster grows on demand"
             )
     return (
         f"one lane needs {options.workers} workers with {', '.join(_amount(*item) for item in demand.items())} each, "
-        f"this cluster holds {workers} of them: take fewer workers, or add nodes"
+        f"this cluster holds {workers} of them: use fewer workers, or add nodes"
     )
 
 

@@ -66,9 +66,9 @@ def test_an_actor_beside_the_lanes_is_counted_on_the_node_where_it_costs_least(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (LaneOptions(num_gpus=1), r"needs 1 GPU a worker, the largest node of this cluster has 0 GPU"),
-        (LaneOptions(num_cpus=16), r"needs 16 CPU a worker, .* has 4 CPU"),
-        (LaneOptions(memory_gib=9), r"needs 9.0 GiB memory a worker, .* has 8.0 GiB memory"),
+        (LaneOptions(num_gpus=1), r"needs 1 GPU per worker, the largest node of this cluster has 0 GPU"),
+        (LaneOptions(num_cpus=16), r"needs 16 CPU per worker, .* has 4 CPU"),
+        (LaneOptions(memory_gib=9), r"needs 9.0 GiB memory per worker, .* has 8.0 GiB memory"),
         (LaneOptions(workers=5), r"one lane needs 5 workers with 1 CPU each, this cluster holds 4"),
         (LaneOptions(labels={"zone": "z"}), r"no node of the cluster has the labels"),
     ],
@@ -80,7 +80,7 @@ def test_a_demand_that_can_never_be_met_names_what_is_missing(options: LaneOptio
 
 def test_an_accelerator_that_the_cluster_lacks_is_named() -> None:
     options = LaneOptions(num_gpus=1, accelerator_type="H100")
-    with pytest.raises(ConfigError, match="needs accelerator H100 a worker"):
+    with pytest.raises(ConfigError, match="needs accelerator H100 per worker"):
         lanes_that_fit(options, [GPUS], FREE, num_tasks=3)
 
 
@@ -94,8 +94,8 @@ def test_a_cluster_that_grows_is_not_asked() -> None:
         ({"lanes": 0}, "lanes is 0"),
         ({"workers": 2, "num_gpus": 0.5}, "NCCL refuses two workers"),
         ({"accelerator_type": "A100"}, "has no effect with num_gpus: 0"),
-        ({"autoscaling": True}, "name a number of lanes"),
-        ({"num_cpus": 0}, "num_cpus has to be above 0"),
+        ({"autoscaling": True}, "give a number of lanes"),
+        ({"num_cpus": 0}, "num_cpus is 0, it has to be above 0"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(choices: dict[str, object], said: str) -> None:

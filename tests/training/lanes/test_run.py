@@ -139,7 +139,7 @@ def test_a_base_that_the_store_lacks_is_missed_before_anything_starts(tmp_path: 
 
 def test_a_demand_that_the_cluster_can_t_meet_is_refused_before_anything_starts(tmp_path: Path) -> None:
     house = house_in(tmp_path)
-    with pytest.raises(ConfigError, match=r"needs 1 GPU a worker, the largest node of this cluster has 0 GPU"):
+    with pytest.raises(ConfigError, match=r"needs 1 GPU per worker, the largest node of this cluster has 0 GPU"):
         house.run([house.job("one")], LaneOptions(num_gpus=1))
-    with pytest.raises(ConfigError, match=r"needs 100 CPU a worker"):
+    with pytest.raises(ConfigError, match=r"needs 100 CPU per worker"):
         house.run([house.job("two")], LaneOptions(num_cpus=100))

@@ -1,0 +1,21 @@
+"""Options of answering, whoever answers: a service, an evaluation, or one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge
+
+from fusion.options import Options
+
+DEFAULT_CACHED_EXPERTS = 8
+"""Rebuilt experts that stay in memory: more than the experts of one image, or they would push each other out."""
+
+
+@dataclass(frozen=True)
+class PredictOptions(Options):
+    """How an image is answered where a request does not say."""
+
+    top_k: Annotated[int, Ge(1)] = 4
+    """Experts consulted for an image of no named task."""

@@ -1,0 +1,102 @@
+"""One definition for an option: the section of the file is the component's own options, and the manual's tables too."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import Config, TaskConfig
+from cluster.config_docs import TABLES, with_tables
+from cluster.config_sections import keys_of, options_of, section_in, texts_of
+from cluster.session import RayOptions
+from fusion.answers.label_spaces import Query
+from fusion.answers.options import PredictOptions
+from fusion.answers.predictor import ModelShelf, Predictor
+from fusion.options import hints
+from fusion.store import S3Options
+from serving.options import ServeOptions, ServiceOptions
+from training.expert import train_expert
+from training.finetune import finetune
+from training.lanes.capacity import LaneOptions
+from training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPONENTS: dict[str, list[Any]] = {
+    "train": [Recipe, LaneOptions],
+    "predict": [PredictOptions],
+    "serve": [ServeOptions],
+    "ray": [RayOptions],
+    "s3": [S3Options],
+}
+"""Whose options a section is."""
+FILE_ONLY = {"base", "tasks", "unseen", "fusion"}
+"""Sections that no component takes as they are."""
+
+
+def sections(section: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
+    """Every section of a configuration, and where it is."""
+    yield path, section
+    for key in keys_of(section):
+        if nested := section_in(section, key):
+            yield from sections(nested, f"{path}{key}.")
+
+
+def test_every_section_is_walked() -> None:
+    named = {f"{key}." for key in (*COMPONENTS, *FILE_ONLY)}
+    assert {path for path, _ in sections()} == {"", "serve.replicas.", *named}
+
+
+@pytest.mark.parametrize(("path", "section"), list(sections()), ids=[path for path, _ in sections()])
+def test_every_option_is_declared_once_and_has_a_text(path: str, section: type) -> None:
+    texts = texts_of(section)
+    for option in options_of(section):
+        owners = [owner for owner in section.__mro__ if option.name in inspect.get_annotations(owner)]
+        assert len(owners) == 1, f"{path}{option.name}"
+        if section is TaskConfig and option.name in keys_of(Recipe):
+            assert (option.kind, option.default) == (hints(Recipe)[option.name] | None, None)
+        elif (path, option.name) != ("fusion.", "mode"):  # its values are told beside the table
+            assert texts.get(option.name), f"{path}{option.name}"
+
+
+@pytest.mark.parametrize("key", COMPONENTS)
+def test_a_section_is_its_components_own_options(key: str) -> None:
+    section = section_in(Config, key)
+    assert section is not None
+    assert all(issubclass(section, component) for component in COMPONENTS[key])
+    declared = {option.name: option for component in COMPONENTS[key] for option in options_of(component)}
+    assert {option.name: option for option in options_of(section)} == declared
+    in_file = {option.name: option.default for option in options_of(Config)}[key]
+    for component in COMPONENTS[key]:
+        for name in keys_of(component):
+            assert getattr(in_file, name) == getattr(component(), name) == declared[name].default
+
+
+def test_a_service_is_told_the_sections_of_the_file_and_the_store() -> None:
+    told = {option.name: option.default for option in options_of(ServiceOptions)}
+    in_file = [*options_of(PredictOptions), *options_of(ServeOptions)]
+    assert told == {"address": MISSING, **{option.name: option.default for option in in_file}}
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter", "default"),
+    [
+        (Predictor, "capacity", ServeOptions.cached_experts),
+        (ModelShelf, "capacity", ServeOptions.cached_experts),
+        (Query, "top_k", PredictOptions.top_k),
+        (train_expert, "num_loader_threads", LaneOptions.num_loader_threads),
+        (finetune, "num_loader_threads", LaneOptions.num_loader_threads),
+    ],
+)
+def test_without_a_configuration_the_same_defaults_go(function: Any, parameter: str, default: object) -> None:
+    assert inspect.signature(function).parameters[parameter].default == default
+
+
+def test_the_tables_of_the_manual_are_the_options() -> None:
+    page = (ROOT / "docs" / "operating.md").read_text()
+    assert all(f"<!-- options: {name} -->" in page for name in TABLES)
+    assert with_tables(page) == page, "run: python -m cluster.config_docs docs/operating.md"
