@@ -11,17 +11,18 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from cluster.config_sections import keys_of, section_in
+from cluster.config_sections import keys_of, options_of, section_in
 from cluster.session import RayOptions
 from fusion.answers.options import PredictOptions
 from fusion.errors import ConduError, ConfigError
-from fusion.modes import open_mode
-from fusion.options import OptionsError, hints
+from fusion.fusion_options import FusionOptions
+from fusion.modes import DEFAULT_MODE, mode_class, modes_with, open_mode
+from fusion.options import OptionsError
 from fusion.store import S3Options
 from fusion.store.address import StoreAddress
 from fusion.versions.manifest import check_task_name
@@ -65,12 +66,17 @@ class UnseenConfig(DataConfig):
     """Test images of a task that is never trained: they show what becomes of zero-shot."""
 
 
-def _overrides() -> Any:
-    options: dict[str, Any] = {name: (hint | None, None) for name, hint in hints(Recipe).items()}
-    return create_model("RecipeOverrides", __base__=DataConfig, **options)
+def fields_of(kind: type, *, optional: bool = False) -> dict[str, Any]:
+    """A component's options as fields of a model; `optional`: None is allowed, and the default."""
+    return {
+        option.name: (option.kind | None, Field(None, description=option.text))
+        if optional
+        else (option.kind, Field(option.default, description=option.text))
+        for option in options_of(kind)
+    }
 
 
-_RecipeOverrides: Any = _overrides()
+_RecipeOverrides: Any = create_model("RecipeOverrides", __base__=DataConfig, **fields_of(Recipe, optional=True))
 """Every option of the recipe; None: as `train` has it."""
 
 
@@ -97,50 +103,57 @@ class TrainOptions(LaneOptions, Recipe):
         return Recipe(**{field.name: getattr(self, field.name) for field in fields(Recipe)} | overrides)
 
 
-class FusionConfig(Section):
-    """How experts become one unified model plus triggers."""
+class ModeConfig(BaseModel):
+    """A fusion mode and its options, which the mode's own class declares."""
 
-    mode: Literal["iterative", "joint", "signed"] = "signed"
-    bits: int | None = Field(default=None, ge=1, le=4)
-    """Bits a parameter and task, `signed` only. Default 2."""
-    scales: Literal["task", "tensor", "row"] | None = None
-    """One scale a task (the paper's, and the default), tensor or row; `iterative` and `joint` only."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """What tau is kept in, `iterative` and `joint` only. Default float32; 16 bits halve it, at a rounding error."""
-    archive_experts: bool = False
-    """Let a version name every expert's file, which `joint` reads again (and always does). A checkpoint a task."""
-    archive_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """What is archived: the expert's file, or its task vector in 16 bits, half the size."""
-    num_cpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """Cores that the fusion actor reserves, and threads it computes with; 0: none, and one thread beside the lanes.
-    `auto`: one on a cluster of more than two cores, if the lanes fit beside it."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where the fusion actor does its arithmetic."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPU share that it reserves, with `device: cuda`."""
+    model_config = ConfigDict(extra="allow", frozen=True)  # what is allowed is the mode's to say
+
+    mode: str = DEFAULT_MODE
+    """How experts are fused; its options stand beside it. A store keeps its mode until `condu fuse --from-archive`
+    rebuilds it in another."""
 
     @model_validator(mode="after")
-    def _no_setting_without_effect(self) -> FusionConfig:
-        if self.bits is not None and self.mode != "signed":
-            raise ValueError(
-                f"bits: {self.bits} has no effect in mode '{self.mode}': only 'signed' has more than one bit"
-            )
-        if (self.device == "cuda") != (self.num_gpus > 0):
-            raise ValueError(
-                f"device: {self.device} with num_gpus: {self.num_gpus:g}: fusing on a GPU takes both, device: cuda "
-                "and num_gpus above 0"
-            )
-        for name in ("scales", "dtype"):
-            if getattr(self, name) is not None and self.mode == "signed":
-                raise ValueError(
-                    f"{name}: {getattr(self, name)} has no effect in mode 'signed', only in 'iterative' and 'joint'"
-                )
+    def _options_are_the_modes(self) -> ModeConfig:
+        options = self.model_extra or {}
+        known = keys_of(mode_class(self.mode))
+        problems = [self._foreign(name, value, known) for name, value in options.items() if name not in known]
+        if problems:
+            raise OptionsError(*problems)
+        self.settings()
         return self
+
+    def _foreign(self, name: str, value: Any, known: list[str]) -> str:
+        if owners := modes_with(name):
+            return f"{name}: {value} has no effect in mode {self.mode!r}: it belongs to {' and '.join(owners)}"
+        near = difflib.get_close_matches(name, [*known, *type(self).model_fields], n=1, cutoff=0.5)
+        return f"{name}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
 
     def settings(self) -> dict[str, Any]:
         """As a manifest records them."""
-        chosen = {name: getattr(self, name) for name in ("bits", "scales", "dtype")}
-        return open_mode({"name": self.mode, **{k: v for k, v in chosen.items() if v is not None}}).settings()
+        return open_mode({"name": self.mode, **(self.model_extra or {})}).settings()
+
+
+_FusionSection: Any = create_model("FusionSection", __base__=ModeConfig, **fields_of(FusionOptions))
+
+
+class FusionConfig(_FusionSection):
+    """How experts become triggers and what these share: a mode, and the fusion actor's options, in one flat section."""
+
+    @model_validator(mode="after")
+    def _options_work(self) -> FusionConfig:
+        self.options()
+        return self
+
+    def options(self) -> FusionOptions:
+        """Those of the actor. Raises `OptionsError`."""
+        return FusionOptions(**{name: getattr(self, name) for name in keys_of(FusionOptions)})
+
+
+class DemoConfig(Section):
+    """What `condu demo` shows beside the run."""
+
+    modes: tuple[ModeConfig, ...] = ()
+    """The same experts are fused in these modes too, for comparison, and measured with them."""
 
 
 class Config(Section):
@@ -157,7 +170,7 @@ class Config(Section):
     train: TrainOptions = TrainOptions()
     """How tasks are fine-tuned, and how they are spread over the cluster."""
     fusion: FusionConfig = FusionConfig()
-    """How experts become one unified model plus triggers."""
+    """How experts become triggers and what these share."""
     predict: PredictOptions = PredictOptions()
     """How images are answered."""
     serve: ServeOptions = ServeOptions()
@@ -166,6 +179,8 @@ class Config(Section):
     """Which Ray is used."""
     s3: S3Options = S3Options()
     """How to reach S3."""
+    demo: DemoConfig = DemoConfig()
+    """What `condu demo` shows beside the run."""
     seed: int = 0
     """Of every task's random numbers. Part of an expert's identity."""
     cache: Path | None = None

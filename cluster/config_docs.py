@@ -13,10 +13,12 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from cluster.config import BaseConfig, Config, FusionConfig, TaskConfig
-from cluster.config_sections import Option, is_section, keys_of, options_of, texts_of
+from cluster.config import BaseConfig, Config, ModeConfig, TaskConfig
+from cluster.config_sections import Option, is_section, keys_of, options_of
 from cluster.session import RayOptions
 from fusion.answers.options import PredictOptions
+from fusion.fusion_options import FusionOptions
+from fusion.modes import modes
 from fusion.store import S3Options
 from serving.options import ServeOptions
 from training.lanes.capacity import LaneOptions
@@ -28,20 +30,23 @@ TABLES: dict[str, type] = {
     "tasks": TaskConfig,
     "train, the recipe": Recipe,
     "train, the lanes": LaneOptions,
-    "fusion": FusionConfig,
+    "fusion": ModeConfig,
+    "fusion, the actor": FusionOptions,
     "predict": PredictOptions,
     "serve": ServeOptions,
     "ray": RayOptions,
     "s3": S3Options,
 }
-"""A table for each section. `unseen` has two keys of `tasks`, and `train` is two components' options in one."""
+"""A table for each section. `unseen` has two keys of `tasks`; `train` and `fusion` are several components' in one."""
+MODES_TABLE = "fusion, the modes"
 
 _TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def with_tables(page: str) -> str:
     """A page with the table of every section in its place, as it is now."""
-    return _TABLE.sub(lambda found: f"{found[1]}\n{table(TABLES[found[2]])}\n{found[3]}", page)
+    tables = {name: table(section) for name, section in TABLES.items()} | {MODES_TABLE: modes_table()}
+    return _TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}", page)
 
 
 def table(section: type) -> str:
@@ -50,16 +55,29 @@ def table(section: type) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def modes_table() -> str:
+    """The options of every fusion mode; one that several modes have alike stands once."""
+    owners: dict[Option, list[str]] = {}
+    for mode in modes().values():
+        for option in options_of(mode):
+            owners.setdefault(option, []).append(f"`{mode.name}`")
+    lines = ["| key | mode | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{o.name}` | {', '.join(names)} | {_default(o)} | {_text(o)} |" for o, names in owners.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
 def _rows(section: type, prefix: str = "") -> Iterator[str]:
     """Also of sections inside of it; the configuration's own have tables of their own."""
-    texts = texts_of(section)
     left_out = keys_of(Recipe) if section is TaskConfig else []
     for option in options_of(section):
         if is_section(option.kind) and section is not Config:
             yield from _rows(option.kind, f"{prefix}{option.name}.")
         elif option.name not in left_out:
-            text = texts.get(option.name, "").replace("|", "\\|")
-            yield f"| `{prefix}{option.name}` | {_default(option)} | {text} |"
+            yield f"| `{prefix}{option.name}` | {_default(option)} | {_text(option)} |"
+
+
+def _text(option: Option) -> str:
+    return option.text.replace("|", "\\|")
 
 
 def _default(option: Option) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from itertools import pairwise
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from fusion.options import hints
+from fusion.options import hints, texts
 
 
 @dataclass(frozen=True)
@@ -23,15 +19,23 @@ class Option:
     """Its type."""
     default: Any
     """`MISSING` where the key is required."""
+    text: str = ""
+    """What it means, from the docstring below it."""
 
 
 def options_of(section: type) -> list[Option]:
     """The options of a section, in the order of their declaration."""
     if is_dataclass(section):
-        return [Option(field.name, hints(section)[field.name], field.default) for field in fields(section)]
+        known = texts(section)
+        return [Option(f.name, hints(section)[f.name], f.default, known.get(f.name, "")) for f in fields(section)]
     assert issubclass(section, BaseModel), f"{section} is not a section"
     return [
-        Option(name, field.annotation, MISSING if field.is_required() else field.default)
+        Option(
+            name,
+            field.annotation,
+            MISSING if field.is_required() else field.default,
+            field.description or texts(section).get(name, ""),
+        )
         for name, field in section.model_fields.items()
     ]
 
@@ -48,32 +52,6 @@ def section_in(section: type, key: str) -> type | None:
     return nested[0] if nested else None
 
 
-def texts_of(section: type) -> dict[str, str]:
-    """The docstring below each option, in one line; inherited options included."""
-    texts: dict[str, str] = {}
-    for owner in reversed(section.__mro__):
-        if is_section(owner) and owner.__module__.partition(".")[0] != "pydantic":
-            texts |= _attribute_docstrings(owner)
-    return texts
-
-
 def is_section(kind: Any) -> bool:
     """Whether a type holds options of its own."""
     return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel))
-
-
-def _attribute_docstrings(owner: type) -> dict[str, str]:
-    try:
-        source = textwrap.dedent(inspect.getsource(owner))
-    except (OSError, TypeError):  # made by a program
-        return {}
-    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
-    return {
-        before.target.id: " ".join(inspect.cleandoc(text.value.value).split())
-        for before, text in pairwise(body)
-        if isinstance(before, ast.AnnAssign)
-        and isinstance(before.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }

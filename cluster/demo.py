@@ -26,8 +26,6 @@ from training.continual import continual_finetuning
 from training.lanes.task_queue import TaskJob
 from training.malloc import WORKER_ENVIRONMENT
 
-MODES: tuple[dict[str, Any], ...] = ({"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2})
-
 
 def run_demo(run: Run, scratch: Path, ray: Any) -> RunReport:
     """Train, fuse, compare and measure. Returns the report without the answers over HTTP."""
@@ -48,7 +46,7 @@ def _fuse_other_modes(run: Run, scratch: Path, ray: Any) -> list[tuple[str, str]
     """Fuse the run's experts into a scratch store for each other mode, side by side."""
     shutil.rmtree(scratch, ignore_errors=True)
     own = run.config.fusion.settings()
-    others = [mode for mode in MODES if mode["name"] != own["name"]]
+    others = [settings for mode in run.config.demo.modes if (settings := mode.settings())["name"] != own["name"]]
     experts = []
     for name in run.fused():
         record = run.record(name)

@@ -12,10 +12,14 @@ The section of a configuration is that dataclass itself. Pydantic reads YAML int
 
 from __future__ import annotations
 
+import ast
+import inspect
 import operator
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,7 +65,7 @@ def _out_of_range(options: Options) -> Iterator[str]:
     for name, hint in hints(kind).items():
         value = getattr(options, name)
         if needed := _needed(value, hint):
-            yield f"{name} is {value!r}, it has to be {needed}"
+            yield f"{name} is {value!r}, it must be {needed}"
 
 
 @cache
@@ -69,6 +73,33 @@ def hints(kind: Any) -> dict[str, Any]:
     """Types of a dataclass's fields, with their bounds."""
     found = get_type_hints(kind, include_extras=True)
     return {field.name: found[field.name] for field in fields(kind)}
+
+
+@cache
+def texts(kind: Any) -> dict[str, str]:
+    """The docstring below each option of a class, in one line; inherited options included."""
+    found: dict[str, str] = {}
+    for owner in reversed(kind.__mro__):
+        if owner.__module__.partition(".")[0] not in ("builtins", "abc", "pydantic"):
+            found |= _attribute_docstrings(owner)
+    return found
+
+
+def _attribute_docstrings(owner: type) -> dict[str, str]:
+    try:
+        source = textwrap.dedent(inspect.getsource(owner))
+    except (OSError, TypeError):  # made by a program
+        return {}
+    (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    return {
+        before.target.id: " ".join(inspect.cleandoc(text.value.value).split())
+        for before, text in pairwise(body)
+        if isinstance(before, ast.AnnAssign)
+        and isinstance(before.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def _needed(value: Any, hint: Any) -> str:
@@ -80,11 +111,15 @@ def _needed(value: Any, hint: Any) -> str:
         needed = [_needed(value, member) for member in arguments if member is not NoneType]
         return " or ".join(needed) if all(needed) else ""
     if origin is Literal:
-        return "" if value in arguments else " or ".join(map(repr, arguments))
+        *others, last = map(repr, arguments)
+        return "" if value in arguments else " or ".join([", ".join(others), last] if others else [last])
     if origin is Annotated:
         bounds = [bound for part in arguments[1:] for bound in (part if isinstance(part, GroupedMetadata) else [part])]
-        met = isinstance(value, int | float) and all(_is_met(value, bound) for bound in bounds)
-        return "" if met else " and ".join(f"{_BOUNDS[type(bound)][1]} {_limit(bound)}" for bound in bounds)
+        right_kind = isinstance(value, int if arguments[0] is int else int | float) and not isinstance(value, bool)
+        if right_kind and all(_is_met(value, bound) for bound in bounds):
+            return ""
+        words = " and ".join(f"{_BOUNDS[type(bound)][1]} {_limit(bound)}" for bound in bounds)
+        return words if right_kind else f"a {'whole ' if arguments[0] is int else ''}number, {words}"
     return ""
 
 

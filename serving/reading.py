@@ -61,7 +61,7 @@ async def _form(request: Request, options: ServeOptions) -> tuple[list[Upload], 
                 called = (value.filename or f"image-{len(uploads) + 1}")[:_NAME_CHARACTERS]
                 uploads.append(Upload(called, await value.read()))
             elif name == "image":
-                raise RequestError("image is text: it has to be a file (with curl, `-F image=@photo.jpg`)")
+                raise RequestError("image is text: it must be a file (with curl, `-F image=@photo.jpg`)")
             else:
                 fields.append((name, value))
     if not uploads:

@@ -25,7 +25,7 @@ ROOMS = {
     "versions": ("versions",),
     "elements": ("chunks", "kernels", "task_vectors"),
     "modes": ("modes", "archives"),
-    "fuse": ("fuse", "decouple", "fidelity"),
+    "fuse": ("fuse", "fusion_options", "decouple", "fidelity"),
     "answers": ("answers",),
     "roof": ("baselines", "actor"),
 }

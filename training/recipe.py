@@ -65,11 +65,11 @@ class Recipe(Options):
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
         if 0 < self.steps <= self.warmup_steps:
-            problems.append(f"warmup_steps is {self.warmup_steps}, it has to be below steps, which is {self.steps}")
+            problems.append(f"warmup_steps is {self.warmup_steps}, it must be below steps, which is {self.steps}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas is {self.betas}, it has to be two numbers in [0, 1)")
+            problems.append(f"betas is {self.betas}, it must be two numbers in [0, 1)")
         if self.method not in METHODS:
-            problems.append(f"method is {self.method!r}, it has to be {' or '.join(map(repr, METHODS))}")
+            problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, METHODS))}")
         return problems
 
     def learning_rate(self, step: int) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 
 from fusion.chunks import Chunk
 from fusion.modes.workbench import NewExpert, Workbench
+from fusion.options import Options
 from fusion.versions.state import FusedState, TaskRecord
 
 
@@ -34,7 +35,7 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Mode(ABC):
+class Mode(Options, ABC):
     """One way of fusing. The fields of a subclass are its options, each with a default and a text.
 
     A mode is a frozen dataclass in a file of its own in this folder, decorated with `register`.

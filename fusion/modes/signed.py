@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from fusion.chunks import CHUNK_ELEMENTS, Chunk
-from fusion.errors import ConfigError
 from fusion.kernels import LEVEL_BINS, Kernels
 from fusion.modes.mode import Mode
 from fusion.modes.registry import register
@@ -92,12 +92,8 @@ class Signed(Mode):
     name = "signed"
     traces = "the shared profile keeps its share of mean magnitudes, never its signs"
 
-    bits: int = 2
+    bits: Annotated[int, Ge(1), Le(4)] = 2
     """Bits per parameter and task, 1 to 4."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.bits, int) or not 1 <= self.bits <= 4:
-            raise ConfigError(f"bits: {self.bits!r} is out of range: mode 'signed' takes 1 to 4 bits per parameter")
 
     @classmethod
     def variants(cls) -> Mapping[str, Mapping[str, Any]]:

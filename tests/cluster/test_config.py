@@ -74,7 +74,7 @@ def test_a_tasks_settings_go_before_the_runs_before_the_papers(tmp_path: Path) -
 
 
 def test_a_recipe_that_can_not_work_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="train: warmup_steps is 100, it has to be below steps"):
+    with pytest.raises(ConfigError, match="train: warmup_steps is 100, it must be below steps"):
         parse(tmp_path, train={"steps": 10})
 
 
@@ -84,8 +84,8 @@ def test_a_tasks_own_mistakes_are_told_with_its_place(tmp_path: Path) -> None:
         parse(tmp_path, tasks=tasks, unseen=[{"name": "b", "data": "z"}])
     assert str(caught.value).splitlines()[1:] == [
         "  task name 'b' is used twice: a name is a task's only key",
-        "  tasks.0: warmup_steps is 100, it has to be below steps, which is 10",
-        "  tasks.1: method is 'most', it has to be 'full'",
+        "  tasks.0: warmup_steps is 100, it must be below steps, which is 10",
+        "  tasks.1: method is 'most', it must be 'full'",
     ]
 
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Config, TaskConfig
-from cluster.config_docs import TABLES, with_tables
-from cluster.config_sections import keys_of, options_of, section_in, texts_of
+from cluster.config import Config, FusionConfig, ModeConfig, TaskConfig
+from cluster.config_docs import MODES_TABLE, TABLES, modes_table, with_tables
+from cluster.config_sections import keys_of, options_of, section_in
 from cluster.session import RayOptions
 from fusion.answers.label_spaces import Query
 from fusion.answers.options import PredictOptions
 from fusion.answers.predictor import ModelShelf, Predictor
+from fusion.fusion_options import FusionOptions
+from fusion.modes import Mode, modes
 from fusion.options import hints
 from fusion.store import S3Options
 from serving.options import ServeOptions, ServiceOptions
@@ -34,7 +36,7 @@ COMPONENTS: dict[str, list[Any]] = {
     "s3": [S3Options],
 }
 """Whose options a section is."""
-FILE_ONLY = {"base", "tasks", "unseen", "fusion"}
+FILE_ONLY = {"base", "tasks", "unseen", "fusion", "demo"}
 """Sections that no component takes as they are."""
 
 
@@ -48,19 +50,17 @@ def sections(section: type = Config, path: str = "") -> Iterator[tuple[str, type
 
 def test_every_section_is_walked() -> None:
     named = {f"{key}." for key in (*COMPONENTS, *FILE_ONLY)}
-    assert {path for path, _ in sections()} == {"", "serve.replicas.", *named}
+    assert {path for path, _ in sections()} == {"", "serve.replicas.", "demo.modes.", *named}
 
 
 @pytest.mark.parametrize(("path", "section"), list(sections()), ids=[path for path, _ in sections()])
 def test_every_option_is_declared_once_and_has_a_text(path: str, section: type) -> None:
-    texts = texts_of(section)
     for option in options_of(section):
         owners = [owner for owner in section.__mro__ if option.name in inspect.get_annotations(owner)]
         assert len(owners) == 1, f"{path}{option.name}"
         if section is TaskConfig and option.name in keys_of(Recipe):
             assert (option.kind, option.default) == (hints(Recipe)[option.name] | None, None)
-        elif (path, option.name) != ("fusion.", "mode"):  # its values are told beside the table
-            assert texts.get(option.name), f"{path}{option.name}"
+        assert option.text, f"{path}{option.name}"
 
 
 @pytest.mark.parametrize("key", COMPONENTS)
@@ -74,6 +74,22 @@ def test_a_section_is_its_components_own_options(key: str) -> None:
     for component in COMPONENTS[key]:
         for name in keys_of(component):
             assert getattr(in_file, name) == getattr(component(), name) == declared[name].default
+
+
+def test_the_section_fusion_is_a_mode_and_the_options_of_the_actor() -> None:
+    section = section_in(Config, "fusion")
+    assert section is not None
+    declared = [*options_of(ModeConfig), *options_of(FusionOptions)]
+    assert [(o.name, o.default, o.text) for o in options_of(section)] == [(o.name, o.default, o.text) for o in declared]
+    assert FusionConfig().options() == FusionOptions()
+
+
+@pytest.mark.parametrize("mode", modes().values(), ids=modes())
+def test_every_option_of_a_mode_has_a_default_and_a_text_and_stands_in_the_manual(mode: type[Mode]) -> None:
+    for option in options_of(mode):
+        assert option.default is not MISSING
+        assert option.text
+        assert option.text in modes_table()
 
 
 def test_a_service_is_told_the_sections_of_the_file_and_the_store() -> None:
@@ -98,5 +114,5 @@ def test_without_a_configuration_the_same_defaults_go(function: Any, parameter: 
 
 def test_the_tables_of_the_manual_are_the_options() -> None:
     page = (ROOT / "docs" / "operating.md").read_text()
-    assert all(f"<!-- options: {name} -->" in page for name in TABLES)
+    assert all(f"<!-- options: {name} -->" in page for name in [*TABLES, MODES_TABLE])
     assert with_tables(page) == page, "run: python -m cluster.config_docs docs/operating.md"

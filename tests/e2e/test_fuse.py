@@ -71,7 +71,7 @@ def test_a_store_is_fused_anew_in_another_mode_from_its_archive(project: Project
             "--scales row has no effect in mode signed: it belongs to iterative and joint",
         ),
         (("--mode=iterative", "--bits=2", "--expert=a=x"), "--bits 2 has no effect in mode iterative"),
-        (("--mode=joint", "--scales=column", "--expert=a=x"), "take task, tensor or row"),
+        (("--mode=joint", "--scales=column", "--expert=a=x"), "it must be 'task', 'tensor' or 'row'"),
         (("--mode=median", "--expert=a=x"), "fusion mode 'median' is unknown"),
         (("--archive=int8", "--base=base-0.safetensors", "--expert=a=a-0.safetensors"), "--archive 'int8' is unknown"),
         (("--device=cuda:99", "--base=base-0.safetensors", "--expert=a=a-0.safetensors"), "can't be used"),

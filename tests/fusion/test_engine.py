@@ -62,9 +62,9 @@ def test_settings_open_the_mode_that_wrote_them(mode: dict[str, Any]) -> None:
     [
         ({"name": "average"}, "is unknown: take iterative, joint or signed"),
         ({"name": "signed", "scales": "row"}, "does not take all of scales"),
-        ({"name": "signed", "bits": 5}, "takes 1 to 4 bits"),
-        ({"name": "joint", "scales": "column"}, "take task, tensor or row"),
-        ({"name": "iterative", "dtype": "int8"}, "take float32, float16 or bfloat16"),
+        ({"name": "signed", "bits": 5}, "bits is 5, it must be at least 1 and at most 4"),
+        ({"name": "joint", "scales": "column"}, "it must be 'task', 'tensor' or 'row'"),
+        ({"name": "iterative", "dtype": "int8"}, "it must be 'float32', 'float16' or 'bfloat16'"),
     ],
     ids=str,
 )

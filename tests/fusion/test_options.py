@@ -45,12 +45,12 @@ def test_what_is_in_range_is_taken() -> None:
 @pytest.mark.parametrize(
     ("values", "problems"),
     [
-        ({"steps": 0}, ["steps is 0, it has to be at least 1 or 'auto'"]),
-        ({"steps": "many"}, ["steps is 'many', it has to be at least 1 or 'auto'"]),
-        ({"pace": 0.0}, ["pace is 0.0, it has to be above 0"]),
-        ({"pace": float("nan")}, ["pace is nan, it has to be above 0"]),
-        ({"slope": 1.0}, ["slope is 1.0, it has to be at least 0 and below 1"]),
-        ({"ground": "ice"}, ["ground is 'ice', it has to be 'grass' or 'sand'"]),
+        ({"steps": 0}, ["steps is 0, it must be at least 1 or 'auto'"]),
+        ({"steps": "many"}, ["steps is 'many', it must be a whole number, at least 1 or 'auto'"]),
+        ({"pace": 0.0}, ["pace is 0.0, it must be above 0"]),
+        ({"pace": float("nan")}, ["pace is nan, it must be above 0"]),
+        ({"slope": 1.0}, ["slope is 1.0, it must be at least 0 and below 1"]),
+        ({"ground": "ice"}, ["ground is 'ice', it must be 'grass' or 'sand'"]),
         ({"minutes": 3}, ["minutes is odd", "minutes without pace"]),
         ({"slope": -1, "ground": None, "minutes": 2}, ["slope is -1", "ground is None", "minutes without pace"]),
     ],

@@ -119,5 +119,5 @@ def test_all_wrong_values_are_named_at_once() -> None:
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    with pytest.raises(ConfigError, match="warmup_steps is 100, it has to be below steps, which is 100"):
+    with pytest.raises(ConfigError, match="warmup_steps is 100, it must be below steps, which is 100"):
         Recipe(steps=100)

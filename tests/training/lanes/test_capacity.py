@@ -95,7 +95,7 @@ def test_a_cluster_that_grows_is_not_asked() -> None:
         ({"workers": 2, "num_gpus": 0.5}, "NCCL refuses two workers"),
         ({"accelerator_type": "A100"}, "has no effect with num_gpus: 0"),
         ({"autoscaling": True}, "give a number of lanes"),
-        ({"num_cpus": 0}, "num_cpus is 0, it has to be above 0"),
+        ({"num_cpus": 0}, "num_cpus is 0, it must be above 0"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused(choices: dict[str, object], said: str) -> None:
