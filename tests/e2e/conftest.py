@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.project import Project
+from tests.e2e.project import FAST, Project
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after `condu run`. Tests may read it, and add versions, but not take any away."""
     project = Project(tmp_path_factory.mktemp("finished"))
+    project.write_config(train={"lanes": 2, **FAST})
     done = project.condu("run", "condu.yaml", "--output", "out")
     assert done.returncode == 0, done.stdout + done.stderr
     return project

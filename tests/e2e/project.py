@@ -83,7 +83,7 @@ class Project:
             "base": {"architecture": "tiny.json", "weights": "base.safetensors"},
             "tasks": [{"name": name, "data": data} for name, data in self.tasks.items()],
             "unseen": [{"name": name, "data": data} for name, data in self.unseen.items()],
-            "train": {"lanes": 2, **FAST},
+            "train": {"lanes": 1, **FAST},
             "ray": {"num_cpus": 4},
             "serve": {"num_cpus": 0.5, "poll_s": 0.3},
             **changes,
