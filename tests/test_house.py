@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "cluster": {"fusion", "training", "serving"},
 }
 ROOMS = {
-    "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "turns"),
+    "ground": ("errors", "backoff", "disk", "tensors", "planes", "memory", "actor_names", "turns"),
     "store": ("store",),
     "versions": ("versions",),
     "elements": ("chunks", "kernels", "task_vectors"),

@@ -19,8 +19,8 @@ from cluster.config import Config, load_config
 from cluster.output import console, human_bytes, print_json
 from fusion.errors import ConduError
 from fusion.store.address import StoreAddress
-from fusion.store.check import check_store
 from fusion.store.node_cache import default_cache_folder
+from fusion.store.probe import check_store
 from fusion.versions.history import Versions
 
 _MIN_FREE_BYTES = 2 << 30

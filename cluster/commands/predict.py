@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.client import predict_over_http
 from cluster.commands.fuse import JsonOption
 from cluster.output import console, print_json, table
+from cluster.service_client import predict_over_http
 from fusion.answers.label_spaces import DEFAULT_TOP_K, Query
 from fusion.errors import ConfigError, DataError, ImageError
 from fusion.store import open_store

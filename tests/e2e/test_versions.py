@@ -99,8 +99,8 @@ def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
     no("pin", "0", says="has no version 0")
     no("unpin", "7", says="has no version 7")
     no("remove-task", "nobody", says="version 6 has no task 'nobody'")
-    no("gc", "--keep", "0", code=2, says="--keep 0: the newest version always stays")
-    no("gc", "--keep-days", "-1", code=2, says="--keep-days -1: it has to be 0 or more")
+    no("gc", "--keep", "0", code=2, says="--keep 0: it must be 1 or more, because the newest version is always kept")
+    no("gc", "--keep-days", "-1", code=2, says="--keep-days -1: it must be 0 or more")
     no("show", "8", says="has no version 8")
     assert fused.project.condu_here("versions", "gc", "--keep", "2", "--keep-days", "0", *store).returncode == 0
     no("rollback", "1", says="version 1 of")
@@ -108,7 +108,7 @@ def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
     no("pin", "2", says="is gone; kept: 5-7")
     for command in ("verify", "gc"):
         refused(fused.project, "versions", command, "--store", tmp_path / "none", code=1, says="nothing was published")
-    refused(fused.project, "versions", "rollback", "1", "--store", "ftp://x/y", code=2, says="names no store")
+    refused(fused.project, "versions", "rollback", "1", "--store", "ftp://x/y", code=2, says="does not name a store")
     flip_a_byte(fused.store, manifest_key(6))
     no("gc", "--keep", "3", says="00000006.json is damaged")
     rows = {row["version"]: row for row in fused.json("list")}

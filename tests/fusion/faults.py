@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,6 +81,7 @@ class StruckStore:
         self._lock = threading.Lock()
         self.calls: list[tuple[str, str]] = []
         self.url = store.url
+        self.needs_probe = store.needs_probe
 
     @contextmanager
     def _call(self, method: str, key: str) -> Iterator[None]:
@@ -103,6 +104,10 @@ class StruckStore:
     def scratch(self) -> Path:
         with self._call("scratch", ""):
             return self._store.scratch
+
+    def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
+        with self._call("stale_scratch", ""):
+            return self._store.stale_scratch(untouched_s)
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytes:
         with self._call("get", key):

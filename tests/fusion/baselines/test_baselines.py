@@ -240,7 +240,7 @@ def test_an_expert_that_is_the_base_stays_the_base(name: str, base: TensorFile, 
 
 
 def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: TensorFile, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'tiess' is unknown: take checkpoints, average"):
+    with pytest.raises(ConfigError, match=r"'tiess' is unknown: choose from checkpoints, average"):
         open_baseline("tiess")
     with pytest.raises(ConfigError, match=r"density is 0"):
         open_baseline("ties", density=0)
@@ -249,7 +249,7 @@ def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: Ten
     with pytest.raises(ConfigError, match=r"no expert"):
         fuse_baseline(open_baseline("average"), base, {}, tmp_path / "none")
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
-    with pytest.raises(StateDictError, match=r"is no expert of base"):
+    with pytest.raises(StateDictError, match=r"does not match the base"):
         fuse_baseline(open_baseline("emr"), base, {"x": TensorFile(tmp_path / "other.safetensors")}, tmp_path / "other")
 
 

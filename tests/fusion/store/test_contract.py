@@ -198,13 +198,13 @@ def test_a_key_that_could_leave_the_store_is_refused_by_every_call(any_store: St
         lambda: any_store.local_path(key),
     ]
     for call in calls:
-        with pytest.raises(StoreError, match="is no key"):
+        with pytest.raises(StoreError, match="is not a valid key"):
             call()
 
 
 @pytest.mark.parametrize("prefix", ["/", "../", "a/../b", "a//", "\\", "tmp/"])
 def test_a_prefix_that_begins_no_key_is_refused(any_store: Store, prefix: str) -> None:
-    with pytest.raises(StoreError, match="begins no key"):
+    with pytest.raises(StoreError, match=r"no key in .* can start with"):
         any_store.list(prefix)
 
 

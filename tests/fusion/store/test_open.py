@@ -36,7 +36,7 @@ def test_an_unknown_scheme_is_told_what_is_accepted(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["file:///", "file://host/folder", "file://", "file:///a%00b"])
 def test_a_file_url_without_a_folder_of_this_machine_is_refused(url: str) -> None:
-    with pytest.raises(StoreUrlError, match="names no folder"):
+    with pytest.raises(StoreUrlError, match="does not name a folder"):
         open_store(url)
 
 

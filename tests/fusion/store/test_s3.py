@@ -193,7 +193,7 @@ def test_a_missing_bucket_is_refused_by_every_call(s3_url: str) -> None:
         lambda: store.put_if_absent("a", b"x"),
         lambda: list(store.list("")),
     ):
-        with pytest.raises(StoreAccessError, match=r"s3://no-such-bucket/condu.*make the bucket"):
+        with pytest.raises(StoreAccessError, match=r"s3://no-such-bucket/condu.*create the bucket"):
             call()
 
 

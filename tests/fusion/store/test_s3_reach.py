@@ -40,7 +40,7 @@ def test_a_wrong_clock_is_told_with_its_error(
 
     monkeypatch.setattr(auth, "get_current_datetime", shifted(auth.get_current_datetime))
     monkeypatch.setattr(s3_errors, "_now", shifted(s3_errors._now))
-    with pytest.raises(StoreAccessError, match=rf"clock is {says} the endpoint's, 15 are allowed: set it"):
+    with pytest.raises(StoreAccessError, match=rf"clock is {says} the endpoint's, and 15 are allowed: set it"):
         CALLS[call](open_store(s3_url))
 
 
@@ -78,10 +78,10 @@ def test_a_certificate_by_another_authority_is_refused(
 
 
 def test_a_bundle_that_is_no_file_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is no file: check `ca_bundle`"):
+    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is not a file: check `ca_bundle`"):
         open_store(s3_url, S3Options(ca_bundle="/nowhere.pem")).head("a")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere.pem")
-    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is no file: check AWS_CA_BUNDLE"):
+    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is not a file: check AWS_CA_BUNDLE"):
         open_store(s3_url).head("a")
 
 

@@ -138,6 +138,8 @@ def test_a_version_that_is_gone_and_one_that_never_was_are_told_apart(three_vers
 class OverwritingBucket(CountingStore):
     """An endpoint that never heard of If-None-Match."""
 
+    needs_probe = True
+
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         self.delete(key)
         return super().put_if_absent(key, body)

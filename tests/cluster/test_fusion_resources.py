@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.config import FusionConfig
-from cluster.fusion_cores import fusion_resources
+from cluster.fusion_resources import fusion_resources
 from fusion.errors import ConfigError
 from training.lanes.capacity import LaneOptions, Node
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from fusion.store import ObjectInfo, S3Options, Store, open_store
-from fusion.store.check import check_store
 from fusion.store.local import LocalStore
+from fusion.store.probe import check_store
 
 
 class IgnoresConditions(LocalStore):
@@ -111,4 +111,4 @@ def test_a_store_that_does_not_answer_becomes_a_sentence(s3_url: str) -> None:
 
 def test_a_missing_bucket_becomes_a_sentence(s3_url: str) -> None:
     (problem,) = check_store(open_store("s3://no-such-bucket/condu"))
-    assert "make the bucket" in problem
+    assert "create the bucket" in problem
