@@ -129,7 +129,7 @@ def test_when_nothing_runs_that_is_said_and_the_store_is_shown(finished: Project
     assert told["store"]["experts"]["unfinished"] == []
     shown = finished.condu("status", "condu.yaml")
     assert shown.returncode == 0
-    assert "nothing runs now" in shown.stdout
+    assert "nothing is running" in shown.stdout
 
 
 def test_a_store_that_was_never_used_is_no_error(tmp_path: Path, project: Project) -> None:

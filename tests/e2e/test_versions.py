@@ -58,7 +58,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     assert f"version 9 is without {first}" in told
     assert "the unified vector keeps the magnitudes and signs" in told
     assert "condu fuse --from-archive" in told
-    assert "already, nothing to do" in fused.says("remove-task", first)
+    assert f"already without {first}: nothing to do" in fused.says("remove-task", first)
 
     assert fused.json("pin", "2")["pinned"] == [2]
     plan = fused.json("gc", "--dry-run", "--keep", "1", "--keep-days", "0")
