@@ -63,7 +63,7 @@ class CountingStore:
         self._store.delete(key)
 
     def taken(self) -> dict[str, int]:
-        """The calls since the last time, and start over."""
+        """The calls since the last time; starts over."""
         with self._lock:
             calls = dict(self.calls)
             self.calls.clear()

@@ -1,4 +1,4 @@
-"""What the fusion actor reserves: a core where there is one to spare, and never what the lanes need to start."""
+"""What the fusion actor reserves: a core if there is one to spare, and never what the lanes need to start."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_lanes_and_an_actor_that_can_never_run_at_once_are_refused(
         fusion_resources(FusionConfig(**fusion), lanes, nodes, 9)
 
 
-def test_a_cluster_that_grows_is_not_asked() -> None:
+def test_a_cluster_that_grows_is_not_checked() -> None:
     lanes = LaneOptions(lanes=9, autoscaling=True)
     assert fusion_resources(FusionConfig(num_cpus=2), lanes, cpus(2), 9) == {"CPU": 2}
 

@@ -17,7 +17,7 @@ from tests.golden import Golden
 
 
 class FusedStore:
-    """A store with one version a task, made by `condu fuse`, and the command on it."""
+    """A store with one version per task, made by `condu fuse`, and the command that works on it."""
 
     def __init__(self, folder: Path) -> None:
         golden = Golden("iterative_t6")
@@ -87,7 +87,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     assert f"versions 10-12: {fused.url}/{key} is damaged" in bad.stdout
 
 
-def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
+def test_what_can_not_be_done_is_refused_with_what_can(tmp_path: Path) -> None:
     fused = FusedStore(tmp_path)
     store = ("--store", fused.url)
 
@@ -129,7 +129,7 @@ def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: P
         assert "skipped shapes: it was removed" in " ".join(done.stderr.split())
         assert json.loads(done.stdout)["removed"] == ["shapes"]
         assert list(json.loads(done.stdout)["tasks"]) == ["colours"]
-        # what gc takes of `experts/` costs no training, and a report does without
+        # what gc deletes under `experts/` costs no training, and a report does without it
         collected = finished.condu("versions", "gc", "--experts", "--store", finished.store_url, "--json")
         gone = [item["key"] for item in json.loads(collected.stdout)["experts"]]
         assert gone, collected.stdout

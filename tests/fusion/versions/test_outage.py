@@ -1,4 +1,4 @@
-"""The S3 server stops while a publisher is at work, and comes back or does not. A server of these tests' own."""
+"""The S3 server stops while a publisher is at work, and comes back or does not. These tests have their own server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def server() -> Iterator[S3Server]:
 
 
 class Publisher:
-    """One who is about to fuse a second task into a store on a server that may stop."""
+    """A publisher that is about to fuse a second task into a store on a server that may stop."""
 
     def __init__(self, server: S3Server, folder: Path) -> None:
         self.server, self.folder = server, folder
