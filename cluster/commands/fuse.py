@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -13,6 +11,7 @@ import typer
 from cluster.output import console, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.decouple import DecoupledExpert, read_record
+from fusion.disk import replacing
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError
 from fusion.fidelity import FidelityReport, measure_fidelity
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
@@ -137,12 +136,10 @@ def export(
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.parent)
+        with replacing(out, private=True) as temporary:
+            expert.write(temporary)
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error
-    os.close(handle)
-    expert.write(Path(name))
-    os.replace(name, out)
     num_bytes = out.stat().st_size
     if as_json:
         print_json({"task": task, "version": manifest.version, "file": str(out), "bytes": num_bytes})
