@@ -60,13 +60,13 @@ def _main(address: str, store_url: str, *, joined: bool) -> None:
         from training.lanes.status import find_statuses
 
         tasks = find_statuses(store_url, timeout_s=_ANSWER_TIMEOUT_S)
-        _say(tasks=[[asdict(status) for status in run] for run in tasks])
+        _print_part(tasks=[[asdict(status) for status in run] for run in tasks])
         progress = find_progress(store_url, timeout_s=_ANSWER_TIMEOUT_S)
-        _say(fusion=asdict(progress) if progress else None)
-        _say(service=find_service(store_url, timeout_s=_ANSWER_TIMEOUT_S))
+        _print_part(fusion=asdict(progress) if progress else None)
+        _print_part(service=find_service(store_url, timeout_s=_ANSWER_TIMEOUT_S))
 
 
-def _say(**part: Any) -> None:
+def _print_part(**part: Any) -> None:
     print(json.dumps(part), flush=True)
 
 

@@ -41,7 +41,7 @@ def status(
     settings = load_config(config) if config else None
     target = settings.address.open() if settings else open_store(store) if store else None
     held = _store_status(target) if target else None
-    sessions = _live_status(target.url if target else None, settings)
+    sessions = _session_statuses(target.url if target else None, settings)
     if as_json:
         print_json({"store": held, "sessions": sessions})
     else:
@@ -73,7 +73,7 @@ def _store_status(store: Store) -> dict[str, Any]:
     return found
 
 
-def _live_status(store_url: str | None, settings: Config | None) -> list[dict[str, Any]]:
+def _session_statuses(store_url: str | None, settings: Config | None) -> list[dict[str, Any]]:
     """Every session that works for the store (None: for any store), queried in parallel."""
 
     def ask(session: Session) -> dict[str, Any]:
