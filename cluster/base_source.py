@@ -18,9 +18,10 @@ from fusion.versions.bases import Base, put_base
 
 
 def resolve_base(config: BaseConfig, store: Store) -> Base:
-    """Put the configured base into the store, unless it is there.
+    """Put the configured base into the store, unless it is there already.
 
-    Raises: ConfigError when weights or architecture can't be had, StateDictError for a file that is no safetensors.
+    Raises: ConfigError when the weights or the architecture can't be loaded, StateDictError for a file that is not
+        safetensors.
     """
     if config.weights.endswith(".safetensors"):
         path = Path(config.weights)
@@ -36,7 +37,7 @@ def resolve_base(config: BaseConfig, store: Store) -> Base:
 
 
 def _published(config: BaseConfig) -> tuple[Any, str, dict[str, Any]]:
-    """Model, name and configuration of published weights, downloaded (or taken from the hub's local cache)."""
+    """Model, name and configuration of published weights, downloaded or taken from the hub's local cache."""
     try:
         if config.weights.startswith("hf-hub:"):
             model = open_clip.create_model(config.weights, precision="fp32")
@@ -45,8 +46,8 @@ def _published(config: BaseConfig) -> tuple[Any, str, dict[str, Any]]:
         tags = list_pretrained_tags_by_model(config.architecture)
         if config.weights not in tags:
             raise ConfigError(
-                f"base.weights: open_clip has no weights {config.weights!r} for {config.architecture}. It has "
-                f"{', '.join(tags) or 'none'}; or give a .safetensors file, or hf-hub:organisation/name"
+                f"base.weights: open_clip has no weights {config.weights!r} for {config.architecture}, only "
+                f"{', '.join(tags) or 'none'}. Choose one of these, a .safetensors file, or hf-hub:organisation/name"
             )
         published = open_clip.get_pretrained_cfg(config.architecture, config.weights) or {}
         model = open_clip.create_model(config.architecture, pretrained=config.weights, precision="fp32")
@@ -56,7 +57,7 @@ def _published(config: BaseConfig) -> tuple[Any, str, dict[str, Any]]:
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"base.weights: {config.weights} could not be had ({reason}). On a machine without internet give a local "
+            f"base.weights: {config.weights} could not be loaded ({reason}). Without internet access, give a local "
             ".safetensors file"
         ) from error
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from cluster.client import predict_over_http
 from cluster.output import console
 from cluster.report.records import ServedAnswer
 from cluster.run import Run, jobs
+from cluster.service_client import predict_over_http
 from cluster.serving_config import service_options, start_service
 from training.data import TaskData, load_test_data
 

@@ -1,4 +1,4 @@
-"""Fusing in the configured order while lanes still train: a task goes as soon as it and all before it are settled."""
+"""Fusing in the configured order while lanes are training: a task is fused once it and all before it are settled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusion.versions.experts import ExpertRecord, find_expert, record_key
 from fusion.versions.history import Versions
 from training.lanes.task_queue import TaskStatus
 
-if TYPE_CHECKING:  # it imports Ray, and a session decides first how
+if TYPE_CHECKING:  # it imports Ray, which must not be imported before the session is prepared
     from fusion.actor import FusionClient
 
 
@@ -24,14 +24,15 @@ _logger = logging.getLogger(__name__)
 
 
 class OrderedFuser:
-    """Hands experts to the fusion actor, one session each, in order; a failed task is skipped.
+    """Passes experts to the fusion actor in order, one session per expert; failed tasks are skipped.
 
     Args:
-        client: of the store's fusion actor.
-        store, base: where experts and versions are, and what they are experts of.
-        options: `mode`, `archive`, `replace`, `created` of the fusing.
+        client: client of the store's fusion actor.
+        store: where experts and versions are kept.
+        base: the experts' base.
+        options: `mode`, `archive`, `replace` and `created` for `FusionClient.fuse`.
         on_fused: called with a task and the version that holds it.
-        readd: fuse tasks that were removed from the store, too; else they are left out.
+        readd: also fuse tasks that were removed from the store; otherwise they are left out.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class OrderedFuser:
         self._submitted: dict[str, Future[int | None]] = {}
 
     def update(self, statuses: Sequence[TaskStatus]) -> None:
-        """Submit what became ready. Raises what an earlier fusing raised."""
+        """Submit the tasks that became ready. Raises the error of an earlier fuse, if there is one."""
         for status in statuses:
             if not status.settled:
                 break
@@ -66,7 +67,7 @@ class OrderedFuser:
                 future.result()
 
     def finish(self) -> dict[str, int]:
-        """Wait for all that was submitted: task to the version that holds it."""
+        """Wait for all submitted tasks. Returns the version that holds each."""
         try:
             versions = {name: future.result() for name, future in self._submitted.items()}
             return {name: version for name, version in versions.items() if version is not None}
@@ -78,11 +79,11 @@ class OrderedFuser:
         assert isinstance(record, ExpertRecord), "a task that is done has a record"
         newest = self._versions.newest()
         if newest and status.name in newest.removed and not self._readd:
-            _logger.warning("not fused: removed from %s meanwhile task=%s", self._store.url, status.name)
+            _logger.warning("not fused, because it was removed from %s task=%s", self._store.url, status.name)
             return None
         entry = newest.state.tasks.get(status.name) if newest else None
         if newest and entry and entry.expert_sha256 == record.expert.sha256:
-            version = newest.version  # fused by an earlier run: no need to wake the actor
+            version = newest.version  # fused by an earlier run: the actor is not needed
         else:
             self._check_weights(record, status)
             expert = ExpertToFuse.from_record(_named(record, status.name))
@@ -93,13 +94,13 @@ class OrderedFuser:
     def _check_weights(self, record: ExpertRecord, status: TaskStatus) -> None:
         if self._store.head(record.expert.key) is None:
             raise BlobNotFoundError(
-                f"the expert of task {status.name} was trained, and its weights are gone ({self._store.url}/"
-                f"{record.expert.key}): `condu versions gc --experts` takes them once they are fused, and the newest "
-                "version lacks them. Roll back to a version that has the task, or train it again: delete "
-                f"{self._store.url}/{record_key(status.identity)} first"
+                f"the expert of task {status.name} was trained, but its weights are gone ({self._store.url}/"
+                f"{record.expert.key}): `condu versions gc --experts` deletes weights that are fused, and the newest "
+                "version no longer has the task. Roll back to a version that has it, or delete "
+                f"{self._store.url}/{record_key(status.identity)} and train it again"
             )
 
 
 def _named(record: ExpertRecord, task: str) -> ExpertRecord:
-    """Identical data under another task name makes the identical expert: the record's name is the first one's."""
+    """The record under another name: identical tasks share one expert, whose record has the first task's name."""
     return replace(record, task=task)

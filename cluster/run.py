@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster.base_source import resolve_base
 from cluster.config import Config
-from cluster.fusion_cores import fusion_resources
+from cluster.fusion_resources import fusion_resources
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
 from cluster.ordered_fusion import OrderedFuser
 from cluster.progress import TaskProgress

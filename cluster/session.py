@@ -1,7 +1,7 @@
-"""The Ray session: a local Ray whose ports are on loopback, or a cluster that is already running.
+"""The Ray session: a local Ray whose ports are on loopback, or an existing cluster.
 
-Ray executes what it is sent, so a local session listens on 127.0.0.1 only and wants a token that lives as long as the
-session. Ray decides both while it is imported, so whatever imports it is imported inside the block.
+Ray executes whatever it is sent, so a local session listens on 127.0.0.1 only, and requires a token that lives as long
+as the session. Ray reads both settings while it is imported, so modules that import it are imported inside the block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fusion.options import Options
 _LOOPBACK = "127.0.0.1"
 _CONNECT_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 256 << 20
-"""Only references travel, never tensors: Ray's object store holds small results."""
+"""condu passes references, not tensors, so Ray's object store holds only small results."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class RayOptions(Options):
 
 @contextmanager
 def ray_session(options: RayOptions, *, store: str | None = None, joined: bool = False) -> Iterator[Any]:
-    """Connect to Ray for the duration of a block, and give its module.
+    """Connect to Ray for the duration of a block. Yields the `ray` module.
 
     Args:
-        options: where Ray is.
-        store: what the session works for. A local session is then announced to `condu status`.
-        joined: the address is that of a local session of another process, whose token is in the environment.
+        options: where Ray is, and how much of it is heard.
+        store: the store that the session works for. A local session is then announced to `condu status`.
+        joined: the address is that of another process's local session, whose token is in the environment.
     Raises: ConfigError when the address does not answer.
     """
     local = options.address == "local"
     if local or joined:
         _prepare_local()
     if options.quiet:
-        # what raylets report is printed to standard output, where JSON may be expected; this drops every line of it
+        # Ray prints its nodes' messages to standard output, where JSON may be expected; this drops all of them
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
 
-    if ray.is_initialized():  # somebody else's session: not ours to end
+    if ray.is_initialized():  # the caller's session, which the caller ends
         yield ray
         return
     settings: dict[str, Any] = {
@@ -83,8 +83,8 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address: {options.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on "
-            "this machine; for a cluster run condu on one of its nodes, or submit it with `ray job submit`. A cluster "
-            "that wants a token gets it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
+            "this machine. For a cluster, run condu on one of its nodes, or submit it with `ray job submit`. If the "
+            "cluster requires a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN in the environment"
         ) from error
     try:
         with announced(ray.get_runtime_context().gcs_address, store) if local and store else nullcontext():
@@ -94,25 +94,25 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
 
 
 def _check_reachable(address: str) -> None:
-    """Raises OSError when nobody listens at `host:port`: Ray itself would keep trying for minutes."""
+    """Raises OSError if nothing listens on `host:port`: Ray itself would retry for minutes."""
     host, separator, port = address.rpartition(":")
     if separator and port.isdigit() and "/" not in address:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
 def _prepare_local() -> None:
-    """Environment of a local Ray and of every process that it starts. What the user has set stays."""
+    """Set the environment of a local Ray and of every process that it starts. The user's own settings stay."""
     if "ray" in sys.modules:
         import ray
 
-        assert ray.is_initialized(), "ray was imported outside of a session: its ports would be open to the network"
+        assert ray.is_initialized(), "ray was imported outside a session: its ports would be open to the network"
         return
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to the user's home, 0644
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one to ~/.ray, mode 0644
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # the only switch that makes Ray take 127.0.0.1 as a node's address and listen on nothing else
+    # the only switch that makes Ray use 127.0.0.1 as a node's address; it then listens on no other one
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -1,8 +1,8 @@
-"""Session files: how `condu status` finds the local Ray sessions of this user, on this machine.
+"""Session files: how `condu status` finds the local Ray sessions of this user on this machine.
 
-Such a file holds the session's token, and who has the token runs code as this user. So files are 0600 in a folder of
-0700, and one that somebody else owns, or could have read or written, is never used: connecting to a session means to
-unpickle what it answers.
+A session file holds the session's token, and everyone who has the token can run code as this user. So the files have
+mode 0600 in a folder with 0700, and a file that another user owns, or could have read or written, is never used:
+connecting to a session means unpickling its answers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Session:
-    """A local session that runs.
+    """A running local session.
 
     Attributes:
-        address: of Ray, `host:port`.
-        auth_mode, token: what Ray is to be asked with; the token is empty where the user chose another mode.
-        host, pid, born: the process that owns it, and when that began (a pid is used again).
-        store: URL of the store that it works for.
-        command, started: what was called, and when (ISO 8601, UTC).
+        address: Ray's address, `host:port`.
+        auth_mode, token: how to authenticate with Ray; the token is empty if the user chose another mode.
+        host, pid, born: the process that owns the session, and when that process started (pids are reused).
+        store: URL of the store that the session works for.
+        command, started: the command line, and when it was called (ISO 8601, UTC).
     """
 
     address: str
@@ -52,7 +52,7 @@ class Session:
 
 @contextmanager
 def announced(address: str, store_url: str) -> Iterator[None]:
-    """Keep a session file for the duration of a block. Where none can be kept safely that is logged, and no error."""
+    """Keep a session file for the duration of a block. If that is not safely possible, it is logged, not raised."""
     session = Session(
         address=address,
         auth_mode=os.environ.get("RAY_AUTH_MODE", ""),
@@ -81,26 +81,26 @@ def announced(address: str, store_url: str) -> Iterator[None]:
 
 
 def running_sessions() -> list[Session]:
-    """Sessions of this user on this machine, the oldest first. Files of processes that are gone are removed."""
+    """Sessions of this user on this machine, oldest first. Files of processes that have ended are removed."""
     folder = sessions_folder()
     try:
         _check_private(folder.lstat())
     except FileNotFoundError:
         return []
     except OSError as error:
-        _logger.warning("sessions of this machine are not looked for: %s", error)
+        _logger.warning("the sessions on this machine can't be listed: %s", error)
         return []
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             session = _read(path)
         except FileNotFoundError:
-            continue  # it ended between the listing and the reading
+            continue  # the session ended after the listing
         except (OSError, ValueError, TypeError) as error:
             _logger.warning("%s is not used: %s", path, error)
             continue
         if session.host != socket.gethostname():
-            continue  # a home on several machines: that one sweeps its own
+            continue  # a home folder shared by several machines: each cleans up its own
         if _born(session.pid) == session.born:
             found.append(session)
         else:
@@ -115,7 +115,7 @@ def sessions_folder() -> Path:
 
 
 def _write(path: Path, session: Session) -> None:
-    with replacing(path, mode=0o600) as temporary:
+    with replacing(path, private=True) as temporary:
         temporary.write_text(json.dumps(asdict(session)))
 
 
@@ -126,16 +126,16 @@ def _read(path: Path) -> Session:
 
 
 def _check_private(found: os.stat_result) -> None:
-    """Raises PermissionError for what is not ours, or open to others."""
+    """Raises PermissionError unless this user owns the file or folder, and no other user can access it."""
     if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077 or stat.S_ISLNK(found.st_mode):
         raise PermissionError(
-            f"session files hold tokens: they and their folder {sessions_folder()} have to be this user's alone "
-            "(chmod 700 the folder), this one is not"
+            f"session files hold tokens: they and their folder {sessions_folder()} must be accessible to this user "
+            "alone (chmod 700 the folder), and this one is not"
         )
 
 
 def _born(pid: int) -> str:
-    """When a process began, in the kernel's ticks; empty when there is none, or only what its parent will collect."""
+    """When a process started, in the kernel's ticks; empty if there is no such process, or only a zombie."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

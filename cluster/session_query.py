@@ -1,7 +1,7 @@
-"""Asks one Ray session what runs for a store. A process of its own, since Ray waits for ever and keeps its first token.
+"""Asks one Ray session what is running for a store, in a subprocess: Ray may wait for ever, and keeps its first token.
 
-`ask_session` starts it, bounds it and reads what it says: one JSON object a line, so that what came before a part that
-hangs is not lost.
+`ask_session` starts the subprocess, bounds its time and reads its output: one JSON object per line, so that the answers
+before a part that hangs are not lost.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from dataclasses import asdict
 from typing import Any
 
 _TIMEOUT_S = 60.0
-"""Of the whole process: on a loaded machine importing and joining Ray alone takes ten seconds."""
+"""For the whole subprocess: on a loaded machine, importing and joining Ray alone takes ten seconds."""
 
 _ANSWER_TIMEOUT_S = 10.0
 
 
 def ask_session(address: str, store_url: str, *, auth_mode: str = "", token: str = "", joined: bool) -> dict[str, Any]:
-    """What runs for a store (`Store.url`) on a session.
+    """What is running for a store (`Store.url`) in a session.
 
     Args:
-        address: of Ray.
-        auth_mode, token: instead of those of the environment.
+        address: Ray's address.
+        auth_mode, token: instead of those in the environment.
         joined: see `ray_session`.
-    Returns: those of `tasks` (a list a run of statuses), `fusion` (`FusionProgress` or None) and `service` (see
-        `find_service`) that were answered, and `problem` when something was not.
+    Returns: the parts that were answered of `tasks` (a list of statuses per run), `fusion` (`FusionProgress` or None)
+        and `service` (see `find_service`), and `problem` if a part was not.
     """
     environment = dict(os.environ)
     if auth_mode:
         environment["RAY_AUTH_MODE"] = auth_mode
-    if token:  # not an argument: those can be read by everybody
+    if token:  # not as an argument, which every user could read
         environment["RAY_AUTH_TOKEN"] = token
     command = [sys.executable, "-P", "-m", "cluster.session_query", address, store_url, *(["joined"] if joined else [])]
     problem = None
@@ -45,7 +45,7 @@ def ask_session(address: str, store_url: str, *, auth_mode: str = "", token: str
         output, problem = late.stdout or b"", f"{address} did not answer within {_TIMEOUT_S:.0f} s"
     found: dict[str, Any] = {}
     for line in output.decode(errors="replace").splitlines():
-        if line.startswith("{"):  # Ray has a line or two of its own
+        if line.startswith("{"):  # Ray prints some lines of its own
             found |= json.loads(line)
     return {**found, **({"problem": problem} if problem else {})}
 
@@ -59,13 +59,13 @@ def _main(address: str, store_url: str, *, joined: bool) -> None:
         from training.lanes.status import find_statuses
 
         tasks = find_statuses(store_url, timeout_s=_ANSWER_TIMEOUT_S)
-        _say(tasks=[[asdict(status) for status in run] for run in tasks])
+        _print_part(tasks=[[asdict(status) for status in run] for run in tasks])
         progress = find_progress(store_url, timeout_s=_ANSWER_TIMEOUT_S)
-        _say(fusion=asdict(progress) if progress else None)
-        _say(service=find_service(store_url, timeout_s=_ANSWER_TIMEOUT_S))
+        _print_part(fusion=asdict(progress) if progress else None)
+        _print_part(service=find_service(store_url, timeout_s=_ANSWER_TIMEOUT_S))
 
 
-def _say(**part: Any) -> None:
+def _print_part(**part: Any) -> None:
     print(json.dumps(part), flush=True)
 
 

@@ -1,14 +1,14 @@
-"""The fusion actor: the usual writer of versions on a Ray cluster, one named actor a store.
+"""The fusion actor: the usual writer of versions on a Ray cluster, one named actor per store.
 
-It keeps nothing that the store lacks, so any line of it may be its last: Ray starts it again, the caller's call runs
-again, and fusing an expert that the newest version names already is a no-op. Two incarnations that run at once (a
+It keeps nothing that the store lacks, so it may die at any line: Ray restarts it, the caller's call runs again, and
+fusing an expert that the newest version already names does nothing. Two incarnations that run at once (after a network
 partition) race for one manifest key like any two publishers, so exactly-once comes from the store, never from here.
 
-It fuses one call at a time, and callers take turns (`fusion.turns`). The line is not kept either: when the actor dies,
-every call that waited comes again by itself, callers line up anew in the order in which they come, the one that was
-being served among them, and each caller's own calls keep their order: with each, a client tells the lowest number of
-its own that has no answer, and the actor waits for that one. What it tells is of now, so it is the client that sends a
-call again, not Ray, which would repeat what was true at first.
+It executes one call at a time, and callers take turns (`fusion.turns`). The queue is not kept either: when the actor
+dies, every waiting call is sent again. Callers then queue in the order in which their calls arrive, including the one
+that was being served, and the calls of one caller keep their order: with each, its client sends the lowest number of
+its calls that has no answer yet, and the actor waits for that one. The client itself sends calls again, because Ray
+would repeat the arguments of the first time, and they may be out of date.
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
 
+from fusion.actor_names import NAMESPACE, actor_name
+from fusion.backoff import delays_s
 from fusion.errors import StoreUnavailableError, own_cause
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.names import NAMESPACE, actor_name
 from fusion.store.address import StoreAddress
 from fusion.turns import Turns, Waiting
 from fusion.versions.bases import Base
 
 _KIND = "fusion-v4"
-"""Part of the actor's name: an actor of an older release, which still runs the older code, is never asked."""
+"""Part of the actor's name, so that an actor of an older release, which still runs its old code, is never called."""
 
 _MAX_ATTEMPTS = 5
 _GROUPS = {"fuse": 1000, "watch": 16}
-"""Calls that Ray lets in at once. Those to `fuse` wait inside for their turn; who watches waits for none of them."""
+"""Calls that Ray admits at once. Those to `fuse` wait inside for their turn; those that watch wait for none of them."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Fusing:
-    """The fuse that runs now.
+    """The fuse that is running now.
 
     Attributes:
-        caller, tasks: who asked for it, and for what.
+        caller, tasks: who requested it, and for which tasks.
         stage: `verify`, `fuse` or `publish`.
-        seconds, stage_seconds: since it began, and since the stage did.
+        seconds, stage_seconds: time since it began, and since its stage began.
     """
 
     caller: str
@@ -65,15 +66,15 @@ class Fusing:
 
 @dataclass(frozen=True)
 class FusionProgress:
-    """What a fusion actor does. `asdict` of it is JSON.
+    """What a fusion actor is doing. `asdict` turns it into JSON.
 
     Attributes:
         pid: its process.
-        now: None: nothing.
+        now: the running fuse, or None.
         waiting: calls that have not begun, the next one first.
-        num_fused: experts that it fused since its process started.
-        version: of the last call that succeeded; None: there was none.
-        error: of the last call that failed.
+        num_fused: experts that it has fused since its process started.
+        version: the version that the last successful call returned; None if there was none.
+        error: the error of the last failed call, or None.
     """
 
     pid: int
@@ -85,7 +86,7 @@ class FusionProgress:
 
 
 class FusionActor:
-    """Fuses experts into one store, one call after the other."""
+    """Fuses experts into one store, one call at a time."""
 
     def __init__(self, address: StoreAddress) -> None:
         self._cache = address.open_cache()
@@ -120,7 +121,7 @@ class FusionActor:
 
     @ray.method(concurrency_group="watch")
     async def progress(self) -> FusionProgress:
-        """What it does now. Answered while a fuse runs."""
+        """What the actor is doing. Answers even while a fuse is running."""
         progress = replace(self._progress, waiting=tuple(self._turns.waiting()))
         if progress.now is None:
             return progress
@@ -130,7 +131,7 @@ class FusionActor:
 
     @ray.method(concurrency_group="watch")
     async def pid(self) -> int:
-        """The process that answers: how a probe, and a test that kills it, finds it."""
+        """The actor's process id, for a start-up check and for tests that kill it."""
         return os.getpid()
 
     def _fuse(
@@ -162,12 +163,12 @@ class FusionActor:
 
 
 class FusionClient:
-    """A caller's side of the fusion actor: finds or starts it, and asks again when it died on the way.
+    """The caller's side of the fusion actor: finds or starts it, and repeats a call during which the actor died.
 
     Args:
-        address: of the store that the actor writes to.
-        num_cpus: cores that Ray reserves for it; its kernels use as many threads, and one where it is below 2.
-        num_gpus: GPUs, or a fraction of one, that Ray reserves for it; to be used with `device="cuda"` of `fuse`.
+        address: the store that the actor writes to.
+        num_cpus: cores that Ray reserves for the actor; its kernels use as many threads, and one if it is below 2.
+        num_gpus: GPUs, or a fraction of one, that Ray reserves for the actor; use them with `device="cuda"` of `fuse`.
     """
 
     def __init__(
@@ -187,23 +188,23 @@ class FusionClient:
         self._held: Any = None
 
     def start(self, *, timeout_s: float) -> None:
-        """Start the actor, unless it runs, and wait until it has what it reserves.
+        """Start the actor unless it is running, and wait until it has the resources that it reserves.
 
-        Raises `StoreUnavailableError` when it hasn't after `timeout_s`: others hold the resources.
+        Raises `StoreUnavailableError` if it does not have them after `timeout_s`.
         """
         try:
             self._call(lambda actor: actor.pid.remote(), timeout_s=timeout_s)
         except GetTimeoutError:
             needs = ", ".join(f"{name} {value:g}" for name, value in self._resources.items() if value)
             raise StoreUnavailableError(
-                f"the fusion actor did not start in {timeout_s:.0f} s: it reserves {needs or 'nothing'}, and others "
-                "hold the cluster. Stop them, or set fusion.num_cpus to 0: it then fuses beside them"
+                f"the fusion actor did not start within {timeout_s:.0f} s: it reserves {needs or 'nothing'}, and other "
+                "jobs occupy the cluster. Stop them, or set fusion.num_cpus to 0: the actor then runs alongside them"
             ) from None
 
     def fuse(self, base: Base, experts: Sequence[ExpertToFuse], **options: Any) -> int:
-        """As `fuse_experts`, whatever happens to the actor meanwhile. Raises what fusing raises.
+        """As `fuse_experts`, even if the actor dies in the meantime. Raises what fusing raises.
 
-        Raises `StoreUnavailableError` when the actor died five times over this one call.
+        Raises `StoreUnavailableError` when the actor died five times during this one call.
         """
         with self._lock:
             number = next(self._numbers)
@@ -218,26 +219,26 @@ class FusionClient:
             self._settle(number)
 
     def pid(self) -> int:
-        """Process id of the actor that is alive now."""
+        """Process id of the living actor."""
         return int(self._call(lambda actor: actor.pid.remote()))
 
     def progress(self) -> FusionProgress:
-        """What the actor does now."""
+        """What the actor is doing."""
         progress: FusionProgress = self._call(lambda actor: actor.progress.remote())
         return progress
 
     def _settle(self, number: int) -> None:
-        """A call has its answer. One that was sent before that is known, and after the actor's death, waits for it."""
+        """Note that a call has its answer. A restarted actor may be holding calls that were sent before that."""
         with self._lock:
             self._unanswered.discard(number)
             if self._unanswered and number < min(self._unanswered):
                 self._handle().settle.remote(self.caller, min(self._unanswered))
 
     def _call(self, send: Callable[[Any], Any], *, timeout_s: float | None = None) -> Any:
-        for attempt in range(_MAX_ATTEMPTS):
+        for attempt, pause_s in zip(range(1, _MAX_ATTEMPTS + 1), delays_s(0.2), strict=False):
             handle = None
             try:
-                with self._lock:  # what is sent first was true first
+                with self._lock:  # sent in the order in which it was true
                     handle = self._handle()
                     answer = send(handle)
                 return ray.get(answer, timeout=timeout_s)
@@ -246,26 +247,26 @@ class FusionClient:
                     raise own from None
                 raise
             except (ActorUnavailableError, RayActorError) as error:
-                _logger.warning("the fusion actor died (attempt %d of %d): %s", attempt + 1, _MAX_ATTEMPTS, error)
+                _logger.warning("the fusion actor died (attempt %d of %d): %s", attempt, _MAX_ATTEMPTS, error)
                 with self._lock:
                     self._held = None if self._held is handle else self._held
-                time.sleep(0.2 * 2**attempt)
+                time.sleep(pause_s)
         raise StoreUnavailableError(
-            f"the fusion actor died {_MAX_ATTEMPTS} times over one call. Usually it ran out of memory: `ray memory` "
-            "and the node's log tell. What was published is untouched, and the same command goes on from there"
+            f"the fusion actor died {_MAX_ATTEMPTS} times during one call. The usual reason is a lack of memory: see "
+            "`ray memory` and the node's log. What was published is intact, and the same command continues from there"
         )
 
     def _handle(self) -> Any:
-        # one for all threads, and held: Ray ends a named actor when the last handle to it goes
+        # one handle for all threads, and kept: Ray ends a named actor when its last handle is gone
         with self._lock:
             if self._held is None:
                 self._held = self._actor()
             return self._held
 
     def _actor(self) -> Any:
-        # Ray sets the threads from num_cpus only where the environment that the node was started in does not
+        # Ray derives the threads from num_cpus only if the environment of the node's processes does not set them
         threads = str(max(1, int(self._resources["num_cpus"])))
-        # get_if_exists can lose a race against an actor that is just going (ray#48856): the caller asks again
+        # get_if_exists can lose a race against an actor that is just ending (ray#48856): the caller tries again
         options: dict[str, Any] = {
             "name": self.name,
             "namespace": NAMESPACE,
@@ -280,9 +281,9 @@ class FusionClient:
 
 
 def find_progress(store_url: str, *, timeout_s: float) -> FusionProgress | None:
-    """What the fusion actor of a store (`Store.url`) does, without starting one. None: there is none.
+    """What the fusion actor of a store (`Store.url`) is doing, without starting one. None if there is none.
 
-    Raises `GetTimeoutError` when it does not answer: it is being restarted, or waits for its resources.
+    Raises `GetTimeoutError` when it does not answer: it is being restarted, or is waiting for its resources.
     """
     try:
         handle: Any = ray.get_actor(actor_name(_KIND, store_url), namespace=NAMESPACE)

@@ -1,8 +1,8 @@
 """Chunks: how a model streams through the kernels, a few hundred thousand elements at a time, on a few threads.
 
-A chunk is a run of whole rows of one tensor that starts on a plane's byte. The peak memory of any pass is a few chunks
-a thread, however large the model and however many its tasks; a vector is one row, so a state dict that is one flat
-vector is one chunk.
+A chunk is a run of whole rows of one tensor that starts on a byte boundary of the plane. The peak memory of any pass is
+a few chunks per thread, however large the model and however many its tasks. A vector is one row, so a state dict that
+is one flat vector is one chunk.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Chunk:
 
     @property
     def first_byte(self) -> int:
-        """Where the chunk begins in a plane."""
+        """Where the chunk begins in a plane, bytes."""
         return self.start // 8
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its part of a plane, B."""
+        """Size of its part of a plane, B."""
         return (self.size + 7) // 8
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """Where each row begins, and the chunk's size last: int64 [rows + 1]."""
+        """Where each row begins, and last the chunk's size: int64 [rows + 1]."""
         return np.arange(self.num_rows + 1, dtype=np.int64) * (self.size // self.num_rows)
 
     @cached_property
@@ -60,7 +60,7 @@ class Chunk:
 
 
 def chunks_of(specs: Mapping[str, TensorSpec], max_elements: int = CHUNK_ELEMENTS) -> list[Chunk]:
-    """Every tensor in chunks of at most `max_elements`, more where fewer than eight rows would be larger."""
+    """All tensors in chunks of at most `max_elements`, or of up to eight rows where those have more elements."""
     chunks = []
     for name, spec in specs.items():
         num_rows, size = spec.num_rows, spec.elements
@@ -74,7 +74,7 @@ def chunks_of(specs: Mapping[str, TensorSpec], max_elements: int = CHUNK_ELEMENT
 
 
 def map_chunks(work: Callable[[Any], Result], items: Sequence[Any], *, threads: int) -> list[Result]:
-    """`work` for every item, on threads, results in order. The first error ends it."""
+    """`work` for every item, on threads; results in order. The first error is raised once all threads have stopped."""
     if threads <= 1 or len(items) <= 1:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads, thread_name_prefix="chunk") as pool:
@@ -82,25 +82,25 @@ def map_chunks(work: Callable[[Any], Result], items: Sequence[Any], *, threads: 
 
 
 def map_in(pool: ThreadPoolExecutor, work: Callable[[Any], Result], items: Iterable[Any]) -> list[Result]:
-    """`work` for every item, on a pool's threads, results in order. The first error is raised when no thread works."""
+    """`work` for every item, on a pool's threads; results and errors as in `map_chunks`."""
     futures = [pool.submit(work, item) for item in items]
     try:
         return [future.result() for future in futures]
     except BaseException:
         for future in futures:
             future.cancel()
-        wait(futures)  # who meets the error closes the files that a thread may still write to
+        wait(futures)  # whoever handles the error closes files that a running thread may still write to
         raise
 
 
 class Buffers:
-    """Arrays that a thread uses again for the next chunk: allocating them anew costs more than filling them."""
+    """Arrays that a thread reuses for its next chunk: allocating them costs more than filling them."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def take(self, use: str, size: int, dtype: Any = np.float32) -> np.ndarray:
-        """An array [size] with what the thread's last chunk left in it. Valid until the same use is taken again."""
+        """An array [size], not cleared. Valid until the thread takes a buffer for the same use again."""
         held: np.ndarray | None = getattr(self._local, use, None)
         if held is None or held.size < size or held.dtype != dtype:
             held = np.empty(size, dtype)
@@ -109,7 +109,7 @@ class Buffers:
 
 
 def total(parts: Iterable[np.ndarray], like: np.ndarray) -> np.ndarray:
-    """Sum of float64 arrays in their order; zeros in the shape of `like` where there are none."""
+    """Sum of float64 arrays, in their order; zeros in the shape of `like` if there are none."""
     result = np.zeros_like(like, dtype=np.float64)
     for part in parts:
         result += part

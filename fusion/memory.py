@@ -1,4 +1,4 @@
-"""How much memory a piece of work took at its peak."""
+"""The peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ _STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Counts from where it is made.
+    """Peak memory from the moment this object is created.
 
-    Linux tells the peak since a moment; elsewhere it is the process's peak since its start, and `extra_bytes` counts
-    what the process grew by.
+    Linux can report the peak since a given moment; elsewhere it is the peak since the process started.
     """
 
     def __init__(self) -> None:
@@ -23,11 +22,11 @@ class PeakMemory:
         self._before = _read("VmRSS")
 
     def peak_bytes(self) -> int:
-        """Resident memory of the process at its highest, bytes."""
+        """Peak resident memory of the process, bytes."""
         return _read("VmHWM")
 
     def extra_bytes(self) -> int:
-        """What it grew by at its highest, bytes."""
+        """How far the peak is above what was resident at the start, bytes."""
         return max(0, self.peak_bytes() - self._before)
 
 

@@ -1,7 +1,7 @@
 """Bit planes: the yes/no half of a trigger, one bit per parameter.
 
-Packed from store to kernel: a ViT-B/16 plane is 18.7 MB this way and 150 MB as bool. Bit j of a tensor is bit j % 8 of
-byte j // 8 (`bitorder="little"`); spare bits are 0.
+Packed all the way from store to kernel: a ViT-B/16 plane takes 18.7 MB instead of 150 MB as bool. Bit j of a tensor is
+bit j % 8 of byte j // 8 (`bitorder="little"`); spare bits are 0.
 
 Suffixes: N elements of one tensor, B = ceil(N / 8) bytes.
 """
@@ -14,7 +14,7 @@ from fusion.errors import StateDictError
 
 
 def plane_bytes(num_elements: int) -> int:
-    """Bytes of a plane over `num_elements`."""
+    """Size of a plane over `num_elements`, bytes."""
     return (num_elements + 7) // 8
 
 
@@ -24,7 +24,7 @@ def pack(bits_N: np.ndarray) -> np.ndarray:
 
 
 def unpack(plane_B: np.ndarray, num_elements: int) -> np.ndarray:
-    """uint8 [B] to bool [N]. Raises `StateDictError` when the plane belongs to a tensor of another size."""
+    """uint8 [B] to bool [N]. Raises `StateDictError` when the plane's size does not match."""
     if plane_B.size != plane_bytes(num_elements):
         raise StateDictError(
             f"trigger plane has {plane_B.size} bytes, a tensor of {num_elements} elements needs "

@@ -1,7 +1,7 @@
-"""Task vectors on their way into a state: from an expert and its base, or from an archive, chunk by chunk.
+"""Task vectors, read chunk by chunk from an expert and its base, or from an archive.
 
-An expert brings a full state dict; what is fused is its difference to the base, what is not (buffers) travels as it
-is. An archive in float16 or bfloat16 holds the differences themselves, at half the size of a checkpoint.
+An expert is a full state dict: its difference from the base is fused, and what is not fused (buffers) is kept as it is.
+An archive in float16 or bfloat16 holds the differences themselves, at half the size of a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class TaskVector(Protocol):
     """One expert's task vector, and the buffers in which it differs from the base."""
 
     label: str
-    """What error messages call it."""
+    """How error messages refer to it."""
 
     def delta(self, chunk: Chunk, buffers: Buffers, *, out_N: np.ndarray | None = None) -> np.ndarray:
-        """delta over a chunk, float32 [N], in `out_N` or else in one of the thread's buffers."""
+        """delta over a chunk, float32 [N], in `out_N` if given, else in one of the thread's buffers."""
         ...
 
     def changed_buffers(self) -> Mapping[str, TensorSpec]:
-        """Specs of the buffers that differ from the base's, in its dtype, by `buffer/NAME`."""
+        """Specs of the buffers that differ from the base's, by `buffer/NAME`, in the base's dtypes."""
         ...
 
     def buffer(self, key: str) -> np.ndarray:
-        """One of them (uint16 for bfloat16)."""
+        """One of those buffers (uint16 for bfloat16)."""
         ...
 
 
@@ -60,7 +60,7 @@ class ExpertVector:
 
     @cached_property
     def _changed(self) -> dict[str, TensorSpec]:
-        """Compared once: who lays out a file asks, and who fills it asks again."""
+        """Compared only once: a file's layout needs the result, and filling the file needs it again."""
         return {
             BUFFER + name: self._base.specs[name]
             for name in self._base.buffer_names()
@@ -95,7 +95,7 @@ class ArchivedVector:
 
 
 def open_archive(base: TensorFile, archive: TensorFile) -> TaskVector:
-    """The task vector of an archive: the expert's own file, or one of differences."""
+    """The task vector of an archive, which is the expert's own file or a file of differences."""
     if any(name.startswith(DELTA) for name in archive.specs):
         return ArchivedVector(archive)
     return ExpertVector(base, archive)

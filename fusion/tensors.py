@@ -1,9 +1,9 @@
 """safetensors files, read and written in pieces of any size, and a check of layouts.
 
-A ViT-L/14 in fp32 is 1.7 GB. Nothing here holds more than the piece in hand, so fusing a thousand tasks needs no more
+A ViT-L/14 in fp32 is 1.7 GB. Nothing here holds more than the current piece, so fusing a thousand tasks needs no more
 memory than fusing two. The safetensors library checks a file's header before anything is read; nothing is unpickled.
-torch is imported only where a tensor of torch is asked for: fusing needs none, and importing it takes longer than
-fusing a small model.
+torch is imported only when a torch tensor is requested: fusing needs none, and importing torch takes longer than fusing
+a small model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 _BFLOAT16 = np.dtype("<u2")
-"""numpy has no bfloat16: read as its 16 bits, which are the upper half of a float32's."""
+"""numpy has no bfloat16. Values are read as their 16 bits, which are the upper half of a float32's."""
 
 _NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BF16": _BFLOAT16,
@@ -52,7 +52,7 @@ _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"}
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """dtype (a safetensors name such as `F32`) and shape of one tensor."""
+    """dtype (safetensors' name for it, such as `F32`) and shape of one tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,22 +67,22 @@ class TensorSpec:
 
     @property
     def num_rows(self) -> int:
-        """The first dimension; one for vectors, scalars and tensors without elements."""
+        """Size of the first dimension; 1 for vectors, scalars and tensors without elements."""
         return int(self.shape[0]) if len(self.shape) > 1 and 0 not in self.shape else 1
 
 
 def is_fused(name: str, spec: TensorSpec) -> bool:
-    """Whether a tensor belongs to the task vector: floating point, and not a BatchNorm statistic.
+    """Whether a tensor belongs to the task vector: it is floating point, and not a BatchNorm statistic.
 
-    What is not fused (a buffer) travels with the trigger as it is, where it differs from the base's.
+    A tensor that is not fused (a buffer) is kept with the trigger as it is, if it differs from the base's.
     """
     return spec.dtype in _FLOAT_DTYPES and name.rsplit(".", 1)[-1] not in _BUFFER_NAMES
 
 
 class TensorFile:
-    """A safetensors file. `label` is what error messages call it (default: its path).
+    """A safetensors file. `label` is the name that error messages use (default: its path).
 
-    Raises `StateDictError` when the file is missing, truncated, or something else than safetensors.
+    Raises `StateDictError` when the file is missing, truncated, or not safetensors.
     """
 
     def __init__(self, path: Path, *, label: str | None = None) -> None:
@@ -98,8 +98,8 @@ class TensorFile:
             self._fd = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise StateDictError(
-                f"{self.label}: not a complete safetensors file ({error}). condu reads safetensors only: a PyTorch "
-                "pickle (.pt, .pth, .bin) has to be converted first, and a truncated file copied again"
+                f"{self.label}: not a complete safetensors file ({error}). condu reads safetensors only: convert a "
+                "PyTorch pickle (.pt, .pth, .bin) first, and copy a truncated file again"
             ) from error
         weakref.finalize(self, os.close, self._fd)
         header_bytes = int.from_bytes(os.pread(self._fd, 8, 0), "little")
@@ -112,15 +112,15 @@ class TensorFile:
             self._offsets[name] = 8 + header_bytes + header[name]["data_offsets"][0]
         if foreign := sorted({spec.dtype for spec in self.specs.values()} - set(_NUMPY_DTYPES)):
             raise StateDictError(
-                f"{self.label}: has tensors of dtype {', '.join(foreign)}, which condu does not know: convert them to "
-                "float32, float16 or bfloat16"
+                f"{self.label}: has tensors of dtype {', '.join(foreign)}, which condu does not support: convert them "
+                "to float32, float16 or bfloat16"
             )
 
     def __contains__(self, name: str) -> bool:
         return name in self.specs
 
     def read_into(self, name: str, start: int, values_N: np.ndarray) -> None:
-        """Fill an array with elements `start` and on, flat. Its dtype is the tensor's (uint16 for bfloat16)."""
+        """Fill an array with the elements from `start` on, flat. Its dtype is the tensor's (uint16 for bfloat16)."""
         dtype = _NUMPY_DTYPES[self.specs[name].dtype]
         assert values_N.dtype == dtype, f"{name}: {values_N.dtype} for {dtype}"
         view = memoryview(values_N.view(np.uint8))  # type: ignore[arg-type]
@@ -128,7 +128,9 @@ class TensorFile:
         while view:
             count = os.preadv(self._fd, [view[: 1 << 30]], offset)
             if count == 0:
-                raise StateDictError(f"{self.label}: tensor {name!r} ends early: the file was cut while it was read")
+                raise StateDictError(
+                    f"{self.label}: tensor {name!r} ends early: the file was truncated while it was read"
+                )
             view, offset = view[count:], offset + count
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -139,7 +141,7 @@ class TensorFile:
         return values_N
 
     def read_float32(self, name: str, start: int, values_N: np.ndarray) -> None:
-        """Fill a float32 array with elements `start` and on of a floating-point tensor, converted if need be."""
+        """Fill a float32 array with the elements of a floating-point tensor from `start` on, converted if necessary."""
         dtype = self.specs[name].dtype
         if dtype == "F32":
             self.read_into(name, start, values_N)
@@ -151,17 +153,17 @@ class TensorFile:
             values_N[:] = found_N
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor as a new numpy array of its own dtype and shape (uint16 for bfloat16)."""
+        """One tensor as a new numpy array of the same dtype and shape (uint16 for bfloat16)."""
         return self.read(name).reshape(self.specs[name].shape)
 
     def float32(self, name: str) -> np.ndarray:
-        """One floating-point tensor as a new float32 array of its own shape."""
+        """One floating-point tensor as a new float32 array of the same shape."""
         values_N = np.empty(self.specs[name].elements, np.float32)
         self.read_float32(name, 0, values_N)
         return values_N.reshape(self.specs[name].shape)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor of torch in its own dtype, memory-mapped where alignment allows: clone before writing."""
+        """One tensor as a torch tensor of the same dtype, memory-mapped if alignment allows: clone before writing."""
         tensor: torch.Tensor = self._mapped.get_tensor(name)
         return tensor
 
@@ -179,9 +181,10 @@ class TensorFile:
 
 
 def check_same_layout(base: TensorFile, expert: TensorFile) -> None:
-    """Refuse an expert whose tensors are not the base's: every missing, extra or differing one is named at once.
+    """Refuse an expert whose layout does not match the base's.
 
-    Float dtypes may differ (a base in fp16 may have an expert in fp32). Raises `StateDictError`.
+    Float dtypes may differ (a base in fp16 may have an expert in fp32). Raises `StateDictError`, which names every
+    missing, extra or different tensor.
     """
     problems = [f"{name} is missing" for name in base.specs if name not in expert]
     problems += [f"{name} is not in the base" for name in expert.specs if name not in base]
@@ -196,15 +199,15 @@ def check_same_layout(base: TensorFile, expert: TensorFile) -> None:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise StateDictError(
-            f"{expert.label} is no expert of base {base.label}: {shown}. Give the base that it was fine-tuned from, "
+            f"{expert.label} does not match the base {base.label}: {shown}. Give the base that it was fine-tuned from, "
             "or a full state dict under the base's own tensor names"
         )
 
 
 class TensorWriter:
-    """Write a safetensors file whose layout is known beforehand, tensor by tensor, in any order.
+    """Write a safetensors file whose layout is known in advance, tensor by tensor, in any order.
 
-    Tensors are laid out by falling item size, then by name, so that each is aligned to its own dtype.
+    Tensors are laid out by descending item size, then by name, so that each is aligned for its dtype.
     """
 
     def __init__(
@@ -239,15 +242,15 @@ class TensorWriter:
                 raise
 
     def write(self, name: str, values: np.ndarray | torch.Tensor, *, start: int = 0) -> None:
-        """Write a tensor, or its elements from `start` on. The dtype must be the announced one.
+        """Write a tensor, or its elements from `start` on. The dtype must match the layout.
 
-        Threads may write different pieces at once. That the pieces of a tensor cover it is the caller's promise.
+        Threads may write different pieces at once. The caller makes sure that the pieces cover the whole tensor.
         """
         spec = self._specs[name]
         dtype = _NUMPY_DTYPES[spec.dtype]
         if not isinstance(values, np.ndarray):
             values = as_array(values)
-        assert values.dtype == dtype, f"{name}: {values.dtype} where {spec.dtype} was announced"
+        assert values.dtype == dtype, f"{name}: {values.dtype}, the layout has {spec.dtype}"
         assert start + values.size <= spec.elements, f"{name}: {start} + {values.size} of {spec.elements} elements"
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         with writing(self.path):
@@ -255,12 +258,12 @@ class TensorWriter:
         self._left.discard(name)
 
     def finish(self) -> None:
-        """Close the file. Every announced tensor must have been written."""
+        """Close the file. Every tensor of the layout must have been written."""
         self.close()
-        assert not self._left, f"tensors announced but not written: {sorted(self._left)}"
+        assert not self._left, f"tensors not written: {sorted(self._left)}"
 
     def close(self) -> None:
-        """Close the file as it is. No error where it is closed."""
+        """Close the file as it is. Does nothing if it is closed already."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -274,7 +277,7 @@ class TensorWriter:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a whole dict of tensors that is in memory already."""
+    """Write a dict of tensors that are already in memory."""
     writer = TensorWriter(path, {name: spec_of(tensor) for name, tensor in tensors.items()}, metadata=metadata)
     for name, tensor in tensors.items():
         writer.write(name, tensor)
@@ -282,7 +285,7 @@ def write_tensors(
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """A tensor of torch as a flat numpy array (uint16 for bfloat16)."""
+    """A torch tensor as a flat numpy array (uint16 for bfloat16)."""
     import torch
 
     dtype = _NUMPY_DTYPES[spec_of(tensor).dtype]

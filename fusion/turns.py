@@ -1,8 +1,8 @@
-"""Turns: one job at a time, and callers take turns, so that one with a hundred jobs keeps nobody from having one done.
+"""Turns: one job runs at a time, and callers take turns, so that a caller with a hundred jobs does not block the rest.
 
-Every caller stands in one line at most once. Whose job is done goes to the end of the line if it has more. So a job
-waits for the one that runs and for one job of each caller ahead, however many those have; a caller's own jobs go in the
-order of their numbers.
+Every caller is in the queue at most once. When its job is done, it goes to the end of the queue if it has more. So a
+job waits for the running one and for one job of each caller ahead, however many jobs those have; jobs of one caller run
+in the order of their numbers.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class _Job:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that has not begun: whose, and what it is about."""
+    """A job that has not begun: its caller, and a description."""
 
     caller: str
     what: tuple[str, ...]
 
 
 class Turns:
-    """Runs jobs in a thread of its own, one at a time. Its methods may be called from any thread."""
+    """Runs jobs in a thread of its own, one at a time. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -50,14 +50,14 @@ class Turns:
     def submit(
         self, caller: str, number: int, what: tuple[str, ...], work: Callable[[], Any], *, first: int | None = None
     ) -> Future[Any]:
-        """Add a job: the future gets what `work` returns or raises. A cancelled one that has not begun never does.
+        """Add a job. The future gets what `work` returns or raises; a job that is cancelled in time never begins.
 
         Args:
-            caller: who asks; any name that no other caller has.
-            number: of the job among this caller's own: lower ones go first, whenever they arrive.
-            what: told by `waiting`.
-            first: the lowest number of this caller that has no answer yet. This job waits for it, and for those in
-                between, until they have arrived or `settle` says that they will not. None: it waits for no other.
+            caller: a name that no other caller has.
+            number: number of the job among this caller's: lower ones run first, whenever they arrive.
+            what: description of the job, for `waiting`.
+            first: the lowest number of this caller that has no answer yet. This job waits for that one, and for those
+                in between, until they have arrived or `settle` says that they will not. None: it waits for no other.
         """
         job = _Job(number, next(self._arrivals), caller, what, work, Future())
         with self._changed:
@@ -66,12 +66,12 @@ class Turns:
         return job.result
 
     def settle(self, caller: str, first: int) -> None:
-        """Wait for none of this caller's jobs below the number `first`: they have their answers."""
+        """Do not wait for jobs of this caller below the number `first`: they have their answers."""
         with self._changed:
             self._expect(caller, first)
 
     def waiting(self) -> list[Waiting]:
-        """Jobs that have not begun, in the order in which they would be served if none came in between."""
+        """Jobs that have not begun, in the order in which they would run if no others arrived."""
         with self._changed:
             held = self._jobs.keys() - {*self._line, self._served}
             callers = [*self._line, *([self._served] if self._served else []), *sorted(held)]
@@ -88,7 +88,7 @@ class Turns:
             if job.result.set_running_or_notify_cancel():
                 try:
                     job.result.set_result(job.work())
-                except BaseException as error:  # it is the caller's; the line goes on
+                except BaseException as error:  # the error is the caller's; the queue goes on
                     job.result.set_exception(error)
 
     def _next(self) -> _Job:
@@ -106,13 +106,13 @@ class Turns:
             return job
 
     def _expect(self, caller: str, number: int) -> None:
-        """The caller's next job has this number, or a higher one if that is known already."""
+        """Let jobs of the caller up to this number run: none below it is still to arrive."""
         self._next_number[caller] = max(number, self._next_number.get(caller, 0))
         self._line_up(caller)
         self._changed.notify()
 
     def _line_up(self, caller: str) -> None:
-        """Let a caller stand in line that has a job which waits for no other of its own."""
+        """Queue the caller if it has a job that waits for no other of its own."""
         ready = caller in self._jobs and self._jobs[caller][0].number <= self._next_number[caller]
         if ready and caller not in self._line and caller != self._served:
             self._line.append(caller)

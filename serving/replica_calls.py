@@ -14,6 +14,7 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
+from fusion.backoff import delays_s
 from fusion.errors import own_cause
 from serving.errors import NotReadyError, OverloadedError
 
@@ -27,7 +28,7 @@ async def call(method: Any, *args: Any) -> Any:
 
     Raises the `ConduError` that the replica raised, `OverloadedError`, `NotReadyError`; anything else is a bug there.
     """
-    pause = _FIRST_PAUSE_S
+    pauses_s = delays_s(_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
     while True:
         response = method.remote(*args)
         try:
@@ -45,5 +46,4 @@ async def call(method: Any, *args: Any) -> Any:
             if own := own_cause(error):
                 raise own from None
             raise
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
+        await asyncio.sleep(next(pauses_s))

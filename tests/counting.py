@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fusion.store import ObjectInfo, Store
@@ -25,8 +25,15 @@ class CountingStore:
         return self._store.url
 
     @property
+    def needs_probe(self) -> bool:
+        return self._store.needs_probe
+
+    @property
     def scratch(self) -> Path:
         return self._store.scratch
+
+    def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
+        return self._store.stale_scratch(untouched_s)
 
     def local_path(self, key: str) -> Path | None:
         return self._store.local_path(key)
@@ -56,7 +63,7 @@ class CountingStore:
         self._store.delete(key)
 
     def taken(self) -> dict[str, int]:
-        """The calls since the last time, and start over."""
+        """The calls since the last time; starts over."""
         with self._lock:
             calls = dict(self.calls)
             self.calls.clear()

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "condu": {"fusion", "training", "serving", "cluster"},  # the front door: nobody imports it
 }
 ROOMS = {
-    "ground": ("errors", "disk", "tensors", "planes", "memory", "names", "options", "turns"),
+    "ground": ("errors", "backoff", "disk", "tensors", "planes", "memory", "actor_names", "options", "turns"),
     "store": ("store",),
     "versions": ("versions",),
     "elements": ("chunks", "kernels", "task_vectors"),

@@ -1,4 +1,4 @@
-"""`condu doctor`: what this machine, Ray and the store can do, and what is wrong."""
+"""`condu doctor`: checks what this machine, Ray and the store can do, and what is wrong."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cluster.config import Config, load_config
 from cluster.output import console, human_bytes, print_json
 from fusion.errors import ConduError
 from fusion.store.address import StoreAddress
-from fusion.store.check import check_store
 from fusion.store.node_cache import default_cache_folder
+from fusion.store.probe import check_store
 from fusion.versions.history import Versions
 
 _MIN_FREE_BYTES = 2 << 30
@@ -28,8 +28,8 @@ _PACKAGES = ("ray", "torch", "open_clip_torch", "safetensors", "boto3", "pyarrow
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `problem` says what is wrong and what to do; None: nothing."""
+class Check:
+    """The result of one check. `problem` says what is wrong and how to fix it, or is None."""
 
     what: str
     found: str
@@ -37,102 +37,100 @@ class Finding:
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help="Check what this configuration needs, too.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="Also check what this configuration needs.")] = None,
     store: Annotated[str | None, typer.Option(help="Check this store.", metavar="URL")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine, and the store and port of a configuration. The store is really written to, and cleaned up."""
     settings = load_config(config) if config else None
-    findings = [_python(), _packages(), _machine(), _disk(settings), _ray_token()]
+    checks = [_python(), _packages(), _machine(), _disk(settings), _ray_token()]
     url = store or (settings.store if settings else None)
     if url:
-        findings += _store(url, settings)
+        checks += _store(url, settings)
     if settings:
-        findings.append(_port(settings))
-    broken = [finding for finding in findings if finding.problem]
+        checks.append(_port(settings))
+    broken = [check for check in checks if check.problem]
     if as_json:
-        print_json([finding.__dict__ for finding in findings])
+        print_json([check.__dict__ for check in checks])
     else:
-        for finding in findings:
-            mark = "[red]✗[/]" if finding.problem else "[green]✓[/]"
-            console.print(f"{mark} {finding.what:<10} {finding.found}")
-            if finding.problem:
-                console.print(f"  {finding.problem}")
+        for check in checks:
+            mark = "[red]✗[/]" if check.problem else "[green]✓[/]"
+            console.print(f"{mark} {check.what:<10} {check.found}")
+            if check.problem:
+                console.print(f"  {check.problem}")
     if broken:
         raise typer.Exit(1)
 
 
-def _python() -> Finding:
+def _python() -> Check:
     found = sys.version.split()[0]
-    return Finding("python", found, None if sys.version_info >= (3, 11) else "condu needs Python 3.11 or newer")
+    return Check("python", found, None if sys.version_info >= (3, 11) else "condu needs Python 3.11 or newer")
 
 
-def _packages() -> Finding:
+def _packages() -> Check:
     found, missing = [], []
     for name in _PACKAGES:
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             missing.append(name)
-    return Finding(
-        "packages", ", ".join(found), f"missing: {', '.join(missing)}. Run `make setup`" if missing else None
-    )
+    return Check("packages", ", ".join(found), f"missing: {', '.join(missing)}. Run `make setup`" if missing else None)
 
 
-def _machine() -> Finding:
+def _machine() -> Check:
     import torch
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return Finding("machine", f"{os.cpu_count()} cores, {human_bytes(memory)} memory, {', '.join(gpus) or 'no GPU'}")
+    return Check("machine", f"{os.cpu_count()} cores, {human_bytes(memory)} memory, {', '.join(gpus) or 'no GPU'}")
 
 
-def _disk(settings: Config | None) -> Finding:
+def _disk(settings: Config | None) -> Check:
     chosen = settings.cache if settings and settings.cache else default_cache_folder()
     folder = chosen
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    problem = f"less than {human_bytes(_MIN_FREE_BYTES)} are free: set CONDU_CACHE to a larger disk"
-    return Finding("cache", f"{chosen}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None)
+    problem = f"less than {human_bytes(_MIN_FREE_BYTES)} is free: set CONDU_CACHE to a folder on a larger disk"
+    return Check("cache", f"{chosen}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None)
 
 
-def _ray_token() -> Finding:
+def _ray_token() -> Check:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file():
-        return Finding("ray token", "no token file (a local session makes a token that ends with it)")
+        return Check("ray token", "no token file (a local session creates a token of its own, which ends with it)")
     mode = stat.S_IMODE(path.stat().st_mode)
     problem = (
-        f"every user of this machine can read it and run code on your cluster: chmod 600 {path}"
+        f"other users of this machine can read it, and run code on your cluster: chmod 600 {path}"
         if mode & 0o077
         else None
     )
-    return Finding("ray token", f"{path}, mode {mode:04o}", problem)
+    return Check("ray token", f"{path}, mode {mode:04o}", problem)
 
 
-def _store(url: str, settings: Config | None) -> list[Finding]:
+def _store(url: str, settings: Config | None) -> list[Check]:
     try:
         opened = StoreAddress(url, settings.address.options if settings else None).open()
         problems = check_store(opened)
         if problems:
-            return [Finding("store", url, "; ".join(problems))]
+            return [Check("store", url, "; ".join(problems))]
         newest = Versions(opened).newest()
     except ConduError as error:
-        return [Finding("store", url, str(error))]
+        return [Check("store", url, str(error))]
     holds = f"version {newest.version}, {len(newest.state.tasks)} tasks" if newest else "nothing published yet"
-    return [Finding("store", f"{url}: writes, reads, put-if-absent work; {holds}")]
+    return [Check("store", f"{url}: writes, reads, put-if-absent work; {holds}")]
 
 
-def _port(settings: Config) -> Finding:
+def _port(settings: Config) -> Check:
     host, port = settings.serve.host, settings.serve.port
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            return Finding(
-                "port", f"{host}:{port}", f"it can't be used ({error.strerror}): set serve.port, or stop what holds it"
+            return Check(
+                "port", f"{host}:{port}", f"it can't be used ({error.strerror}): set serve.port, or free the port"
             )
-    return Finding("port", f"{host}:{port} is free")
+    return Check("port", f"{host}:{port} is free")

@@ -12,7 +12,7 @@ from cluster.output import console, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.decouple import DecoupledExpert, read_record
 from fusion.disk import replacing
-from fusion.errors import BaseMismatchError, ConfigError, StateDictError, UnknownVersionError
+from fusion.errors import BaseMismatchError, ConfigError, StateDictError
 from fusion.fidelity import FidelityReport, measure_fidelity
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
 from fusion.kernels import StateDtype
@@ -21,7 +21,7 @@ from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions.bases import Base, put_base
-from fusion.versions.history import Versions
+from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
 
 StoreOption = Annotated[
@@ -134,7 +134,7 @@ def export(
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
-        with replacing(out) as temporary:
+        with replacing(out, private=True) as temporary:
             expert.write(temporary)
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error
@@ -152,9 +152,7 @@ def read_version(store: Store, number: int | None) -> Manifest:
         return versions.read(number)
     manifest = versions.newest()
     if manifest is None:
-        raise UnknownVersionError(
-            f"nothing was published in {store.url} yet: `condu run CONFIG` or `condu fuse` makes a version"
-        )
+        raise nothing_published(store)
     return manifest
 
 

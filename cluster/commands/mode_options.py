@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+
 from fusion.options import hints, texts
 
 PARAMETER = "mode_options"

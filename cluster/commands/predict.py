@@ -1,4 +1,4 @@
-"""`condu predict`: ask a running service, or a store directly."""
+"""`condu predict`: classify images with a running service, or directly with a store."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.client import predict_over_http
 from cluster.commands.fuse import JsonOption
 from cluster.output import console, print_json, table
+from cluster.service_client import predict_over_http
 from fusion.answers.label_spaces import Query
 from fusion.answers.options import PredictOptions
 from fusion.errors import ConfigError, DataError, ImageError
@@ -22,25 +22,29 @@ _DEFAULT_SERVER = "http://127.0.0.1:8000"
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE…")],
-    task: Annotated[str | None, typer.Option("--task", help="Answer with this task's expert and classes.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Answer with one of these.", metavar="A,B,C")] = None,
-    template: Annotated[list[str] | None, typer.Option("--template", help="Prompt for --labels, with {}.")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Experts consulted where no task is named.")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Use this task's expert and classes.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Choose from these labels.", metavar="A,B,C")] = None,
+    template: Annotated[
+        list[str] | None, typer.Option("--template", help="Prompt for --labels, with {} for the label.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Number of experts to consult without --task.")] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
-    server: Annotated[str | None, typer.Option(help=f"A running service. Default: {_DEFAULT_SERVER}")] = None,
-    store: Annotated[str | None, typer.Option(help="Ask this store in this process, without a service.")] = None,
+    server: Annotated[str | None, typer.Option(help=f"URL of a running service. Default: {_DEFAULT_SERVER}")] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Predict from this store in this process, without a service.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images. With neither --task nor --labels the answer is one of all classes ever learned."""
+    """Classify images. Without --task or --labels, the answer is one of all classes that were learned."""
     if task is not None and labels is not None:
-        raise ConfigError("--task and --labels contradict each other: name a task, or give labels")
+        raise ConfigError("--task and --labels contradict each other: give only one of them")
     if server is not None and store is not None:
-        raise ConfigError("--server and --store contradict each other: ask a service, or a store")
+        raise ConfigError("--server and --store contradict each other: give only one of them")
     names = tuple(part.strip() for part in labels.split(",")) if labels is not None else ()
     if labels is not None and not all(names):
         raise ConfigError(f"--labels {labels!r} has an empty label")
     if template and labels is None:
-        raise ConfigError("--template goes with --labels: a task has its own templates")
+        raise ConfigError("--template needs --labels: a task has its own templates")
     files = [(str(path), _read(path)) for path in images]
     if store is not None:
         answer = _predict_from_store(store, files, task, names, tuple(template or ()), top_k, version)

@@ -1,4 +1,4 @@
-"""`condu status`: what runs now, and what the store holds. Reads only, and never waits for long."""
+"""`condu status`: what is running, and what the store holds. It only reads, and never waits for long."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def status(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the newest version, experts in training, and what runs: lanes, the fusion actor, the service.
+    """Show the newest version, the experts in training, and what is running: lanes, the fusion actor, the service.
 
-    Local sessions of this user on this machine are found by themselves; a cluster is asked when CONFIG names one.
-    Without CONFIG and --store: all sessions on this machine.
+    Your local sessions on this machine are found automatically; a cluster is queried if CONFIG names one. Without
+    CONFIG and --store, all your sessions on this machine are shown.
     """
     if config and store:
-        raise ConfigError("CONFIG and --store both name a store: give one of them")
+        raise ConfigError("CONFIG and --store both name a store: give only one of them")
     settings = load_config(config) if config else None
     target = settings.address.open() if settings else open_store(store) if store else None
     held = _store_status(target) if target else None
-    sessions = _live_status(target.url if target else None, settings)
+    sessions = _session_statuses(target.url if target else None, settings)
     if as_json:
         print_json({"store": held, "sessions": sessions})
     else:
@@ -52,7 +52,7 @@ def status(
 
 
 def _store_status(store: Store) -> dict[str, Any]:
-    """What a store holds. An unreadable one is a `problem` here: what runs is still worth telling."""
+    """What a store holds. If it is unreadable that is reported as `problem`: what is running can still be shown."""
     found: dict[str, Any] = {"url": store.url, "newest": None, "experts": None, "problem": None}
     try:
         if newest := Versions(store).newest():
@@ -73,8 +73,8 @@ def _store_status(store: Store) -> dict[str, Any]:
     return found
 
 
-def _live_status(store_url: str | None, settings: Config | None) -> list[dict[str, Any]]:
-    """Every session that works for the store (None: for any), asked side by side."""
+def _session_statuses(store_url: str | None, settings: Config | None) -> list[dict[str, Any]]:
+    """Every session that works for the store (None: for any store), queried in parallel."""
 
     def ask(session: Session) -> dict[str, Any]:
         known = {name: getattr(session, name) for name in ("store", "command", "started", "pid", "address")}
@@ -106,15 +106,15 @@ def _print_store(held: dict[str, Any]) -> None:
         console.print(f"  tasks      {len(newest['tasks'])}: {', '.join(newest['tasks'])}")
     if experts:
         begun = [f"{e['identity'][:12]}… (step {e['step']}, attempt {e['attempts']})" for e in experts["unfinished"]]
-        told = f", begun and not finished: {', '.join(begun)}" if begun else ""
-        console.print(f"experts      {experts['finished']} finished{told}")
+        unfinished = f", {len(begun)} unfinished: {', '.join(begun)}" if begun else ""
+        console.print(f"experts      {experts['finished']} finished{unfinished}")
 
 
 def _print_sessions(sessions: list[dict[str, Any]]) -> None:
     parts = ("command", "tasks", "fusion", "service", "problem")  # a session of this machine has a command
     busy = [session for session in sessions if any(session.get(part) for part in parts)]
     if not busy:
-        console.print("nothing runs now")
+        console.print("nothing is running")
     for session in busy:
         console.print()
         console.print(f"[bold]{escape(session.get('command') or 'cluster')}[/], Ray at {session['address']}")
@@ -125,7 +125,7 @@ def _print_sessions(sessions: list[dict[str, Any]]) -> None:
         for line in [*_fusion_lines(session.get("fusion")), *_service_lines(session.get("service"))]:
             console.print(line, markup=False)
         if "problem" in session:
-            console.print(f"  not answered: {session['problem']}", markup=False)
+            console.print(f"  no answer: {session['problem']}", markup=False)
 
 
 def _task_rows(run: list[dict[str, Any]]) -> Iterator[tuple[Any, ...]]:
@@ -142,9 +142,9 @@ def _fusion_lines(fusion: dict[str, Any] | None) -> Iterator[str]:
     if now := fusion["now"]:
         yield f"  fusing   {', '.join(now['tasks'])}: {now['stage']}, {now['seconds']:.1f} s, for {now['caller']}"
     for waiting in fusion["waiting"]:
-        yield f"  waits    {', '.join(waiting['what'])}, for {waiting['caller']}"
+        yield f"  waiting  {', '.join(waiting['what'])}, for {waiting['caller']}"
     version = f", the last in version {fusion['version']}" if fusion["version"] else ""
-    yield f"  fused    {fusion['num_fused']} experts by process {fusion['pid']}{version}"
+    yield f"  fused    {fusion['num_fused']} experts in process {fusion['pid']}{version}"
     if fusion["error"]:
         yield f"  failed   {fusion['error']}"
 

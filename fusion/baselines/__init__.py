@@ -1,11 +1,11 @@
-"""Other ways to keep many experts of one base, behind one small interface: what condu's modes are compared with.
+"""Other ways to keep many experts of one base, behind one small interface: condu's modes are compared with them.
 
 A baseline reads the base and the experts tensor by tensor, keeps on a `Shelf` what it would store (for all tasks
-together, or for each), and rebuilds one tensor of one model from that. So its bytes are counted on what it really kept,
-and its accuracy is measured on what really came back. Nothing here publishes: no store, no versions, no Ray.
+together, or for each), and rebuilds single tensors of a model from that. So its bytes are counted on what it really
+keeps, and its accuracy is measured on what it really rebuilds. Nothing is published: no store, no versions, no Ray.
 
 BatchNorm statistics and other buffers (`fusion.tensors.is_fused`) are never merged: a model for all tasks has the
-base's, a model per task its own expert's, counted where they differ from the base's.
+base's, a model per task has its expert's, which are counted if they differ from the base's.
 
 Suffixes: N elements of one tensor.
 """
@@ -26,14 +26,14 @@ from fusion.task_vectors import ExpertVector, check_finite
 from fusion.tensors import TensorFile, check_same_layout
 
 Experts = Mapping[str, TensorFile]
-"""Task name to the expert's full state dict, in fused order."""
+"""Task names to experts' full state dicts, in fused order."""
 
 
 class Baseline(Protocol):
     """One method.
 
     Attributes:
-        name: what a caller selects it by.
+        name: its name on the command line and in `open_baseline`.
         one_model: True: one model answers for all tasks. False: every task has its own, so the task must be known.
     """
 
@@ -42,11 +42,11 @@ class Baseline(Protocol):
 
     @property
     def title(self) -> str:
-        """What tables call it, with its settings."""
+        """Its title in tables, with its settings."""
         ...
 
     def fuse(self, base: TensorFile, experts: Experts, shelf: Shelf) -> None:
-        """Read the experts and keep on the shelf what the method would store. At least one expert, layouts checked."""
+        """Read the experts (one or more, with the base's layout), and keep on the shelf what the method stores."""
         ...
 
     def rebuild(self, base: TensorFile, shelf: Shelf, name: str, task: str) -> np.ndarray:
@@ -55,7 +55,7 @@ class Baseline(Protocol):
 
 
 class OneModel:
-    """Base of the methods that store one merged model: `model/NAME`, float32, in place of the base."""
+    """Base class of the methods that store one merged model in place of the base: `model/NAME`, float32."""
 
     one_model: ClassVar[bool] = True
 
@@ -64,14 +64,14 @@ class OneModel:
 
     @staticmethod
     def put_model(base: TensorFile, shelf: Shelf, merged: Iterable[tuple[str, np.ndarray]]) -> None:
-        """Keep theta_0 + delta for each (name, delta [N])."""
+        """Keep theta_0 + delta for each pair of a name and delta [N]."""
         for name, delta_N in merged:
             shelf.put(f"model/{name}", base.float32(name).reshape(-1) + delta_N)
 
 
 @dataclass(frozen=True)
 class FusedBaseline:
-    """What a baseline made of some experts. It reads the shelf, so it lives as long as the shelf's folder."""
+    """The result of running a baseline on some experts. It reads the shelf, so the shelf's folder must outlive it."""
 
     method: Baseline
     base: TensorFile
@@ -89,14 +89,14 @@ class FusedBaseline:
 
 
 def fuse_baseline(method: Baseline, base: TensorFile, experts: Experts, folder: Path) -> FusedBaseline:
-    """Run a method over experts, keeping what it stores in `folder`.
+    """Run a method on experts, and keep what it stores in `folder`.
 
     Raises:
-        ConfigError: no experts.
-        StateDictError: an expert that is no expert of this base, or whose task vector is wanted and not finite.
+        ConfigError: there are no experts.
+        StateDictError: an expert does not match the base, or its task vector is needed and not finite.
     """
     if not experts:
-        raise ConfigError(f"{method.name}: there is no expert to work with")
+        raise ConfigError(f"{method.name}: there are no experts to work with")
     for expert in experts.values():
         check_same_layout(base, expert)
     shelf = Shelf(folder)
@@ -115,7 +115,7 @@ def task_vector(base: TensorFile, expert: TensorFile, name: str) -> np.ndarray:
     """One whole tensor of delta = theta_i - theta_0, float32 [N]. Raises `StateDictError` on NaN or infinity."""
     delta_N = (expert.float32(name) - base.float32(name)).reshape(-1)
     if not np.isfinite(delta_N).all():
-        check_finite(delta_N, ExpertVector(base, expert), name)  # raises, in the words of every fusion
+        check_finite(delta_N, ExpertVector(base, expert), name)  # raises the same error as every fusion
     return delta_N
 
 
@@ -125,7 +125,7 @@ def task_vectors(base: TensorFile, experts: Experts, name: str) -> list[np.ndarr
 
 
 def open_baseline(name: str, **settings: Any) -> Baseline:
-    """The baseline of a name (of `BASELINES`) with its settings. AdaMerging needs images: make it yourself.
+    """The baseline with a given name, with its settings. Not AdaMerging, which needs images: create it directly.
 
     Raises: ConfigError for an unknown name or a setting out of range.
     """
@@ -143,4 +143,4 @@ def open_baseline(name: str, **settings: Any) -> Baseline:
         if method.name == name:
             opened: Baseline = method(**settings)
             return opened
-    raise ConfigError(f"baseline {name!r} is unknown: take {', '.join(method.name for method in methods)}")
+    raise ConfigError(f"baseline {name!r} is unknown: choose from {', '.join(method.name for method in methods)}")

@@ -1,14 +1,14 @@
 """Layer-wise AdaMerging: one model whose coefficients are learned without labels (Yang et al., ICLR 2024).
 
-theta = theta_0 + sum over tasks of c_i,n * delta_i,n with one coefficient per task i and tensor n, all starting at 0.3
-and moved by Adam so that the mean entropy of the model's answers to unlabelled images of every task, summed over tasks,
-falls. The paper takes the test images, 500 steps and a rate of 0.001, and keeps text features fixed. Here the default
-is a few steps at a higher rate, the caller chooses the images, and texts go through the merged text encoder, because
-condu's experts train both.
+theta = theta_0 + sum over tasks of c_i,n * delta_i,n, with one coefficient per task i and tensor n. All coefficients
+start at 0.3, and Adam minimises the mean entropy of the model's answers to unlabelled images of each task, summed over
+tasks. The paper uses the test images, 500 steps and a learning rate of 0.001, and keeps text features fixed. Here the
+default is fewer steps at a higher rate, the caller chooses the images, and texts go through the merged text encoder,
+because condu's experts train both encoders.
 
 The gradient of a coefficient is the inner product of delta_i,n with the loss's gradient at theta_n. So a step streams
-the task vectors from their files twice, and memory holds the model, one gradient of it, and one task's batch, however
-many tasks there are.
+the task vectors from their files twice, and memory holds the model, one gradient of it, and the batch of one task,
+however many tasks there are.
 
 Letters: B images of a step, C classes, L tokens of a text, K tasks.
 """
@@ -32,11 +32,11 @@ from fusion.tensors import TensorFile
 
 @dataclass(frozen=True)
 class Unlabelled:
-    """What a task gives to AdaMerging.
+    """A task's input to AdaMerging.
 
     Attributes:
-        pixels: preprocessed images in an order that mixes classes, float32 [N, 3, H, W]; no labels.
-        prompts: one text a class.
+        pixels: preprocessed images, in an order that mixes classes, float32 [N, 3, H, W]; without labels.
+        prompts: one text per class.
     """
 
     pixels: torch.Tensor
@@ -48,11 +48,12 @@ class AdaMerging(OneModel):
 
     Args:
         clip: a model of the base's architecture, on the device to learn on; it is not changed.
-        images: of every task.
-        num_steps, batch_size, lr, start: of the learning; `batch_size` images of every task a step.
+        images: images of every task, by its name.
+        num_steps, batch_size, lr: settings of the learning; each step uses `batch_size` images of every task.
+        start: initial value of the coefficients.
 
     Attributes:
-        coefficients: tensor name to float32 [K], after `fuse`.
+        coefficients: tensor names to float32 [K], after `fuse`.
         entropies: mean entropy over tasks before each step, in nats.
     """
 
@@ -104,14 +105,14 @@ class AdaMerging(OneModel):
             shelf.put(f"model/{name}", self._merged(base, experts, name, learned[n]).reshape(-1).cpu())
 
     def _merged(self, base: TensorFile, experts: Experts, name: str, coefficients_K: torch.Tensor) -> torch.Tensor:
-        """theta of one tensor, in its own shape, a new tensor on the model's device."""
+        """One tensor of theta, in its own shape; a new tensor on the model's device."""
         weights_N = base.float32(name).reshape(-1).copy()
         for coefficient, delta_N in zip(coefficients_K.tolist(), task_vectors(base, experts, name), strict=True):
             weights_N += np.float32(coefficient) * delta_N
         return torch.from_numpy(weights_N).reshape(base.specs[name].shape).to(self._clip.device)
 
     def _add_gradients(self, merged: Mapping[str, torch.Tensor], task: str, tokens: torch.Tensor, step: int) -> float:
-        """Mean entropy of one task's batch, after adding its gradients to those of `merged`."""
+        """Add the gradients of one task's batch to those of `merged`. Returns the batch's mean entropy, in nats."""
         pixels = self._images[task].pixels
         places = torch.arange(step * self._batch_size, (step + 1) * self._batch_size) % len(pixels)
         batch = pixels[places].to(self._clip.device, memory_format=torch.channels_last)
@@ -123,7 +124,7 @@ class AdaMerging(OneModel):
 
 
 def _inner_products(base: TensorFile, experts: Experts, name: str, gradient: torch.Tensor | None) -> torch.Tensor:
-    """The gradients of one tensor's coefficients, float32 [K]; 0 where the answers do not depend on the tensor."""
+    """The gradients of one tensor's coefficients, float32 [K]; 0 if the answers do not depend on the tensor."""
     if gradient is None:
         return torch.zeros(len(experts))
     gradient_N = gradient.reshape(-1).cpu().numpy()

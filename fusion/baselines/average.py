@@ -16,7 +16,7 @@ from fusion.tensors import TensorFile
 
 @dataclass(frozen=True)
 class Average(OneModel):
-    """The mean of the experts. It has no setting."""
+    """The mean of the experts. It has no settings."""
 
     name: ClassVar[str] = "average"
     title: ClassVar[str] = "simple average"

@@ -1,9 +1,9 @@
 """BitDelta-style: the task's own sign and one scale per tensor (Liu et al., BitDelta, NeurIPS 2024).
 
-delta_hat = mean |delta| * (+1 where delta > 0, else -1), which of all scales for these signs is the nearest to delta.
-BitDelta packs the linear layers of a language model and then tunes the scales by distillation; here every tensor of the
-task vector is packed and nothing is tuned, hence "style". Nothing is shared by tasks. A tensor that never moved stays
-exactly the base's; single elements that never moved do not. Peak memory: one tensor, three times.
+delta_hat = mean |delta| * (+1 where delta > 0, else -1); for these signs no other scale is nearer to delta. BitDelta
+packs the linear layers of a language model, and then tunes the scales by distillation. Here every tensor of the task
+vector is packed and nothing is tuned, hence "style". Tasks share nothing. A tensor that never changed stays exactly the
+base's, but single elements that never changed do not. Peak memory: one tensor, three times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fusion.tensors import TensorFile
 
 @dataclass(frozen=True)
 class BitDelta:
-    """Sign and scale. It has no setting."""
+    """Sign and scale. It has no settings."""
 
     name: ClassVar[str] = "bitdelta"
     one_model: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Every checkpoint kept: each task's own expert as it is. What all other methods are measured against."""
+"""Every checkpoint kept: each task's own expert as it is. All other methods are measured against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion.tensors import TensorFile
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The experts themselves. It has no setting, and loses nothing."""
+    """The experts themselves. It has no settings, and loses nothing."""
 
     name: ClassVar[str] = "checkpoints"
     one_model: ClassVar[bool] = False

@@ -1,12 +1,12 @@
 """EMR-Merging: elect, mask and rescale, one shot over all task vectors (Huang et al., NeurIPS 2024).
 
-Elect, per element: the sign gamma of the sum of the task vectors, and as magnitude the largest among those that have
-this sign; together tau. Mask: m_i = [delta_i * tau > 0]. Rescale, one number a task over the whole vector:
+Elect, per element: the sign gamma of the sum of the task vectors, and the largest magnitude among those with this sign;
+together they are tau. Mask: m_i = [delta_i * tau > 0]. Rescale, by one number per task for the whole vector:
 lambda_i = sum |delta_i| / sum |m_i * tau|. The model of task i is theta_0 + lambda_i * m_i * tau.
 
-Election and masks are those of condu's mode `joint`; what differs is the rescaler, which there is a quotient of means
-per tensor, so that small tensors count as much as large ones. Stored: tau in fp32 for all, a bit a parameter and one
-number a task. Peak memory: one tensor, twice for each task.
+Election and masks are those of condu's one-shot unification of all task vectors (`Kernels.joint`). The rescaler
+differs: there it is a ratio of sums of means per tensor, so that small tensors count as much as large ones. Stored: tau
+in fp32 for all tasks; one bit per parameter and one number per task. Peak memory: one tensor, twice per task.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fusion.tensors import TensorFile
 
 @dataclass(frozen=True)
 class Emr:
-    """Elect, mask, rescale. It has no setting."""
+    """Elect, mask, rescale. It has no settings."""
 
     name: ClassVar[str] = "emr"
     one_model: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class Emr:
             own_T += own_ST[0]
             masked_T += masked_ST[0]
         for task, own, masked in zip(experts, own_T, masked_T, strict=True):
-            scale = own / masked if masked else 0.0  # an expert that is the base has no mask
+            scale = own / masked if masked else 0.0  # an expert equal to the base has an empty mask
             shelf.put("scale", np.array([scale], np.float32), task=task)
 
     def rebuild(self, base: TensorFile, shelf: Shelf, name: str, task: str) -> np.ndarray:
@@ -53,5 +53,5 @@ class Emr:
 
 
 def _whole(values_N: np.ndarray) -> np.ndarray:
-    """A tensor as one segment, as kernels want it."""
+    """The bounds of a tensor as one segment, int64 [2]."""
     return np.array([0, values_N.size], np.int64)

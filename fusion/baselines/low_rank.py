@@ -1,11 +1,10 @@
 """Low rank: each matrix of the task vector cut to its best rank-r approximation, in fp16 (LoRA's form, after training).
 
-By the singular value decomposition delta = U S V, of which the r largest values stay, kept as two fp16 factors
+The singular value decomposition delta = U S V is truncated to its r largest values, and kept as two fp16 factors,
 U sqrt(S) [out, r] and sqrt(S) V [r, in] (Eckart-Young: no other matrix of rank r is nearer). The form is that of LoRA
-(Hu et al., ICLR 2022), which trains such factors from the start; an expert that was trained whole need not be near one.
-Kernels of convolutions count as [out, -1]. Vectors, and matrices that are no larger than their factors, are kept whole
-in fp16. Nothing is shared.
-Peak memory: one tensor and its decomposition.
+(Hu et al., ICLR 2022), which trains such factors from the start; a fully fine-tuned expert need not be close to a low
+rank. Convolution kernels are treated as [out, -1]. Vectors, and matrices no larger than their factors, are kept whole
+in fp16. Tasks share nothing. Peak memory: one tensor and its decomposition.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class LowRank:
     """Truncated task vectors.
 
     Attributes:
-        rank: of every matrix, at least 1.
+        rank: rank of every matrix, at least 1.
     """
 
     name: ClassVar[str] = "low-rank"
@@ -39,7 +38,7 @@ class LowRank:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ConfigError(f"low-rank: rank is {self.rank}, it has to be at least 1")
+            raise ConfigError(f"low-rank: rank is {self.rank}, it must be at least 1")
 
     @property
     def title(self) -> str:
@@ -51,7 +50,7 @@ class LowRank:
             for task, expert in experts.items():
                 delta_N = task_vector(base, expert, name)
                 if np.abs(delta_N).max(initial=0) > _LARGEST_HALF:
-                    raise StateDictError(f"{expert.label}: tensor {name!r} changed by more than fp16 can hold")
+                    raise StateDictError(f"{expert.label}: tensor {name!r} changed by more than fp16 can represent")
                 if factors_are_smaller(shape, self.rank):
                     left, right = truncate(delta_N.reshape(shape[0], -1), self.rank)
                     shelf.put(f"left/{name}", left, task=task)
@@ -68,7 +67,7 @@ class LowRank:
 
 
 def factors_are_smaller(shape: Sequence[int], rank: int) -> bool:
-    """Whether two factors of this rank take less room than the tensor itself, as a matrix [out, -1]."""
+    """Whether two factors of this rank are smaller than the tensor itself, taken as a matrix [out, -1]."""
     if len(shape) < 2:
         return False
     rows, columns = shape[0], int(np.prod(shape[1:]))
@@ -76,7 +75,7 @@ def factors_are_smaller(shape: Sequence[int], rank: int) -> bool:
 
 
 def truncate(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two fp16 factors, [out, r] and [r, in], of the nearest matrix of a rank."""
+    """The two fp16 factors, [out, r] and [r, in], of the nearest matrix with this rank."""
     left, values, right = torch.linalg.svd(torch.from_numpy(matrix), full_matrices=False)
     root = values[:rank].sqrt()
     return (left[:, :rank] * root).half().numpy(), (root[:, None] * right[:rank]).half().numpy()

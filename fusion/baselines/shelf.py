@@ -1,4 +1,4 @@
-"""The shelf: arrays that a baseline keeps, each a safetensors file, for one task or shared by all, and their bytes."""
+"""The shelf: the arrays that a baseline keeps, for one task or for all, each in a safetensors file, and their size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _Slot = tuple[str, str | None]
 
 
 class Shelf:
-    """Arrays in a folder of their own, written once. Nothing stays in memory but their names.
+    """Arrays in a folder of their own, each written once. Only their names are kept in memory.
 
     Args:
-        folder: made where missing; the caller removes it.
+        folder: created if missing; the caller removes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -29,9 +29,9 @@ class Shelf:
         return slot in self._files
 
     def put(self, key: str, values: np.ndarray | torch.Tensor, *, task: str | None = None) -> None:
-        """Keep an array for one task; None: for all."""
+        """Keep an array for one task, or for all tasks (None)."""
         slot = (key, task)
-        assert slot not in self._files, f"{slot} was kept already"
+        assert slot not in self._files, f"{slot} is on the shelf already"
         tensor = torch.as_tensor(values).contiguous()
         path = self._folder / f"{len(self._files):06d}.safetensors"
         write_tensors(path, {"values": tensor})
@@ -43,11 +43,11 @@ class Shelf:
         return TensorFile(self._files[key, task]).tensor("values")
 
     def get(self, key: str, *, task: str | None = None) -> np.ndarray:
-        """The same as a new numpy array (uint16 for bfloat16)."""
+        """An array as a new numpy array (uint16 for bfloat16)."""
         return TensorFile(self._files[key, task]).array("values")
 
     def task_bytes(self, task: str) -> int:
-        """Bytes kept for one task, headers of files not counted."""
+        """Bytes kept for one task, not counting file headers."""
         return sum(size for (_, owner), size in self._bytes.items() if owner == task)
 
     @property

@@ -1,7 +1,7 @@
 """Task arithmetic: one model, the base plus the scaled sum of all task vectors (Ilharco et al., ICLR 2023).
 
-theta = theta_0 + scale * sum over tasks of delta_i. The paper's scale for eight CLIP tasks, 0.3, is the default; it
-picks the scale on held-out images of the tasks, which nobody does here. Peak memory: one tensor, twice.
+theta = theta_0 + scale * sum over tasks of delta_i. The default is the paper's scale for eight CLIP tasks, 0.3. The
+paper tunes the scale on held-out images of the tasks; here it is not tuned. Peak memory: one tensor, twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TaskArithmetic(OneModel):
     """The scaled sum.
 
     Attributes:
-        scale: factor of every task vector, dimensionless; 1 with one task gives its expert back.
+        scale: factor of every task vector, dimensionless; with one task, 1 restores its expert.
     """
 
     name: ClassVar[str] = "task-arithmetic"
@@ -38,7 +38,7 @@ class TaskArithmetic(OneModel):
 
 
 def scaled_sum(base: TensorFile, experts: Experts, name: str, *, scale: float) -> np.ndarray:
-    """scale * sum of delta_i of one tensor, float32 [N]; one expert is read at a time."""
+    """scale * sum of delta_i for one tensor, float32 [N]; reads one expert at a time."""
     total_N = np.zeros(base.specs[name].elements, np.float32)
     for expert in experts.values():
         total_N += task_vector(base, expert, name)

@@ -1,9 +1,10 @@
 """TIES-Merging: one model from trimmed task vectors that agree in sign (Yadav et al., NeurIPS 2023).
 
-Trim: of each task vector, over all its tensors together, only the `density` share with the largest magnitudes stays.
-Elect: per element the sign of the sum of the trimmed task vectors. Merge: the mean of the trimmed, non-zero elements
-that have the elected sign (where the sum is 0 nothing is elected and nothing moves). theta = theta_0 + scale * merged.
-Defaults are the paper's where nothing is tuned: density 0.2, scale 1. Peak memory: one tensor, once for each task.
+Trim: of each task vector, over all its tensors together, keep only the `density` share with the largest magnitudes.
+Elect: per element, the sign of the sum of the trimmed task vectors. Merge: the mean of the trimmed, non-zero elements
+that have the elected sign (where the sum is 0, no sign is elected and nothing changes). theta = theta_0 + scale *
+merged. The defaults are the paper's for the case without tuning: density 0.2, scale 1. Peak memory: one tensor, once
+per task.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Ties(OneModel):
     """Trim, elect, merge.
 
     Attributes:
-        density: share of each task vector that stays, in (0, 1].
-        scale: factor of the merged vector.
+        density: share of each task vector that is kept, in (0, 1].
+        scale: factor of the merged vector, dimensionless.
     """
 
     name: ClassVar[str] = "ties"
@@ -37,7 +38,7 @@ class Ties(OneModel):
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
-            raise ConfigError(f"ties: density is {self.density}, it has to be above 0 and at most 1")
+            raise ConfigError(f"ties: density is {self.density}, it must be above 0 and at most 1")
 
     @property
     def title(self) -> str:
@@ -59,13 +60,13 @@ class Ties(OneModel):
 
 
 def trim_threshold(vector: Callable[[], Iterable[np.ndarray]], density: float) -> np.float32:
-    """The magnitude from which on an element stays: that of rank round(density * size), at least the first.
+    """The smallest magnitude that is kept: the one with rank round(density * size), or the largest if that is 0.
 
-    Exact, in two passes and without sorting: the bits of a non-negative float32 order like the float, so a histogram
-    of their upper half finds the bin of the wanted rank, one of the lower half the value.
+    Exact, in two passes and without sorting: the bits of non-negative float32 numbers sort like the numbers, so a
+    histogram of the upper half of the bits finds the bin of the rank, and one of the lower half the value.
 
     Args:
-        vector: gives the tensors of a whole task vector, float32 [N] each, whenever it is called.
+        vector: called twice; yields the tensors of a whole task vector, float32 [N] each.
     """
     upper = np.zeros(1 << _HALF_BITS, np.int64)
     for delta_N in vector():
@@ -81,7 +82,7 @@ def trim_threshold(vector: Callable[[], Iterable[np.ndarray]], density: float) -
 
 
 def trim(delta_N: np.ndarray, threshold: np.float32) -> np.ndarray:
-    """The elements of at least the threshold's magnitude, 0 elsewhere."""
+    """The elements whose magnitude is at least the threshold; 0 elsewhere."""
     return np.where(np.abs(delta_N) >= threshold, delta_N, np.float32(0))
 
 
@@ -104,7 +105,7 @@ def _magnitude_bits(delta_N: np.ndarray) -> np.ndarray:
 
 
 def _bin_of_rank(counts: np.ndarray, rank: int) -> tuple[int, int]:
-    """The bin that holds the element of a rank, counted from the largest, and how many lie above that bin."""
+    """The bin of the element with a rank, counted from the largest, and the number of elements above that bin."""
     from_top = np.cumsum(counts[::-1])
     place = int(np.searchsorted(from_top, rank))
     return counts.size - 1 - place, int(from_top[place - 1]) if place else 0

@@ -1,6 +1,6 @@
 """WiSE-FT: a task's own expert, interpolated with the base to keep some of its robustness (Wortsman et al., CVPR 2022).
 
-theta_i' = theta_0 + alpha * delta_i, alpha 0.5 by default as the paper recommends where nothing is tuned. One full
+theta_i' = theta_0 + alpha * delta_i. The default alpha is 0.5, which the paper recommends if nothing is tuned. One full
 model per task is stored, in fp32. Peak memory: one tensor, twice.
 """
 

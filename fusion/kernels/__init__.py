@@ -1,10 +1,10 @@
 """Kernels: the method's arithmetic over one chunk of flat elements, on the CPU (numba) or on a device (torch).
 
-Everything above streams chunks from files to files; everything below is numbers in, numbers out. Both implementations
-give the same masks, tau and planes bit for bit, and the same scales to the last digits of a float64 sum.
+The layers above stream chunks from files to files; kernels only map arrays to arrays. Both implementations give the
+same masks, tau and planes bit for bit, and the same scales up to the last digits of a float64 sum.
 
-A chunk's elements belong to **segments**, runs that share a scale: its rows, or all of it. `starts_S` holds where each
-segment begins, and the chunk's length last: int64 [S + 1].
+A chunk's elements belong to **segments**, runs that share a scale: its rows, or the whole chunk. `starts_S` holds where
+each segment begins, and last the chunk's length: int64 [S + 1].
 
 Suffixes: N elements of a chunk, B = ceil(N / 8) bytes of a plane, T tasks, S segments, K planes, Q levels, P bins.
 """
@@ -19,15 +19,15 @@ import numpy as np
 from fusion.errors import ConfigError
 
 StateDtype = Literal["float32", "float16", "bfloat16"]
-"""What tau is kept in. Arithmetic is float32 whatever it is; a rounded tau is rounded before anything is derived."""
+"""The dtype in which tau is kept. Arithmetic is always float32; tau is rounded before anything is derived from it."""
 
 LEVEL_BINS = 4096
 LEVEL_BINS_PER_UNIT = 256.0
-"""The histogram of |delta| / (mu g) that levels are fitted on: bins of 1/256, the last one for all above 16."""
+"""The histogram of |delta| / (mu g) that levels are fitted to: bins of 1/256; the last one holds all that is larger."""
 
 
 class Kernels(Protocol):
-    """The operations that the modes are made of. Safe to call from several threads at once."""
+    """The operations that the modes are built from. Safe to call from several threads at once."""
 
     def iterative(
         self,
@@ -57,9 +57,9 @@ class Kernels(Protocol):
             scales_ST: lambda_i, float32.
             session: number of this session, from 1.
             dtype: what tau' is rounded to.
-        Returns: the new plane, uint8 [B]; sum m'|tau'| of the old tasks and, last, the new one, float64 [S, T + 1];
-            sum |delta|, float64 [S], NaN or infinite where delta is; and the squared error of rounding and the squares
-            of what was rounded, float64 [2], zeros for float32.
+        Returns: the new plane, uint8 [B]; sum m'|tau'| for the old tasks and, last, the new one, float64 [S, T + 1];
+            sum |delta|, float64 [S], NaN or infinite where delta is; and two sums, float64 [2]: of the squared errors
+            of rounding, and of the squares before rounding (zeros for float32).
         """
         ...
 
@@ -71,7 +71,7 @@ class Kernels(Protocol):
         sessions_T: np.ndarray,
         starts_S: np.ndarray,
     ) -> np.ndarray:
-        """sum m_i |tau|, float64 [S, T]. Without `last_flip_N` no bit was ever lost (`joint`)."""
+        """sum m_i |tau|, float64 [S, T]. Without `last_flip_N` the planes hold as written (`joint`)."""
         ...
 
     def joint(
@@ -81,8 +81,8 @@ class Kernels(Protocol):
 
         f = +1 if sum_i delta_i > 0 else -1; m_i = delta_i f > 0; tau = f max_i m_i |delta_i|.
 
-        Returns: tau, float32 [N]; planes, uint8 [T, B]; sum m_i |tau| and sum |delta_i|, float64 [S, T]; and the
-            squares of rounding, as above.
+        Returns: tau, float32 [N]; planes, uint8 [T, B]; sum m_i |tau| and sum |delta_i|, float64 [S, T] each; and the
+            two sums about rounding, as from `iterative`.
         """
         ...
 
@@ -143,7 +143,7 @@ class Kernels(Protocol):
 def open_kernels(device: str = "cpu") -> Kernels:
     """The kernels of a device: numba's on `cpu`, torch's elsewhere (`cuda`, `cuda:1`).
 
-    Raises `ConfigError` for a device that torch doesn't have.
+    Raises `ConfigError` for a device that torch does not have.
     """
     if device == "cpu":
         from fusion.kernels.cpu import CpuKernels
@@ -158,18 +158,18 @@ def open_kernels(device: str = "cpu") -> Kernels:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device {device!r} can't be used ({reason}): take cpu, or cuda where there is a GPU"
+            f"device {device!r} can't be used ({reason}): use cpu, or cuda on a machine with a GPU"
         ) from error
     return DeviceKernels(device)
 
 
 def load_kernels(device: str = "cpu") -> None:
-    """Have the kernels of a device ready: the first one that runs costs a process a quarter of a second."""
+    """Load the kernels of a device: the first call costs a process a quarter of a second."""
     open_kernels(device).sum_abs(np.zeros(1, np.float32), np.array([0, 1]))
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those that Ray reserved for it, else those of its CPU affinity."""
+    """Number of cores that this process may use: those that Ray reserved for it, else those of its CPU affinity."""
     reserved = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(int(reserved), cores) if reserved.isdigit() and int(reserved) > 0 else cores

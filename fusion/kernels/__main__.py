@@ -1,6 +1,6 @@
-"""`python -m fusion.kernels`: compile the kernels once, into numba's cache, so that no first fuse and no replica waits.
+"""`python -m fusion.kernels`: compiles the kernels into numba's cache, so that no first fuse and no replica waits.
 
-For `make setup` and for container images. Where the cache is there already it takes a second.
+For `make setup` and for container images. Takes a second if the cache exists already.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """The method's inner loops for the CPU, compiled by numba: one pass over flat elements and packed bit planes.
 
-Masks are compared bit for bit with the reference, so elements are float32 in the order that is written here: numba
-without `fastmath` neither reorders nor contracts into fused multiply-adds. Sums that become scales are float64, in an
-order that is the same on every machine. Every function releases the GIL, so threads run chunks side by side.
+Masks are compared bit for bit with the reference, so elements are float32 and computed in the order written here:
+without `fastmath`, numba neither reorders operations nor contracts them into fused multiply-adds. Sums that become
+scales are float64, in an order that is the same on every machine. Every function releases the GIL, so that threads
+process chunks in parallel.
 
 **Patterns.** Eight planes are read as 8 x 8 bit matrices and transposed, so that element j has one byte for a group of
-eight tasks. Sums and maxima over the tasks of a group are then one look-up in a table of 256 entries, and the sums per
-task come out of a histogram over bytes.
+eight tasks. Sums and maxima over the tasks of a group then take one look-up in a table of 256 entries, and the sums per
+task are computed from a histogram over bytes.
 
-All in one file, long as it is: numba drops cached code when the file of the called function changes, and does not look
-at the files of the functions that this one calls.
+Everything is in one long file because numba discards cached code when the file of the called function changes, but does
+not check the files of the functions that it calls in turn.
 
 Suffixes: N elements of a chunk or block, B = ceil(N / 8) bytes of a plane, T tasks, G = ceil(T / 8) groups of tasks,
 S segments, K planes, Q levels (or borders between them), P patterns, or bins of a histogram.
@@ -21,7 +22,7 @@ import numpy as np
 from numba import njit
 
 BLOCK = 4096
-"""Elements whose intermediate results stay in the first-level cache. A multiple of 8."""
+"""Number of elements whose intermediate results fit into the first-level cache. A multiple of 8."""
 
 _FLOAT16_MAX = np.float32(65504.0)
 _BFLOAT16_MAX = np.float32(3.3895313892515355e38)
@@ -42,7 +43,7 @@ def _transposed(x):  # type: ignore[no-untyped-def]
 
 @_compiled
 def patterns(planes_TB, patterns_GB):  # type: ignore[no-untyped-def]
-    """Planes, uint8 [T, B], to patterns, uint64 [G, B]: byte e of word b holds element 8 b + e, a bit for each task."""
+    """Planes, uint8 [T, B], to patterns, uint64 [G, B]: byte e of word b holds element 8 b + e, one bit per task."""
     num_tasks, num_bytes = planes_TB.shape
     for g in range(patterns_GB.shape[0]):
         row = patterns_GB[g]
@@ -58,12 +59,13 @@ def patterns(planes_TB, patterns_GB):  # type: ignore[no-untyped-def]
 
 @_compiled
 def drop_lost_bits(patterns_GN, last_flip_N, valid_GF):  # type: ignore[no-untyped-def]
-    """Clear the bits that were lost since they were written, in place.
+    """Clear, in place, the bits that were lost after they were written.
 
     Args:
         patterns_GN: uint8 [G, at least N].
         last_flip_N: session of the last change of tau's sign, unsigned [N].
-        valid_GF: uint8 [G, sessions]: the tasks of a group whose bits hold where the last flip was in session f.
+        valid_GF: uint8 [G, sessions], one bit per task of a group: whether its plane holds where the last flip was in
+            session f.
     """
     for g in range(patterns_GN.shape[0]):
         row, valid = patterns_GN[g], valid_GF[g]
@@ -73,7 +75,7 @@ def drop_lost_bits(patterns_GN, last_flip_N, valid_GF):  # type: ignore[no-untyp
 
 @_compiled
 def tables(scales_T, sums_GP, maxima_GP):  # type: ignore[no-untyped-def]
-    """For each pattern of a group the sum of its tasks' scales, added in their order, and the largest of them."""
+    """For each pattern of a group, the sum of its tasks' scales, added in their order, and the largest of them."""
     num_tasks = scales_T.size
     for g in range(sums_GP.shape[0]):
         sums_GP[g, 0], maxima_GP[g, 0] = np.float32(0), np.float32(0)
@@ -86,7 +88,7 @@ def tables(scales_T, sums_GP, maxima_GP):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _add_squares(exact_N, rounded_N, squares_2):  # type: ignore[no-untyped-def]
-    """Add the squared error of rounding, and the squares of what was rounded."""
+    """Add the squared errors of rounding, and the squares before rounding."""
     for i in range(exact_N.size):
         exact, error = np.float64(exact_N[i]), np.float64(rounded_N[i]) - np.float64(exact_N[i])
         squares_2[0] += error * error
@@ -95,7 +97,7 @@ def _add_squares(exact_N, rounded_N, squares_2):  # type: ignore[no-untyped-def]
 
 @_compiled
 def look_up(patterns_GN, first, sums_GP, maxima_GP, sum_N, max_N):  # type: ignore[no-untyped-def]
-    """S and L of a block: the sum of the scales of the tasks whose bit is set, group by group, and the largest."""
+    """S and L of a block: the sum, group by group, and the largest of the scales of the tasks whose bit is set."""
     sum_N[:] = np.float32(0)
     max_N[:] = np.float32(0)
     for g in range(patterns_GN.shape[0]):
@@ -113,7 +115,7 @@ def add_to_histogram(pattern_N, sizes_N, histogram_P):  # type: ignore[no-untype
 
 @_compiled
 def add_task_sums(histogram_GP, sums_T):  # type: ignore[no-untyped-def]
-    """Add to each task what a histogram over patterns holds for it, and clear the histogram."""
+    """Add to each task its share of a histogram over patterns, and clear the histogram."""
     num_tasks = sums_T.size
     for g in range(histogram_GP.shape[0]):
         row = histogram_GP[g]
@@ -131,7 +133,7 @@ def add_task_sums(histogram_GP, sums_T):  # type: ignore[no-untyped-def]
 
 @_compiled
 def pack(bits_N, first, plane_B):  # type: ignore[no-untyped-def]
-    """OR bits, uint8 0 or 1, into a plane from bit `first` on."""
+    """OR bits, uint8 0 or 1, into a plane, from bit `first` on."""
     i = 0
     while i < bits_N.size and (first + i) & 7:
         plane_B[(first + i) >> 3] |= bits_N[i] << np.uint8((first + i) & 7)
@@ -148,7 +150,7 @@ def pack(bits_N, first, plane_B):  # type: ignore[no-untyped-def]
 
 @_compiled
 def sum_abs(values_N):  # type: ignore[no-untyped-def]
-    """Sum of |values| in float64, in eight lanes: an order that vectorises and is the same on every machine."""
+    """Sum of |values| in float64, in eight lanes: an order that vectorises, and is the same on every machine."""
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
     whole = values_N.size & ~7
     for i in range(0, whole, 8):
@@ -184,7 +186,7 @@ def round_in_place(values_N, rounding):  # type: ignore[no-untyped-def]
         return
     for i in range(bits_N.size):
         x = values_N[i]
-        if abs(x) < np.float32(6.103515625e-05):  # below the normal numbers the steps are 2^-24
+        if abs(x) < np.float32(6.103515625e-05):  # subnormal: steps of 2^-24
             values_N[i] = np.float32(np.rint(np.float64(x) * 16777216.0) / 16777216.0)
         else:
             bits = bits_N[i] + np.uint32(0xFFF) + ((bits_N[i] >> np.uint32(13)) & np.uint32(1))
@@ -197,7 +199,7 @@ def round_in_place(values_N, rounding):  # type: ignore[no-untyped-def]
 
 @_compiled
 def _unify(tau_N, delta_N, sum_N, max_N, fused_N, kept_N, new_N):  # type: ignore[no-untyped-def]
-    """tau' of a block, whether tau agrees with its sign, and whether delta does. Free of branches, so it vectorises."""
+    """tau' of a block, and whether tau and delta agree with its sign. It has no branches, so that it vectorises."""
     zero = np.float32(0)
     for i in range(tau_N.size):
         t, d = tau_N[i], delta_N[i]
@@ -213,7 +215,7 @@ def _unify(tau_N, delta_N, sum_N, max_N, fused_N, kept_N, new_N):  # type: ignor
 
 @_compiled
 def _mark_flips(tau_N, fused_N, last_flip_N, session):  # type: ignore[no-untyped-def]
-    """Note the session where tau's sign changes or tau becomes 0, and put tau' in tau's place."""
+    """Record the session where tau's sign changes or tau becomes 0, and replace tau by tau'."""
     zero = np.float32(0)
     for i in range(tau_N.size):
         t, f = tau_N[i], fused_N[i]
@@ -237,7 +239,7 @@ def iterative(  # type: ignore[no-untyped-def]
     norms_S,
     squares_2,
 ):
-    """One session of mode `iterative` over a chunk: what `fusion.kernels.Kernels.iterative` promises."""
+    """One session of mode `iterative` over a chunk: see `fusion.kernels.Kernels.iterative`."""
     num_groups, num_tasks = patterns_GN.shape[0], scales_ST.shape[1]
     sums_GP = np.zeros((num_groups, 256), np.float32)
     maxima_GP = np.zeros((num_groups, 256), np.float32)
@@ -290,7 +292,7 @@ def masked_sums(tau_N, patterns_GN, starts_S, masked_ST):  # type: ignore[no-unt
 
 @_compiled
 def joint(deltas_TN, starts_S, rounding, tau_N, planes_TB, masked_ST, norms_ST, squares_2):  # type: ignore[no-untyped-def]
-    """Mode `joint` over a chunk: what `fusion.kernels.Kernels.joint` promises."""
+    """Mode `joint` over a chunk: see `fusion.kernels.Kernels.joint`."""
     zero = np.float32(0)
     num_tasks = deltas_TN.shape[0]
     up_N, mask_N, sizes_N = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
@@ -335,7 +337,7 @@ def joint(deltas_TN, starts_S, rounding, tau_N, planes_TB, masked_ST, norms_ST, 
 
 @_compiled
 def decouple(tau_N, last_flip_N, plane_B, session, scales_S, starts_S, delta_N):  # type: ignore[no-untyped-def]
-    """delta_hat = lambda m tau over a chunk; m lacks the bits whose sign changed after `session`."""
+    """delta_hat = lambda m tau over a chunk; m lacks the bits where tau's sign changed after `session`."""
     zero = np.float32(0)
     for s in range(starts_S.size - 1):
         scale = scales_S[s]
@@ -368,7 +370,7 @@ def level_histogram(delta_N, profile_N, scales_S, starts_S, step, bins_per_unit,
         expected = scale * profile_N[j]
         ratio = abs(delta_N[j]) * (one / expected)
         position = ratio * bins_per_unit
-        p = np.int64(position) if position < last_bin else last_bin  # NaN and infinity land in the last bin too
+        p = np.int64(position) if position < last_bin else last_bin  # also NaN and infinity
         weight = np.float64(expected) * np.float64(expected)
         if not weight > 0.0:
             continue
@@ -378,7 +380,7 @@ def level_histogram(delta_N, profile_N, scales_S, starts_S, step, bins_per_unit,
 
 @_compiled
 def fit_levels(histogram_P2, num_levels, max_rounds):  # type: ignore[no-untyped-def]
-    """Lloyd's levels of a histogram: what `fusion.modes.signed.fit_levels` promises."""
+    """Lloyd's levels of a histogram: see `fusion.modes.signed.fit_levels`."""
     used = 0
     total = 0.0
     num_bins = histogram_P2.shape[0]
@@ -421,7 +423,7 @@ def fit_levels(histogram_P2, num_levels, max_rounds):  # type: ignore[no-untyped
 
 @_compiled
 def encode(delta_N, profile_N, scales_S, starts_S, borders_Q, planes_KB):  # type: ignore[no-untyped-def]
-    """Sign plane and level planes of a chunk: what `fusion.kernels.Kernels.encode` promises."""
+    """Sign plane and level planes of a chunk: see `fusion.kernels.Kernels.encode`."""
     bits_N, level_N = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8)
     planes_KB[:] = 0
     for s in range(starts_S.size - 1):

@@ -10,11 +10,11 @@ import numpy as np
 from fusion.kernels import LEVEL_BINS, LEVEL_BINS_PER_UNIT, StateDtype, compiled
 
 ROUNDING: dict[StateDtype, int] = {"float32": 0, "float16": 1, "bfloat16": 2}
-"""What the compiled kernels call a dtype."""
+"""The compiled kernels' numbers for the dtypes."""
 
 
 class CpuKernels:
-    """`Kernels` by numba. Holds one buffer a thread, for the patterns of a chunk."""
+    """`Kernels` in numba. Holds one buffer per thread, for the patterns of a chunk."""
 
     def __init__(self) -> None:
         self._buffers = threading.local()
@@ -131,7 +131,7 @@ class CpuKernels:
         compiled.add_to_profile(delta_N, means_S, starts_S, sum_N)
 
     def _patterns(self, planes_TB: np.ndarray, last_flip_N: np.ndarray | None, sessions_T: np.ndarray) -> np.ndarray:
-        """Patterns of a chunk as they are now, uint8 [G, 8 B], in this thread's buffer."""
+        """Patterns of a chunk without the bits that were lost, uint8 [G, 8 B], in this thread's buffer."""
         shape = ((planes_TB.shape[0] + 7) // 8, planes_TB.shape[1])
         needed = shape[0] * shape[1]
         buffer: np.ndarray | None = getattr(self._buffers, "words", None)
@@ -149,6 +149,6 @@ class CpuKernels:
 
 @lru_cache(maxsize=4)
 def _valid(flip_dtype: str, sessions: tuple[int, ...]) -> np.ndarray:
-    """uint8 [G, F]: the tasks of a group, a bit each, whose planes hold where the last flip was in session f."""
+    """uint8 [G, F], one bit per task of a group: whether its plane holds where the last flip was in session f."""
     flips_F = np.arange(np.iinfo(flip_dtype).max + 1)
     return np.packbits(flips_F <= np.array(sessions)[:, None], axis=0, bitorder="little")

@@ -1,7 +1,7 @@
-"""The kernels in torch, for CUDA and any other device of torch: chunks go up, results come down.
+"""The kernels in torch, for CUDA and any other torch device: chunks are copied to the device, results come back.
 
 Every operation is a torch kernel of its own, so nothing is contracted into fused multiply-adds, and masks, tau and
-planes equal the compiled kernels' bit for bit. Tested on the CPU device against them.
+planes equal those of the compiled kernels bit for bit. Tests compare the two on torch's CPU device.
 
 Suffixes: N elements of a chunk, B = ceil(N / 8) bytes of a plane, T tasks, S segments, K planes, Q levels, P bins.
 """
@@ -22,7 +22,7 @@ _DTYPES: dict[StateDtype, torch.dtype] = {
 
 
 class DeviceKernels:
-    """`Kernels` by torch on one device."""
+    """`Kernels` in torch, on one device."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
@@ -184,7 +184,7 @@ class DeviceKernels:
         return torch.repeat_interleave(torch.arange(lengths.numel(), device=self._device), lengths)
 
     def _segment_sums(self, values: torch.Tensor, mask: torch.Tensor | None, starts_S: np.ndarray) -> np.ndarray:
-        """Sum of the values where the mask is set, float64 [S]."""
+        """Sums of the values where the mask is set, float64 [S]."""
         values = values.double() if mask is None else torch.where(mask, values.double(), 0.0)
         sums = torch.zeros(starts_S.size - 1, dtype=torch.float64, device=self._device)
         sums.index_add_(0, self._segments(starts_S), values)
@@ -204,7 +204,7 @@ class DeviceKernels:
         return (padded.reshape(-1, 8) * weights).sum(1).to(torch.uint8).cpu().numpy()
 
     def _expected(self, profile_N: np.ndarray, scales_S: np.ndarray, starts_S: np.ndarray) -> torch.Tensor:
-        """mu g."""
+        """mu g, float32 [N]."""
         return self._up(scales_S)[self._segments(starts_S)] * self._up(profile_N)
 
 
@@ -216,7 +216,7 @@ def _rounded(values: torch.Tensor, dtype: StateDtype) -> torch.Tensor:
 
 
 def _squares(exact: torch.Tensor, rounded: torch.Tensor) -> np.ndarray:
-    """Sums of the squared error of rounding and of the squares of what was rounded; zeros where nothing was."""
+    """Sums of the squared errors of rounding and of the squares before it, float64 [2]; zeros without rounding."""
     if exact is rounded:
         return np.zeros(2)
     error = rounded.double() - exact.double()

@@ -1,6 +1,6 @@
 """Where everything that outlives a process is kept: a local folder or S3, behind one protocol.
 
-`open_store` is the only door. It imports boto3 for an S3 store alone.
+Stores are opened with `open_store`, which imports boto3 only for an S3 store.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["ObjectInfo", "S3Options", "Store", "open_store"]
 
 
 def open_store(url: str, options: S3Options | None = None) -> Store:
-    """The store that `url` names. Reads and writes nothing yet, so a store need not exist.
+    """The store that `url` names. Reads and writes nothing yet, so the store need not exist.
 
     Args:
         url: `file:///folder` (percent-encoded), `s3://bucket/prefix`, or a plain path (made absolute).
-        options: how to reach S3. Ignored for a folder.
+        options: how to reach S3; ignored for a folder.
     Raises:
         StoreUrlError: any other URL.
     """
@@ -36,6 +36,6 @@ def open_store(url: str, options: S3Options | None = None) -> Store:
 
         return S3Store(url, options=options)
     raise StoreUrlError(
-        f"{url!r} names no store: write file:///folder, a path such as ./store, or s3://bucket/prefix (for other "
-        "endpoints than Amazon's too: their address is the option `endpoint_url`)"
+        f"{url!r} does not name a store: write file:///folder, a path such as ./store, or s3://bucket/prefix (for any "
+        "endpoint: an address other than Amazon's goes into the option `endpoint_url`)"
     )

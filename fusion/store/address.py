@@ -1,4 +1,4 @@
-"""A store's address: what a process has to be told to reach it. It travels to workers, replicas and actors."""
+"""A store's address: everything that a process needs to reach the store. It travels to workers, replicas and actors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fusion.store.node_cache import NodeCache
 
 @dataclass(frozen=True)
 class StoreAddress:
-    """Where a store is, and how the processes of this user reach it.
+    """Where a store is, and how this user's processes reach it.
 
-    Picklable and comparable. Credentials are no part of it, and `str` hides those that an endpoint's URL carries.
+    Picklable and comparable. It holds no credentials, and `str` hides any that the endpoint's URL contains.
 
     Attributes:
         url: as `open_store` takes it.
         options: how to reach S3; None: what boto3 finds by itself.
-        cache_folder: of every node's cache; None: the default of `NodeCache`.
+        cache_folder: where every node keeps its cache; None: the default of `NodeCache`.
     """
 
     url: str
@@ -47,5 +47,5 @@ class StoreAddress:
 
 
 def without_credentials(url: str) -> str:
-    """A URL without the `user:password@` that it may carry."""
+    """A URL without the `user:password@` that it may contain."""
     return re.sub(r"(?<=//)[^/@]*@", "", url)

@@ -1,11 +1,11 @@
-"""A folder as the object store: the embedded default, and a shared file system's.
+"""A folder as the object store: the embedded default, on a local disk or a shared file system.
 
-An object appears with one `os.link`, which the kernel makes atomic: it is wholly there or not at all, and of two
-writers one wins. It is durable when `put_if_absent` returns: the file is fsynced before the link, every folder
-between it and the root after it. That is 3-4 fsyncs an object, the price of a commit point without a server.
+An object appears through one `os.link`, which is atomic: it is completely there or not at all, and of two writers one
+wins. It is durable when `put_if_absent` returns: the file is fsynced before the link, and every folder from it up to
+the root after it. That is 3-4 fsyncs per object, the price of a commit point without a server.
 
-Objects are read-only files, readable by whoever may read the root. A killed writer leaves a file in
-`<root>/tmp/`, which no call ever shows; empty folders stay after a delete. Needs a file system with hard links.
+Objects are read-only files, readable by everyone who may read the root. A killed writer leaves a file in `<root>/tmp/`,
+which no call ever shows; empty folders remain after a delete. Needs a file system with hard links.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from fusion.store.protocol import ObjectInfo
 SCRATCH = "tmp"
 
 _ADVICE = {
-    errno.EACCES: "give this user read and write permission on the folder, or name another store",
-    errno.EPERM: "the file system forbids it: take one with hard links, on which this user may write",
-    errno.EXDEV: "the whole store, tmp/ included, has to be on one file system",
-    errno.EROFS: "it is mounted read-only: mount it for writing, or name another store",
+    errno.EACCES: "give this user read and write permission on the folder, or use another store",
+    errno.EPERM: "the file system forbids it: use one that has hard links, and on which this user may write",
+    errno.EXDEV: "the whole store, including tmp/, must be on one file system",
+    errno.EROFS: "it is mounted read-only: mount it for writing, or use another store",
     **FULL,
-    errno.ENOENT: "a folder on this path does not exist and can't be made: check the store's URL",
+    errno.ENOENT: "a folder on this path does not exist and can't be created: check the store's URL",
     errno.ENOTDIR: "a part of this path is a file where a folder is needed: check the store's URL",
     errno.EEXIST: "a part of this path is a file where a folder is needed: check the store's URL",
-    errno.ELOOP: "its symbolic links run in a circle: repair them",
+    errno.ELOOP: "its symbolic links form a loop: repair them",
 }
 _NO_ANSWER = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENOTCONN, errno.EHOSTDOWN}
 
@@ -46,8 +46,10 @@ _NO_ANSWER = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENODEV, errno.ENOT
 class LocalStore:
     """A `Store` in the folder that a `file:///…` URL names (percent-decoded).
 
-    Nothing is created before the first write, so reading a store that does not exist finds it empty.
+    Nothing is created before the first write, so a store that does not exist yet reads as empty.
     """
+
+    needs_probe = False
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -61,7 +63,7 @@ class LocalStore:
 
     @property
     def scratch(self) -> Path:
-        """`<root>/tmp`, made when it is first asked for. Objects are linked from it, not copied."""
+        """`<root>/tmp`, created on first use. Objects are linked from it, not copied."""
         folder = self.root / SCRATCH
         with self._explained("write", SCRATCH):
             self._make_folders(folder)
@@ -76,7 +78,7 @@ class LocalStore:
             return b"".join(_chunks(file, size - start, 1 << 30))
 
     def stream(self, key: str, *, chunk_bytes: int = 8 << 20) -> Iterator[bytes]:
-        """An object in chunks. `BlobNotFoundError` comes with the first chunk that is asked for."""
+        """An object in chunks. `BlobNotFoundError` is raised when the first chunk is read."""
         with self._explained("read", key), open(self._file(key), "rb", buffering=0) as file:
             yield from _chunks(file, os.fstat(file.fileno()).st_size, chunk_bytes)
 
@@ -95,9 +97,9 @@ class LocalStore:
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         """Write an object unless the key is taken. True: it is durable. See `Store.put_if_absent`.
 
-        A file in `scratch` becomes the object itself, read-only, without a copy. Any other file is copied: it is
-        the user's, who may overwrite it in place tomorrow, and an object must not change with it.
-        On NFS a False may be one's own lost success, as on S3: the reply to a link can get lost there too.
+        A file in `scratch` becomes the object itself, read-only, without a copy. Any other file is copied: it belongs
+        to the user, who may overwrite it in place tomorrow, and the object must not change with it.
+        On NFS, as on S3, a call may return False after its own success: the reply to a link can be lost there too.
         """
         target = self._file(key)
         if isinstance(body, Path) and not body.is_file():
@@ -105,10 +107,8 @@ class LocalStore:
         with self._explained("write", key):
             won = not os.path.lexists(target) and self._link(target, body)
             if not won and target.is_dir():
-                raise StoreError(
-                    f"{self.url}/{key} can't be written: other objects have {key + '/'!r} before their names"
-                )
-            self._sync_folders(target.parent)  # by the loser too: what it builds on must outlive a power cut
+                raise StoreError(f"{self.url}/{key} can't be written: {key + '/'!r} is a prefix of other objects")
+            self._sync_folders(target.parent)  # the loser syncs too: what it builds on must survive a power cut
         return won
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
@@ -118,7 +118,7 @@ class LocalStore:
         return self._walk(folder + "/" if folder else "", prefix, start_after)
 
     def delete(self, key: str) -> None:
-        """Remove an object. No error where there is none."""
+        """Remove an object. Does nothing if there is none."""
         path = self._file(key)
         try:
             with self._explained("delete", key):
@@ -128,14 +128,14 @@ class LocalStore:
                 raise
 
     def local_path(self, key: str) -> Path | None:
-        """The object's own file, or None where there is no such object."""
+        """The object's own file, or None if there is no such object."""
         path = self._file(key)
         return path if path.is_file() else None
 
     def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
-        """Files in `scratch` that nobody has written to for so long: left by writers that were killed.
+        """Files in `scratch` that have not been written to for this long: their writers were killed.
 
-        A writer works on its file without a pause, so hours of silence mean that it is dead, on whichever node it was.
+        A writer works on its file without a pause, so after hours of silence it is dead, on whichever node it was.
         """
         folder = self.root / SCRATCH
         if not folder.is_dir():
@@ -159,11 +159,11 @@ class LocalStore:
 
     @contextmanager
     def _ready_file(self, body: bytes | Path) -> Iterator[Path]:
-        """A file on the store's file system with the body in it, fsynced and read-only."""
+        """A file on the store's file system that holds the body, fsynced and read-only."""
         scratch = self.scratch
         mode = 0o400 | (0o444 & self.root.stat().st_mode)
         if isinstance(body, Path) and body.resolve().is_relative_to(scratch.resolve()) and not body.is_symlink():
-            body.chmod(mode)  # mkstemp's 0600 would lock out every other reader of the store
+            body.chmod(mode)  # with mkstemp's 0600 no other user could read the object
             _sync(body)
             yield body
             return
@@ -207,7 +207,7 @@ class LocalStore:
                 try:
                     yield _info(key, entry.stat())
                 except FileNotFoundError:
-                    continue  # deleted while we were listing
+                    continue  # deleted during the listing
 
     def _names(self, folder: str) -> Sequence[tuple[str, os.DirEntry[str]]]:
         try:
@@ -220,7 +220,7 @@ class LocalStore:
         return sorted((pair for pair in names if is_key(folder + pair[0].removesuffix("/"))), key=lambda pair: pair[0])
 
     def _may_lack(self) -> bool:
-        """Whether 'no such file' means a missing object, and not a store that can't be one."""
+        """Whether 'no such file' means a missing object, and not a root below something that is not a folder."""
         nearest = self.root
         while not os.path.lexists(nearest):
             nearest = nearest.parent
@@ -228,7 +228,7 @@ class LocalStore:
 
     @contextmanager
     def _explained(self, doing: str, key: str) -> Iterator[None]:
-        """Turns an `OSError` into ours, with the URL, the key and the next step."""
+        """Turns an `OSError` into one of our errors, with the URL, the key and the next step."""
         try:
             yield
         except OSError as error:
@@ -248,7 +248,7 @@ def _folder_of(url: str) -> Path:
     path = unquote(url.removeprefix("file://"))
     if not url.startswith("file:///") or "\0" in path or not path.strip("/"):
         raise StoreUrlError(
-            f"{url!r} names no folder of this machine: write file:/// and an absolute path below '/', such as "
+            f"{url!r} does not name a folder on this machine: write file:/// and an absolute path below '/', such as "
             "file:///data/condu (a space as %20)"
         )
     return Path(os.path.normpath("/" + path.strip("/")))
@@ -280,10 +280,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (
-            errno.EINVAL,
-            errno.ENOTSUP,
-        ):  # file systems that have no such thing for a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems can't sync a folder
             raise
     finally:
         os.close(handle)

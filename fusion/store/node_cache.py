@@ -1,17 +1,16 @@
-"""The node-local cache: blobs as verified local files, shared by every process of a node through mmap.
+"""The node-local cache: blobs as verified local files, shared through mmap by all processes of a node.
 
-Where the store is a local folder the object's own file is used and nothing is copied.
+If the store is a local folder, the object's own file is used and nothing is copied.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from pathlib import Path
 
-from fusion.disk import writing
+from fusion.disk import replacing, writing
 from fusion.store import Store
 from fusion.store.blobs import BlobRef, check_sha256
 from fusion.tensors import TensorFile, sha256_file
@@ -22,7 +21,7 @@ class NodeCache:
 
     Args:
         store: where blobs come from.
-        folder: where copies of remote blobs go; made when first needed. Default: `$CONDU_CACHE`, else
+        folder: where copies of remote blobs go; created when first needed. Default: `$CONDU_CACHE`, else
             `$XDG_CACHE_HOME/condu` or `~/.cache/condu`.
     """
 
@@ -33,10 +32,10 @@ class NodeCache:
         self._lock = threading.Lock()
 
     def path(self, ref: BlobRef) -> Path:
-        """A local, verified, read-only file with the blob's bytes.
+        """A local, verified file with the blob's bytes. Don't write to it.
 
-        Raises `DamagedBlobError` when the bytes are not those that `ref` names, `BlobNotFoundError` when `gc` took it,
-        `DiskError` when the node's disk can't hold it.
+        Raises `DamagedBlobError` when the bytes don't match the hash in `ref`, `BlobNotFoundError` when `gc` deleted
+        the blob, `DiskError` when the node's disk has no room for it.
         """
         own = self.store.local_path(ref.key)
         path = own or self._folder / ref.sha256[:2] / ref.sha256
@@ -58,28 +57,23 @@ class NodeCache:
         try:
             return sha256_file(own)
         except OSError:
-            self.store.get(ref.key, stop=1)  # the store's own words for it: gc took the object, or it can't be read
+            self.store.get(ref.key, stop=1)  # raises the store's own error: gc deleted the object, or it is unreadable
             raise
 
     def _download(self, ref: BlobRef, path: Path) -> None:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix="get-", dir=path.parent)
-            temporary = Path(name)
-            try:
+            with replacing(path, private=True) as temporary:
                 digest = hashlib.sha256()
-                with os.fdopen(handle, "wb") as file:
+                with temporary.open("wb") as file:
                     for chunk in self.store.stream(ref.key):
                         digest.update(chunk)
                         file.write(chunk)
                 check_sha256(digest.hexdigest(), ref, self.store.url)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path, ref: BlobRef) -> bool:
-    """Whether a copy is there and good. One that went bad is fetched again: the store's need not have."""
+    """Whether there is a copy with the right bytes. A damaged copy is fetched again: the store's may be intact."""
     try:
         return path.stat().st_size == ref.bytes and sha256_file(path) == ref.sha256
     except OSError:

@@ -1,12 +1,12 @@
-"""What condu needs from object storage: six calls that a local folder and S3 can both keep.
+"""What condu needs from object storage: a few calls that a local folder and S3 can both honour.
 
-Objects are immutable. There is no overwrite: the only write is `put_if_absent`, and the one object that commits a
-version (`versions/NNNNNNNN.json`) leans on nothing else. Keys are relative, `/`-separated, without `.` or `..` parts.
+Objects are immutable. Nothing is overwritten: the only write is `put_if_absent`, and the one object that commits a
+version (`versions/NNNNNNNN.json`) depends on nothing else. Keys are relative, `/`-separated, without `.` or `..` parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object: its key, size in bytes, and time of writing (unix seconds, the store's clock)."""
+    """One stored object: its key, its size in bytes, and when it was written (Unix seconds, by the store's clock)."""
 
     key: str
     bytes: int
@@ -22,18 +22,33 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """Object storage under one root URL. Safe to share between threads; make one per process.
+    """Object storage under one root URL. Safe to share between threads; open one per process.
 
-    Every call raises `StoreAccessError` when the store refuses (permission, credentials, missing bucket) and
-    `StoreUnavailableError` when it does not answer after the retries; both name the URL and the key.
+    Every call raises `StoreAccessError` when the store refuses it (permission, credentials, missing bucket) and
+    `StoreUnavailableError` when the store does not answer after all retries; both name the URL and the key.
     """
 
     url: str
     """Root as the user wrote it, without a trailing slash: `file:///data/condu` or `s3://bucket/prefix`."""
 
     @property
+    def needs_probe(self) -> bool:
+        """Whether an endpoint might ignore the condition of `put_if_absent`.
+
+        Such a store is probed before its first version is published (`fusion.store.probe`).
+        """
+        ...
+
+    @property
     def scratch(self) -> Path:
-        """Existing folder for temporary files that become objects. The local store links from it instead of copying."""
+        """An existing folder for temporary files that become objects. The local store links them in without a copy."""
+        ...
+
+    def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
+        """Files in a `scratch` shared by many processes that have not been written to for this many seconds.
+
+        Their writers were killed. A store whose `scratch` belongs to one process has none.
+        """
         ...
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytes:
@@ -45,25 +60,26 @@ class Store(Protocol):
         ...
 
     def head(self, key: str) -> ObjectInfo | None:
-        """Size and time of an object, or None where there is none."""
+        """Size and time of an object, or None if there is none."""
         ...
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
-        """Write an object unless the key is taken. True: it is durably stored now. False: the key was taken.
+        """Write an object unless the key is taken. True: it is durably stored. False: the key was taken.
 
-        A `Path` is streamed, and must not change afterwards (the local store may hard-link it). Readers never see
-        a half-written object. On S3 a False may be one's own lost success: who needs to know reads it back.
+        A `Path` is streamed, and must not change afterwards (the local store may hard-link it). Readers never see a
+        half-written object. On S3 a call whose first reply was lost may return False after its own success: a caller
+        that needs to know reads the object back.
         """
         ...
 
     def list(self, prefix: str, *, start_after: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose key starts with `prefix` and sorts after `start_after`, in the order of their keys."""
+        """Objects whose keys start with `prefix` and sort after `start_after`, in the order of their keys."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove an object. No error where there is none."""
+        """Remove an object. Does nothing if there is none."""
         ...
 
     def local_path(self, key: str) -> Path | None:
-        """The object's own file where the store is a folder (to be memory-mapped, read-only), else None."""
+        """The object's own file if the store is a folder (to be memory-mapped, read-only), else None."""
         ...

@@ -1,7 +1,7 @@
-"""One boto3 client per process, and the one place where a request is made and its errors become ours.
+"""One boto3 client per process, and the one place where requests are sent and botocore's errors become ours.
 
-Made by the first request, keyed by process id: a fork shares no connection with its parent. Retries within a request
-are boto3's (mode `standard`: connection errors, timeouts, 5xx, throttling, with back-off).
+The first request creates the client, for the process that sends it: a fork shares no connection with its parent.
+Retries within a request are boto3's (mode `standard`: connection errors, timeouts, 5xx, throttling, with back-off).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fusion.store.s3_options import S3Options
 
 
 class S3Client:
-    """Requests to one bucket. Safe to share between threads, and to carry through a fork."""
+    """Sends requests to one bucket. Safe to share between threads, and across a fork."""
 
     def __init__(self, url: str, bucket: str, options: S3Options) -> None:
         self._url = url
@@ -31,9 +31,9 @@ class S3Client:
         self._client: Any = None
 
     def call(self, operation: str, key: str, **arguments: Any) -> Any:
-        """One request for `key` ('' for the bucket itself), named as boto3 names its method.
+        """Send one request about `key` ('' for the bucket itself); `operation` is the name of boto3's method.
 
-        Raises `StoreError` and its kinds, with botocore's error as their cause.
+        Raises `StoreError` and its subclasses, with botocore's error as the cause.
         """
         try:
             return getattr(self._made(), operation)(Bucket=self._bucket, **arguments)
@@ -42,7 +42,7 @@ class S3Client:
 
     @property
     def endpoint(self) -> str:
-        """Where requests go, for messages."""
+        """Where requests are sent, for messages."""
         if self._client is not None:
             return str(self._client.meta.endpoint_url)
         return self._options.endpoint_url or "the default endpoint"
@@ -60,7 +60,7 @@ class S3Client:
         bundle = options.ca_bundle or os.environ.get("AWS_CA_BUNDLE")
         if bundle and not os.path.isfile(bundle):
             raise StoreUrlError(
-                f"{self._url}: {bundle}, which should hold the endpoint's certificate authority, is no file: check "
+                f"{self._url}: {bundle}, which should hold the endpoint's certificate authority, is not a file: check "
                 f"{'`ca_bundle`' if options.ca_bundle else 'AWS_CA_BUNDLE'}, on every node"
             )
         config = Config(
@@ -71,17 +71,17 @@ class S3Client:
             tcp_keepalive=True,
             s3={"addressing_style": options.addressing_style} if options.addressing_style else None,
             request_checksum_calculation=options.checksum,
-            response_checksum_validation="when_required",  # what is read is checked against its sha256
+            response_checksum_validation="when_required",  # every object read is checked against its sha256
         )
         try:
             return boto3.session.Session().client(
                 "s3",
-                region_name=options.region or os.environ.get("AWS_REGION"),  # boto3 knows AWS_DEFAULT_REGION alone
+                region_name=options.region or os.environ.get("AWS_REGION"),  # boto3 reads only AWS_DEFAULT_REGION
                 endpoint_url=options.endpoint_url,
                 verify=options.ca_bundle,
                 config=config,
             )
-        except ValueError as error:  # botocore's word for a malformed endpoint
+        except ValueError as error:  # how botocore reports a malformed endpoint
             raise StoreUrlError(
                 f"{self._url}: {error}. Write the endpoint as http://host:port or https://host:port"
             ) from error

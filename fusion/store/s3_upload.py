@@ -1,12 +1,12 @@
-"""A multipart upload that ends in a condition: `If-None-Match: *` on its completion. boto3's own has none.
+"""A multipart upload that is conditional: it is completed with `If-None-Match: *`, which boto3's own does not offer.
 
 Parts of 16 MiB in 4 threads, so at most 64 MiB of the body are in memory; beyond 156 GiB parts grow, to stay within
-S3's 10,000. Whatever goes wrong, the upload is aborted, so that its parts are not billed. A killed process can't do
-that: give the bucket a lifecycle rule that aborts incomplete uploads.
+S3's limit of 10,000. If anything fails, the upload is aborted, so that its parts are not billed. A killed process can't
+do that: give the bucket a lifecycle rule that aborts incomplete uploads.
 
-The condition is no lock everywhere: on SeaweedFS 4.48 several completions at once can all succeed, and the last one
-stays (its `put_object` is exclusive). So nothing above 64 MiB may depend on who was first. In condu nothing does: such
-keys carry the writer's nonce or the sha256 of the body.
+Not every endpoint makes the completion exclusive: on SeaweedFS 4.48 several concurrent completions can all succeed,
+and the last one stays (its `put_object` is exclusive). So nothing above 64 MiB may depend on which writer was first.
+In condu nothing does: such keys contain the writer's nonce or the sha256 of the body.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def upload_parts(
     """Store `body` in parts unless the key is taken.
 
     Args:
-        call: `call(operation, **arguments)` makes one request for the key, and raises our errors.
+        call: `call(operation, **arguments)` sends one request about the key, and raises our errors.
         num_bytes: size of `body`, above 0.
         is_taken: whether the key has an object now.
         encryption: arguments of the request that opens the upload.
     Raises:
-        KeyTakenError: the key is taken, perhaps by this very upload, the reply to which got lost.
-        WriteConflictError: another write is under way; S3 wants the whole upload again.
+        KeyTakenError: the key is taken, perhaps by this very upload, whose reply was lost.
+        WriteConflictError: another write is in progress; S3 requires the whole upload again.
     """
     part_bytes = max(PART_BYTES, -(-num_bytes // MAX_PARTS))
     upload_id = call("create_multipart_upload", **encryption)["UploadId"]
@@ -65,7 +65,7 @@ def upload_parts(
                 IfNoneMatch="*",
             )
         except StoreError as error:
-            # the reply to the completion got lost, and its repetition finds no upload: see who holds the key
+            # the reply to the completion was lost, and the retry finds no upload: see whether the key is taken
             if code_of(error) == "NoSuchUpload" and is_taken():
                 raise KeyTakenError(str(error)) from error
             raise
@@ -89,7 +89,7 @@ def _abort(call: Callable[..., Any], upload_id: str) -> None:
         call("abort_multipart_upload", UploadId=upload_id)
     except StoreError as error:
         if code_of(error) != "NoSuchUpload":
-            logger.warning("parts of a failed upload stay until a lifecycle rule removes them error=%s", error)
+            logger.warning("parts of a failed upload remain until a lifecycle rule removes them error=%s", error)
 
 
 def _read(body: bytes | Path, start: int, num_bytes: int) -> bytes:

@@ -1,1 +1,1 @@
-"""What was published and how: bases, experts, manifests and their state, the commit rule, and the care of all that."""
+"""What is published and how: bases, experts, manifests and their state, the commit rule, edits, verify and gc."""

@@ -1,7 +1,7 @@
-"""Bases: theta_0 as it was given, kept in the store beside the description that rebuilds its model.
+"""Bases: theta_0 as it was given, kept in the store together with the description that rebuilds its model.
 
-`bases/<sha256>.safetensors` holds the weights and `bases/<sha256>.json` the architecture, so a replica needs the store
-and nothing else. A base without an architecture (a plain state dict) can be fused and exported, not served.
+`bases/<sha256>.safetensors` holds the weights and `bases/<sha256>.json` the architecture, so a replica needs nothing
+but the store. A base without an architecture (a plain state dict) can be fused and exported, but not served.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from fusion.tensors import TensorFile, sha256_file
 
 @dataclass(frozen=True)
 class Base:
-    """A base: its weights' reference, and what open_clip needs to build its model.
+    """A base: a reference to its weights, and what open_clip needs to build its model.
 
     Attributes:
         weights: safetensors under `bases/`.
-        architecture: a name for people, such as `ViT-B-16`; None for a plain state dict.
+        architecture: its name, such as `ViT-B-16`; None for a plain state dict.
         model_cfg: open_clip's model configuration; None for a plain state dict.
         preprocess_cfg: open_clip's preprocessing (size, mean, std, interpolation, resize mode).
     """
@@ -51,7 +51,7 @@ class Base:
                 BlobRef.from_json(value["weights"]), value["architecture"], value["model_cfg"], value["preprocess_cfg"]
             )
         except (KeyError, TypeError) as error:
-            raise FormatError(f"not a base's description: {error}") from error
+            raise FormatError(f"not the description of a base: {error}") from error
 
 
 def put_base(
@@ -62,10 +62,10 @@ def put_base(
     model_cfg: dict[str, Any] | None = None,
     preprocess_cfg: dict[str, Any] | None = None,
 ) -> Base:
-    """Keep a base in the store. A no-op where it is there already.
+    """Keep a base in the store. Does nothing if it is there already.
 
-    Raises `StateDictError` when the file is no safetensors file, `BaseMismatchError` when the same weights are kept
-    with another architecture.
+    Raises `StateDictError` when the file is not a safetensors file, `BaseMismatchError` when the store has the same
+    weights with another architecture.
     """
     TensorFile(path)
     sha256 = sha256_file(path)
@@ -78,8 +78,8 @@ def put_base(
         kept = get_base(store, sha256)
         if architecture is not None and kept.model_cfg is not None and kept != base:
             raise BaseMismatchError(
-                f"{store.url} keeps base {sha256[:12]}… as {kept.architecture}, the configuration describes the same "
-                f"weights as {architecture} with other settings: use the settings that the store has, or another store"
+                f"{store.url} has base {sha256[:12]}… as {kept.architecture}, but the configuration describes the same "
+                f"weights as {architecture} with other settings: use the store's settings, or another store"
             )
         return kept if kept.model_cfg is not None else base
     return base
@@ -91,6 +91,6 @@ def get_base(store: Store, sha256: str) -> Base:
     base = Base.from_json(get_plain_json(store, key))
     if base.sha256 != sha256:
         raise DamagedBlobError(
-            f"{store.url}/{key} is damaged: it describes the weights {base.sha256[:12]}…. Restore it from a backup"
+            f"{store.url}/{key} is damaged: it describes other weights, {base.sha256[:12]}…. Restore it from a backup"
         )
     return base

@@ -1,8 +1,8 @@
-"""Experts in the store: what one fine-tuning made, found by what went into it.
+"""Experts in the store: the result of one fine-tuning, found by its inputs.
 
 An expert's identity is the sha256 of everything that decides it (base, data, recipe, seed), so a second run with the
 same inputs finds the record and trains nothing, on any machine. While a task trains, its resumable state and the count
-of its attempts lie beside the place where the record will be.
+of its attempts are kept next to where the record will be.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class ExpertRecord:
 
     Attributes:
         identity: hex sha256 of base, data, recipe and seed.
-        task, classes, templates: what it was trained for.
+        task, classes, templates: what it was trained on.
         base: sha256 of the base's weights.
         expert: full state dict theta_i, safetensors, fp32.
         prototypes: safetensors with `prototypes`, float32 [C, D] in the base's embedding space; None for an expert
             that came without images.
-        metrics: final loss, seconds, and whatever else the training reports.
+        metrics: final loss, seconds, and anything else that the training reports.
     """
 
     identity: str
@@ -63,7 +63,7 @@ class ExpertRecord:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where an unfinished fine-tuning can go on: the step that was finished last, and a file with its tensors."""
+    """Where an unfinished fine-tuning can resume: the last step that was finished, and a file with its tensors."""
 
     step: int
     tensors: BlobRef
@@ -74,8 +74,8 @@ class UnfinishedExpert:
     """An expert that is being trained, or whose training was interrupted.
 
     Attributes:
-        step: of its newest resumable state, 0 for none.
-        attempts: how often its training was started.
+        step: the step of its newest resumable state; 0 if it has none.
+        attempts: how many times its training was started.
     """
 
     identity: str
@@ -90,7 +90,7 @@ def expert_identity(*, base: str, data: str, recipe: Mapping[str, Any], seed: in
         base: sha256 of the base's weights.
         data: sha256 over the training images, labels, classes and templates.
         recipe: every setting that changes the result, JSON values only.
-        seed: of the task's random numbers.
+        seed: seed of the task's random numbers.
     """
     return hashlib.sha256(
         canonical_json({"base": base, "data": data, "recipe": dict(recipe), "seed": seed})
@@ -98,7 +98,7 @@ def expert_identity(*, base: str, data: str, recipe: Mapping[str, Any], seed: in
 
 
 def find_expert(store: Store, identity: str) -> ExpertRecord | None:
-    """The record of an expert, or None while there is none. Raises `DamagedBlobError`, `FormatError`."""
+    """The record of an expert, or None if there is none yet. Raises `DamagedBlobError`, `FormatError`."""
     key = record_key(identity)
     if store.head(key) is None:
         return None
@@ -106,13 +106,13 @@ def find_expert(store: Store, identity: str) -> ExpertRecord | None:
     if record.identity != identity:
         raise DamagedBlobError(
             f"{store.url}/{key} is damaged: it is the record of {record.identity[:12]}…. Restore it from a backup, or "
-            "delete it and run again: the task is then trained anew"
+            "delete it and run again: the task is then trained again"
         )
     return record
 
 
 def put_expert(store: Store, record: ExpertRecord) -> ExpertRecord:
-    """Write a record; where another worker was first, its record is the one that counts and is returned."""
+    """Write a record. If another worker was first, its record counts and is returned."""
     if store.put_if_absent(record_key(record.identity), canonical_json(record.to_json())):
         return record
     kept = find_expert(store, record.identity)
@@ -121,13 +121,13 @@ def put_expert(store: Store, record: ExpertRecord) -> ExpertRecord:
 
 
 def put_expert_file(store: Store, identity: str, path: Path, *, name: str = "expert") -> BlobRef:
-    """Store a file of an expert (`expert`, `prototypes`), before the record that names it."""
+    """Store a file of an expert (`expert`, `prototypes`). Call it before writing the record that names the file."""
     nonce = new_nonce()
     return put_file(store, path, nonce=nonce, key=f"experts/{identity}/{name}-{{sha256}}-{nonce}.safetensors")
 
 
 def put_training_state(store: Store, identity: str, path: Path, *, step: int) -> TrainingState:
-    """Keep the state after `step`, then drop the older ones."""
+    """Keep the state after `step`, then delete the older ones."""
     nonce = new_nonce()
     prefix = f"experts/{identity}/state/"
     ref = put_file(store, path, nonce=nonce, key=f"{prefix}{step:08d}-{{sha256}}-{nonce}.safetensors")
@@ -147,17 +147,17 @@ def find_training_state(store: Store, identity: str) -> TrainingState | None:
 
 
 def drop_training_state(store: Store, identity: str) -> None:
-    """Remove what only an unfinished training needs: its states and its count of attempts."""
+    """Delete what only an unfinished training needs: its states and its count of attempts."""
     for part in ("state", "attempts"):
         for info in list(store.list(f"experts/{identity}/{part}/")):
             store.delete(info.key)
 
 
 def count_attempt(store: Store, identity: str) -> int:
-    """Note that training starts (again) and return which attempt this is, from 1.
+    """Record that training starts (again), and return the number of this attempt, from 1.
 
-    The count lies in the store because a lane that is killed forgets everything, and one poisoned task must not be
-    able to kill lanes for ever.
+    The count is kept in the store because a killed lane forgets everything, and one poisoned task must not go on
+    killing lanes for ever.
     """
     attempt = num_attempts(store, identity) + 1
     store.put_if_absent(f"experts/{identity}/attempts/{attempt:04d}-{new_nonce()}", b"{}")
@@ -165,12 +165,12 @@ def count_attempt(store: Store, identity: str) -> int:
 
 
 def num_attempts(store: Store, identity: str) -> int:
-    """How many times training of an unfinished expert was started."""
+    """How many times the training of an unfinished expert was started."""
     return sum(1 for _ in store.list(f"experts/{identity}/attempts/"))
 
 
 def survey_experts(store: Store) -> tuple[int, list[UnfinishedExpert]]:
-    """How many experts are finished, and those that were begun and are not, from one listing."""
+    """The number of finished experts, and the experts whose training has begun but not finished, from one listing."""
     finished: set[str] = set()
     steps: dict[str, int] = {}
     attempts: dict[str, int] = {}

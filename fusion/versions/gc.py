@@ -1,9 +1,9 @@
-"""Garbage collection: old versions go, and every blob that no kept version names.
+"""Garbage collection: deletes old versions, and every blob that no kept version names.
 
-It is a publish. Blobs are listed first, then the next version is committed (the same state, `last_gc` its own number),
-and only what was on that list is ever deleted. So a publisher that wrote blobs meanwhile has lost its commit to this
-one: it reads again and writes them again under a fresh nonce. Clocks decide what is worth keeping, never what is safe
-to delete.
+It is a publish. Blobs are listed first, then the next version is committed (with the same state, and its own number as
+`last_gc`), and only blobs on that list are ever deleted. So a publisher that wrote blobs in the meantime has lost its
+commit to this one: it reads the newest version and writes its blobs again under a fresh nonce. Clocks decide what is
+worth keeping, never what is safe to delete.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 from fusion.errors import BlobNotFoundError, ConduError, ConfigError, UnknownVersionError, VersionGoneError
 from fusion.store import ObjectInfo, Store
 from fusion.store.blobs import BlobRef
-from fusion.store.local import LocalStore
 from fusion.versions.gc_experts import spent_experts
 from fusion.versions.history import Versions, manifest_key, nothing_published, spans
 from fusion.versions.manifest import Manifest
@@ -32,12 +31,12 @@ _SCRATCH_IS_DEAD_AFTER_S = _DAY_S
 
 @dataclass(frozen=True)
 class Policy:
-    """What is kept: the newest versions by number and by age, beside those that are pinned.
+    """What is kept: the newest versions by number and by age, and those that are pinned.
 
     Attributes:
-        keep: how many of the newest versions, garbage collections not counted.
-        keep_days: versions younger than this.
-        experts: also delete what `experts/` keeps of trainings that are over (see `fusion.versions.gc_experts`).
+        keep: number of newest versions to keep, not counting garbage collections.
+        keep_days: keep versions younger than this.
+        experts: also delete what finished trainings left under `experts/` (see `fusion.versions.gc_experts`).
     """
 
     keep: int = 20
@@ -46,21 +45,21 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.keep < 1:
-            raise ConfigError(f"--keep {self.keep}: the newest version always stays, so it has to be 1 or more")
+            raise ConfigError(f"--keep {self.keep}: it must be 1 or more, because the newest version is always kept")
         if not self.keep_days >= 0:
-            raise ConfigError(f"--keep-days {self.keep_days:g}: it has to be 0 or more")
+            raise ConfigError(f"--keep-days {self.keep_days:g}: it must be 0 or more")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What goes, or went.
+    """What is deleted, or was.
 
     Attributes:
-        version: the version that the collection published; None where it had none to publish.
-        oldest_kept: versions below are gone, pinned ones apart.
-        versions: numbers of the versions that go.
-        manifests, blobs, experts: the objects that go.
-        scratch: files of dead writers in `tmp/` of a local store.
+        version: the version that the collection published; None if there was nothing to publish.
+        oldest_kept: all versions below it are gone, except pinned ones.
+        versions: numbers of the deleted versions.
+        manifests, blobs, experts: the deleted objects.
+        scratch: the deleted files of killed writers in a local store's `tmp/`.
     """
 
     version: int | None
@@ -73,18 +72,20 @@ class Collection:
 
     @property
     def bytes(self) -> int:
-        """Of the objects that go."""
+        """Size of the deleted objects."""
         return sum(info.bytes for info in (*self.manifests, *self.blobs, *self.experts))
 
 
 def collect(
     versions: Versions, policy: Policy | None = None, *, dry_run: bool = False, created: dict[str, Any] | None = None
 ) -> Collection:
-    """Collect garbage, or with `dry_run` say what would go. Nothing is published where no version and no blob goes.
+    """Collect garbage, or with `dry_run` report what would be deleted.
+
+    Nothing is published unless a version or a blob is deleted.
 
     Raises:
         UnknownVersionError: nothing was published yet.
-        DamagedBlobError, BlobNotFoundError, FormatError: a kept manifest or a record can't be read, so nobody knows
+        DamagedBlobError, BlobNotFoundError, FormatError: a kept manifest or a record can't be read, so it is not known
             what it names. Nothing was deleted.
     """
     policy = policy or Policy()
@@ -108,8 +109,8 @@ def collect(
     newest = publish(versions, build, created={"kind": "gc", "why": why, **(created or {})})
     assert plan is not None, "`build` makes one, or raises"
     assert newest is not None, "an empty store was refused"
-    # From here on nothing can bring back what the plan deletes: who built on an older version has lost its commit.
-    # Manifests first: a version whose blobs are partly gone must not be found.
+    # From here on no new version can name what the plan deletes: every publisher that built on an older version has
+    # lost its commit. Manifests first: nobody may find a version that has lost some of its blobs.
     _delete(versions.store, plan.manifests)
     _delete(versions.store, (*plan.blobs, *plan.experts))
     for path in plan.scratch:
@@ -118,7 +119,7 @@ def collect(
 
 
 def _plan(store: Store, parent: Manifest, policy: Policy) -> Collection:
-    blobs = list(store.list("blobs/"))  # before the commit: what is written after it is on no list
+    blobs = list(store.list("blobs/"))  # before the commit, so that nothing written after it is on the list
     versions = Versions(store)
     listed = {number: info for number, info in versions.listed().items() if number <= parent.version}
     oldest_kept, named = _kept(versions, parent, listed, policy)
@@ -130,12 +131,12 @@ def _plan(store: Store, parent: Manifest, policy: Policy) -> Collection:
         manifests=tuple(gone.values()),
         blobs=tuple(info for info in blobs if info.key not in named),
         experts=tuple(spent_experts(store, parent, named)) if policy.experts else (),
-        scratch=tuple(store.stale_scratch(_SCRATCH_IS_DEAD_AFTER_S)) if isinstance(store, LocalStore) else (),
+        scratch=tuple(store.stale_scratch(_SCRATCH_IS_DEAD_AFTER_S)),
     )
 
 
 def _kept(versions: Versions, parent: Manifest, listed: dict[int, ObjectInfo], policy: Policy) -> tuple[int, set[str]]:
-    """The lowest number of the unbroken row of versions that stay, and the keys of all that kept versions name."""
+    """The lowest number from which on all versions are kept, and the keys of everything that kept versions name."""
     born_after = time.time() - policy.keep_days * _DAY_S
     young = [n for n, info in listed.items() if n >= parent.oldest_kept and info.modified > born_after]
     row_by_age = min(young, default=parent.version)
@@ -166,8 +167,8 @@ def _readable(store: Store, number: int, found: Manifest | ConduError) -> Manife
         return found
     if isinstance(found, UnknownVersionError | VersionGoneError):
         raise BlobNotFoundError(
-            f"{store.url}/{manifest_key(number)} is missing and should be kept: nobody knows what it named, so nothing "
-            "was deleted. Restore it from a backup, or collect past it with a smaller --keep and --keep-days"
+            f"{store.url}/{manifest_key(number)} should be kept and is missing: it is not known what it named, so "
+            "nothing was deleted. Restore it from a backup, or collect past it with a smaller --keep and --keep-days"
         ) from found
     raise found
 
@@ -179,7 +180,7 @@ def _delete(store: Store, infos: Iterable[ObjectInfo]) -> None:
 
 
 def in_words(found: Collection) -> str:
-    """`versions 1-4, 12 blobs` and so on: what goes, or went."""
+    """What is deleted, or was: `versions 1-4, 12 blobs` and so on."""
     parts = [f"versions {spans(found.versions)}"] if found.versions else []
     for infos, name in ((found.blobs, "blob"), (found.experts, "object"), (found.scratch, "temporary file")):
         where = " under experts/" if infos is found.experts else ""

@@ -1,8 +1,8 @@
-"""What `experts/` keeps of trainings that are over.
+"""What finished trainings left under `experts/` and nobody needs any more.
 
-Records stay, they are small: `condu run` finds them and trains nothing again. What goes, where a record exists:
-resumable states, counts of attempts, weights that a training wrote and its record does not name, and the record's own
-weights once the newest version holds that expert. Files that a kept version names as its archive always stay.
+Records stay, because they are small, and with them `condu run` trains nothing twice. For every record these objects are
+deleted: resumable states, counts of attempts, weights that the training wrote and the record does not name, and the
+record's own weights once the newest version holds that expert. Files that a kept version names as its archive stay.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _READ_THREADS = 16
 
 
 def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Iterator[ObjectInfo]:
-    """Objects under `experts/` that nothing needs any more.
+    """Objects under `experts/` that are no longer needed.
 
     Args:
-        newest: the version that decides whose weights are held.
+        newest: the newest version, which tells whose weights are fused.
         named: keys that kept versions name.
-    Raises: FormatError, DamagedBlobError: a record can't be read.
+    Raises: FormatError, DamagedBlobError when a record can't be read.
     """
     records: list[str] = []
     files: defaultdict[str, list[ObjectInfo]] = defaultdict(list)
@@ -35,7 +35,7 @@ def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Ite
             files[identity].append(info)
         elif identity.endswith(".json"):
             records.append(identity.removesuffix(".json"))
-    over = [identity for identity in records if identity in files]
+    finished = [identity for identity in records if identity in files]
     held = {entry.expert_sha256 for entry in newest.state.tasks.values()}
 
     def spent(identity: str) -> list[ObjectInfo]:
@@ -46,5 +46,5 @@ def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Ite
         return [info for info in files[identity] if info.key not in stays and info.key not in named]
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        for found in pool.map(spent, over):
+        for found in pool.map(spent, finished):
             yield from found

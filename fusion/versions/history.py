@@ -1,7 +1,7 @@
 """The versions of one store: finding the newest, reading one, creating the next.
 
-The commit rule is told in docs/format.md and model-checked in tests/fusion/versions/protocol_model.py. A version is its
-manifest: until that object exists nothing was published, and from then on it never changes.
+The commit rule is described in docs/format.md and model-checked in tests/fusion/versions/protocol_model.py. A version
+is its manifest: it is published from the moment that this object exists, and never changes afterwards.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ _PREFIX = "versions/"
 
 
 class Commit(Enum):
-    """What became of an attempt to commit."""
+    """The outcome of an attempt to commit."""
 
     WON = "won"
     LOST = "lost"
-    """Another publisher was first: what this one wrote is named by nobody."""
+    """Another publisher was first: no version names what this one wrote."""
     UNSURE = "unsure"
-    """gc has passed the number by. What this one wrote may be named by later versions, or by nobody."""
+    """gc has passed the number. Later versions may name what this publisher wrote, or none does."""
 
 
 class Versions:
-    """The versions of one store. Remembers the newest number that it saw, so that a poll costs one request."""
+    """The versions of one store. Remembers the newest number it has seen, so that a poll costs one request."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._known = 0
 
     def newest_number(self) -> int:
-        """Number of the newest version, 0 when nothing was ever published.
+        """Number of the newest version, 0 if nothing was published yet.
 
-        One HEAD while nothing is new, a listing else: gc may have left a gap above the number in hand, and only the
-        highest number is certainly a version.
+        One HEAD while nothing is new, else a listing: gc may have left a gap above the remembered number, and only the
+        highest number is certain to be a version.
         """
         if self._known == 0 or self.store.head(manifest_key(self._known + 1)) is not None:
             self._known = max(self.all_numbers(), default=0)
         return self._known
 
     def newest(self) -> Manifest | None:
-        """The newest version, or None. Raises `DamagedBlobError` when its manifest is damaged."""
+        """The newest version, or None if nothing was published yet. Raises `DamagedBlobError`, `FormatError`."""
         while number := self.newest_number():
             try:
                 return self.read(number)
             except (VersionGoneError, UnknownVersionError):
-                self._known = 0  # gc overtook us, or the store was emptied: look again from the start
+                self._known = 0  # gc overtook us, or the store was emptied: list again
         return None
 
     def read(self, number: int) -> Manifest:
-        """One version. Raises `UnknownVersionError`, `VersionGoneError` (gc took it), `DamagedBlobError`."""
+        """One version. Raises `UnknownVersionError`, `VersionGoneError` (gc deleted it), `DamagedBlobError`."""
         key = manifest_key(number)
         try:
             return Manifest.from_bytes(self.store.get(key), f"{self.store.url}/{key}")
@@ -67,19 +67,20 @@ class Versions:
         )
 
     def all_numbers(self) -> list[int]:
-        """Numbers of the versions that exist, ascending."""
+        """Numbers of the existing versions, ascending."""
         return list(self.listed())
 
     def listed(self) -> dict[int, ObjectInfo]:
-        """Versions that exist, by number, ascending: what the store says about their manifests."""
+        """The manifests of the existing versions, as the store lists them, by number, ascending."""
         return {number: info for info in self.store.list(_PREFIX) if (number := self._number(info.key))}
 
     def commit(self, manifest: Manifest) -> Commit:
-        """Create the manifest. One's own lost success counts as success.
+        """Create the manifest. A success whose reply was lost still counts as a success.
 
-        gc frees the numbers that it passes, so a publisher that slept through enough versions can create a number anew
-        that was taken, and is no version any more; and who then reads that number back finds a stranger's manifest over
-        its own success. Both are seen afterwards: the newest version's `oldest_kept` is above every number ever freed.
+        gc frees the numbers that it passes. So a publisher that slept through many versions can create a number a
+        second time, after the version that had it was deleted; and one whose reply was lost may read the number back
+        and find another publisher's manifest in place of its own. Both are detected afterwards: the newest version's
+        `oldest_kept` is above every number that was ever freed.
         """
         try:
             won = (
@@ -104,12 +105,12 @@ class Versions:
 def nothing_published(store: Store) -> UnknownVersionError:
     """The error for a store without a version."""
     return UnknownVersionError(
-        f"nothing was published in {store.url} yet: `condu run CONFIG` or `condu fuse` makes a version"
+        f"nothing was published in {store.url} yet: `condu run CONFIG` or `condu fuse` publishes a version"
     )
 
 
 def gone(store: Store, number: int, kept: Sequence[int]) -> VersionGoneError:
-    """The error for a version that gc has taken, with the ones that are kept."""
+    """The error for a version that gc has deleted, with the ones that are kept."""
     return VersionGoneError(f"version {number} of {store.url} is gone; kept: {spans(kept)}")
 
 

@@ -1,4 +1,4 @@
-"""Who published a version, when, on which machine, with which packages. For people: nothing is decided by it."""
+"""Who published a version, when, on which machine, with which packages. For people only: no code depends on it."""
 
 from __future__ import annotations
 

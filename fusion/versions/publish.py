@@ -1,8 +1,8 @@
 """Publishing: the commit rule, from a draft of the next version to its manifest.
 
-A publisher writes its blobs, checks that every blob it names is there, creates the next manifest by put-if-absent, and
-makes sure that the number was a new one. The loser of a race reads the winner and builds on top of it, under a fresh
-nonce. Model-checked in tests/fusion/versions/protocol_model.py, told in docs/format.md.
+A publisher writes its blobs, checks that every blob it names exists, creates the next manifest by put-if-absent, and
+makes sure that the number is a new one. The loser of a race reads the winner's version and builds on top of it, under a
+fresh nonce. Described in docs/format.md, model-checked in tests/fusion/versions/protocol_model.py.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 from fusion.errors import StateDictError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.store import Store
 from fusion.store.blobs import BlobRef, new_nonce
-from fusion.store.check import prove_conditional_writes
-from fusion.store.local import LocalStore
+from fusion.store.probe import prove_conditional_writes
 from fusion.versions.bases import Base
 from fusion.versions.history import Commit, Versions
 from fusion.versions.manifest import Manifest, Parent
@@ -26,12 +25,12 @@ from fusion.versions.state import FusedState
 
 _HEAD_THREADS = 16
 _GONE = (StoreError, StateDictError, UnknownVersionError, VersionGoneError)
-"""What a publisher may meet when gc takes a blob or a version from under it."""
+"""The errors that a publisher may meet when gc deletes a blob or a version that it is reading."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a publish wants the next version to be; the rest of its manifest follows from its parent.
+    """The parts of the next version that a publisher chooses; the rest of its manifest follows from its parent.
 
     Attributes:
         oldest_kept, pinned: None: the parent's.
@@ -55,23 +54,23 @@ def publish(
     written: Callable[[], Iterable[BlobRef]] = tuple,
     created: dict[str, Any],
 ) -> Manifest | None:
-    """Publish one version, building it anew each time that another publisher was first.
+    """Publish one version, and rebuild it whenever another publisher was first.
 
     Args:
-        build: makes the next state from the newest version (None: there is none) and a nonce, writing blobs under that
-            nonce; None says that nothing needs to change. It may run again after a version that it made was published
-            and collected at once, so what is done already has to count as nothing to do.
+        build: makes the next state from the newest version (None: there is none) and a nonce, and writes blobs under
+            that nonce; it returns None if nothing needs to change. It may run again after its version was published
+            and at once collected, so it must treat work that is already done as nothing to do.
         written: the blobs that the last `build` wrote.
-        created: `kind` and `why` of the publish, and from which configuration; time, host and packages are added here.
-    Returns: the version that now holds the change, or the newest one where nothing needed to change.
-    Raises: StoreError when a blob that the version would name is missing, or, before the first version of a bucket,
-        when its endpoint does not honour conditional writes.
+        created: `kind` and `why` of the publish, and its configuration; time, host and packages are added here.
+    Returns: the version that now holds the change, or the newest one if nothing needed to change.
+    Raises: StoreError when a blob that the version would name is missing, or when an endpoint without any version yet
+        does not honour conditional writes.
     """
     while True:
-        parent = Versions(versions.store).newest()  # listed: a number remembered from long ago may have been passed by
+        parent = Versions(versions.store).newest()  # a fresh listing: gc may have passed a remembered number
         nonce = new_nonce()
-        if parent is None and not isinstance(versions.store, LocalStore):
-            prove_conditional_writes(versions.store)  # an endpoint that overwrites would lose versions in silence
+        if parent is None and versions.store.needs_probe:
+            prove_conditional_writes(versions.store)  # an endpoint that overwrites would silently lose versions
         try:
             draft = build(parent, nonce)
             if draft is None:
@@ -81,9 +80,9 @@ def publish(
         except BaseException as error:
             _discard(versions.store, written())
             if isinstance(error, _GONE) and _overtaken(versions.store, parent):
-                continue  # gc took it because there is a newer version: build on that one
+                continue  # gc deleted it because there is a newer version: build on that one
             raise
-        # From here on an error leaves the blobs: the manifest may have been written all the same.
+        # From here on an error leaves the blobs in place: the manifest may have been written nevertheless.
         outcome = versions.commit(manifest)
         if outcome is Commit.WON:
             return manifest
@@ -130,4 +129,4 @@ def _discard(store: Store, refs: Iterable[BlobRef]) -> None:
         try:
             store.delete(ref.key)
         except StoreError:
-            return  # courtesy only: gc removes what no version names
+            return  # only a courtesy: gc deletes what no version names

@@ -1,4 +1,4 @@
-"""Session files: private to their user, true to a living process, and gone with it."""
+"""Session files: private to their user, tied to a living process, and gone with it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_session_is_found_while_it_lasts_and_nobody_else_can_read_its_token(ru
 
 
 @pytest.mark.processes
-def test_a_file_of_a_process_that_is_gone_or_whose_pid_was_used_again_is_swept(runtime: Path, tmp_path: Path) -> None:
+def test_a_file_of_a_process_that_is_gone_or_whose_pid_was_reused_is_removed(runtime: Path, tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for changes in ({"pid": gone.pid}, {"born": "1"}):
@@ -55,14 +55,14 @@ def test_a_file_of_a_process_that_is_gone_or_whose_pid_was_used_again_is_swept(r
             assert list(runtime.iterdir()) == []
 
 
-def test_a_file_of_another_machine_is_neither_used_nor_swept(runtime: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_machine_is_neither_used_nor_removed(runtime: Path, tmp_path: Path) -> None:
     with announced("127.0.0.1:1234", str(tmp_path / "store")):
         rewrite(runtime, host="elsewhere")
         assert running_sessions() == []
         assert len(list(runtime.iterdir())) == 1
 
 
-def test_a_link_and_a_file_that_is_no_session_are_not_used(
+def test_a_link_and_a_file_that_is_not_a_session_are_not_used(
     runtime: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with announced("127.0.0.1:1234", str(tmp_path / "store")):

@@ -39,7 +39,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Project:
         ({"train": {"step": 3}}, "train.step: unknown key; did you mean 'steps'?"),
         ({"train": {"lr": -1.0}}, "train.lr: Input should be greater than 0 (it is -1.0)"),
         ({"store": None}, "store: is required"),
-        ({"store": "ftp://x/y"}, "names no store"),
+        ({"store": "ftp://x/y"}, "does not name a store"),
         ({"tasks": []}, "tasks: is empty"),
         ({"tasks": [{"name": "A b", "data": "x"}]}, "task name 'A b' is ill-formed"),
         ({"fusion": {"mode": "iterative", "bits": 2}}, "bits: 2 has no effect in mode 'iterative'"),
@@ -104,7 +104,14 @@ def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Pat
     refused(shared, "fuse", "--store", store, "--expert", f"a={experts[1]}", code=1, says="task name 'a' is taken")
     write_tensors(tmp_path / "other.safetensors", {"x": __import__("torch").zeros(2)})
     refused(
-        shared, "fuse", "--store", store, "--expert", f"b={tmp_path}/other.safetensors", code=1, says="is no expert"
+        shared,
+        "fuse",
+        "--store",
+        store,
+        "--expert",
+        f"b={tmp_path}/other.safetensors",
+        code=1,
+        says="does not match the base",
     )
     refused(shared, *good[:4], tmp_path / "other.safetensors", *good[5:], code=1, says="is not the base of")
     refused(shared, "export", "--store", store, "--task", "b", "x.safetensors", code=1, says="did you mean a?")

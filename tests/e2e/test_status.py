@@ -1,4 +1,4 @@
-"""`condu status` asked from another process: while a project trains, fuses and serves, and when nothing runs."""
+"""`condu status` from another process: while a project trains, fuses and serves, and when nothing is running."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fused(told: dict[str, Any]) -> int:
 
 
 def trains_beside_a_version(told: dict[str, Any]) -> bool:
-    """The store is read a moment before the session is asked: whether both have seen the first version."""
+    """Whether the store, which is read a moment earlier, and the session have both seen the first version."""
     return bool(training(told)) and fused(told) == 1 and told["store"]["newest"] is not None
 
 
@@ -96,7 +96,7 @@ def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(p
         kill_session(process)
     assert session_files(project), "a killed run could not remove its file"
     assert ask(project)["sessions"] == []
-    assert session_files(project) == [], "so whoever looks sweeps it"
+    assert session_files(project) == [], "so the next look removes it"
 
 
 def test_a_service_is_seen_with_its_replicas_and_the_version_that_it_answers_from(finished: Project) -> None:
@@ -118,7 +118,7 @@ def test_a_service_is_seen_with_its_replicas_and_the_version_that_it_answers_fro
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
 
 
-def test_when_nothing_runs_that_is_said_and_the_store_is_shown(finished: Project) -> None:
+def test_when_nothing_is_running_the_store_is_still_shown(finished: Project) -> None:
     told = ask(finished)
     assert told["sessions"] == []
     newest = Versions(finished.store).newest()  # other tests have added tasks to this project
@@ -130,17 +130,17 @@ def test_when_nothing_runs_that_is_said_and_the_store_is_shown(finished: Project
     assert told["store"]["experts"]["unfinished"] == []
     shown = finished.condu_here("status", "condu.yaml")
     assert shown.returncode == 0
-    assert "nothing runs now" in shown.stdout
+    assert "nothing is running" in shown.stdout
 
 
-def test_a_store_that_was_never_used_is_no_error(tmp_path: Path, project: Project) -> None:
+def test_a_store_that_was_never_used_is_not_an_error(tmp_path: Path, project: Project) -> None:
     told = ask(project, "--store", str(tmp_path / "nothing"))
     assert told["store"]["newest"] is None
     assert told["store"]["problem"] is None
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_cluster_that_is_not_there_is_said_in_seconds_beside_the_store(finished: Project) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_in_seconds_beside_the_store(finished: Project) -> None:
     finished.write_config(ray={"address": "127.0.0.1:9"})
     try:
         (session,) = ask(finished)["sessions"]

@@ -17,7 +17,7 @@ from tests.golden import Golden
 
 
 class FusedStore:
-    """A store with one version a task, made by `condu fuse`, and the command on it."""
+    """A store with one version per task, made by `condu fuse`, and the command that works on it."""
 
     def __init__(self, folder: Path) -> None:
         golden = Golden("iterative_t6")
@@ -60,7 +60,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     assert f"version 9 is without {first}" in told
     assert "the unified vector keeps the magnitudes and signs" in told
     assert "condu fuse --from-archive" in told
-    assert "already, nothing to do" in fused.says("remove-task", first)
+    assert f"already without {first}: nothing to do" in fused.says("remove-task", first)
 
     assert fused.json("pin", "2")["pinned"] == [2]
     plan = fused.json("gc", "--dry-run", "--keep", "1", "--keep-days", "0")
@@ -89,7 +89,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     assert f"versions 10-12: {fused.url}/{key} is damaged" in bad.stdout
 
 
-def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
+def test_what_can_not_be_done_is_refused_with_what_can(tmp_path: Path) -> None:
     fused = FusedStore(tmp_path)
     store = ("--store", fused.url)
 
@@ -101,8 +101,8 @@ def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
     no("pin", "0", says="has no version 0")
     no("unpin", "7", says="has no version 7")
     no("remove-task", "nobody", says="version 6 has no task 'nobody'")
-    no("gc", "--keep", "0", code=2, says="--keep 0: the newest version always stays")
-    no("gc", "--keep-days", "-1", code=2, says="--keep-days -1: it has to be 0 or more")
+    no("gc", "--keep", "0", code=2, says="--keep 0: it must be 1 or more, because the newest version is always kept")
+    no("gc", "--keep-days", "-1", code=2, says="--keep-days -1: it must be 0 or more")
     no("show", "8", says="has no version 8")
     assert fused.project.condu_here("versions", "gc", "--keep", "2", "--keep-days", "0", *store).returncode == 0
     no("rollback", "1", says="version 1 of")
@@ -110,7 +110,7 @@ def test_what_can_not_be_done_is_said_with_what_can(tmp_path: Path) -> None:
     no("pin", "2", says="is gone; kept: 5-7")
     for command in ("verify", "gc"):
         refused(fused.project, "versions", command, "--store", tmp_path / "none", code=1, says="nothing was published")
-    refused(fused.project, "versions", "rollback", "1", "--store", "ftp://x/y", code=2, says="names no store")
+    refused(fused.project, "versions", "rollback", "1", "--store", "ftp://x/y", code=2, says="does not name a store")
     flip_a_byte(fused.store, manifest_key(6))
     no("gc", "--keep", "3", says="00000006.json is damaged")
     rows = {row["version"]: row for row in fused.json("list")}
@@ -133,7 +133,7 @@ def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: P
         assert "skipped shapes: it was removed" in " ".join(done.stderr.split())
         assert json.loads(done.stdout)["removed"] == ["shapes"]
         assert list(json.loads(done.stdout)["tasks"]) == ["colours"]
-        # what gc takes of `experts/` costs no training, and a report does without
+        # what gc deletes under `experts/` costs no training, and a report does without it
         collected = finished.condu_here("versions", "gc", "--experts", "--store", finished.store_url, "--json")
         gone = [item["key"] for item in json.loads(collected.stdout)["experts"]]
         assert gone, collected.stdout

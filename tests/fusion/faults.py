@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,13 +22,13 @@ def keys(store: Store, prefix: str = "") -> set[str]:
 
 
 def copy_store(source: Store, target: Store) -> None:
-    """Every object under its own key: a version does not say where its store is."""
+    """Copy every object under its own key: a version does not record where its store is."""
     for info in source.list(""):
         assert target.put_if_absent(info.key, source.get(info.key))
 
 
 def read_whole(store: Store, folder: Path, manifest: Manifest) -> dict[str, dict[str, torch.Tensor]]:
-    """Every tensor of every task of a version, each blob verified anew. Raises what reading raises."""
+    """Every tensor of every task of a version, each blob verified again. Raises what reading raises."""
     cache = NodeCache(store, folder / f"cache-{os.urandom(4).hex()}")
     whole = {}
     for task in manifest.state.tasks:
@@ -45,7 +45,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 
 def flip_a_bit(store: Store, key: str, where: float = 0.5) -> None:
-    """Flip one bit of an object; `where` runs from 0 (first byte) to 1 (last byte). A second flip mends it."""
+    """Flip one bit of an object; `where` runs from 0 (first byte) to 1 (last byte). A second flip repairs it."""
     data = bytearray(store.get(key))
     data[round(where * (len(data) - 1))] ^= 1
     store.delete(key)
@@ -62,7 +62,7 @@ class StruckStore:
     Args:
         at: the call's number, from 1, or (method, beginning of the key) for the first call of that kind. None: never.
 
-    `calls` lists what was asked, as (method, key). A listing and a stream are one call each: read to their end.
+    `calls` lists the calls as (method, key). A listing and a stream are one call each, and must be read to the end.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class StruckStore:
         self._lock = threading.Lock()
         self.calls: list[tuple[str, str]] = []
         self.url = store.url
+        self.needs_probe = store.needs_probe
 
     @contextmanager
     def _call(self, method: str, key: str) -> Iterator[None]:
@@ -103,6 +104,10 @@ class StruckStore:
     def scratch(self) -> Path:
         with self._call("scratch", ""):
             return self._store.scratch
+
+    def stale_scratch(self, untouched_s: float) -> Sequence[Path]:
+        with self._call("stale_scratch", ""):
+            return self._store.stale_scratch(untouched_s)
 
     def get(self, key: str, *, start: int = 0, stop: int | None = None) -> bytes:
         with self._call("get", key):

@@ -35,7 +35,7 @@ def client(local_store: Store, tmp_path: Path) -> FusionClient:
 
 
 def killing(client: FusionClient, when: Callable[[], bool]) -> threading.Thread:
-    """A thread that sends SIGKILL to the actor's process as soon as `when` says so."""
+    """A thread that sends SIGKILL to the actor's process as soon as `when` returns true."""
     pid = client.pid()
 
     def kill() -> None:
@@ -62,7 +62,7 @@ def test_fusing_through_the_actor_is_idempotent(client: FusionClient, local_stor
     assert {info.key for info in local_store.list("")} == before
 
 
-def test_what_is_wrong_with_a_call_comes_back_as_the_plain_error(
+def test_a_mistake_in_a_call_comes_back_as_the_plain_error(
     client: FusionClient, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)
@@ -74,7 +74,7 @@ def test_what_is_wrong_with_a_call_comes_back_as_the_plain_error(
 
 
 @pytest.mark.parametrize("moment", ["at once", "first blob", "trigger", "manifest"])
-def test_an_actor_killed_on_the_way_fuses_the_expert_once(
+def test_an_actor_killed_during_a_call_fuses_the_expert_once(
     moment: str, client: FusionClient, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)
@@ -116,7 +116,7 @@ def test_callers_at_once_are_all_served(client: FusionClient, local_store: Store
 
 
 class Gate:
-    """An expert whose prototypes are a pipe that nobody writes to: fusing it stands still until `open`, then fails."""
+    """An expert whose prototypes are a pipe that nobody writes to: fusing it blocks until `open`, then fails."""
 
     def __init__(self, folder: Path, base: Path) -> None:
         self._pipe = folder / "store" / "experts" / "gate"
@@ -188,7 +188,7 @@ def test_a_caller_who_floods_the_actor_keeps_another_ones_call_waiting_for_one_o
     assert next(iter(newest.state.tasks)) == "other", "nine versions, one after the other, and the flood's came after"
 
 
-def test_progress_is_told_while_a_fuse_runs(client: FusionClient, local_store: Store, tmp_path: Path) -> None:
+def test_progress_is_reported_while_a_fuse_runs(client: FusionClient, local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
     assert find_progress(local_store.url, timeout_s=10) is None, "asking does not start one"
     gate = Gate(tmp_path, path)

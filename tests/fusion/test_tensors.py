@@ -1,4 +1,4 @@
-"""safetensors files: what is written is read, and what is no expert of the base is refused with its reasons."""
+"""safetensors files: what is written is read, and an expert that does not match the base is refused with reasons."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_same_tensors_have_the_same_bytes_in_whatever_order_they_are_written
     assert sha256_file(tmp_path / "x") == sha256_file(tmp_path / "y")
 
 
-def test_a_tensor_that_was_announced_and_not_written_is_our_own_mistake(tmp_path: Path) -> None:
+def test_a_tensor_of_the_layout_that_was_not_written_is_our_own_mistake(tmp_path: Path) -> None:
     writer = TensorWriter(tmp_path / "x", {"a": TensorSpec("F32", (3,))})
     with pytest.raises(AssertionError, match="a"):
         writer.finish()
@@ -73,7 +73,7 @@ def write(path: Path, **tensors: torch.Tensor) -> TensorFile:
     return TensorFile(path)
 
 
-def test_every_way_in_which_an_expert_is_not_the_bases_is_named_at_once(tmp_path: Path) -> None:
+def test_every_mismatch_between_an_expert_and_the_base_is_named_at_once(tmp_path: Path) -> None:
     base = write(tmp_path / "b", one=torch.zeros(2), two=torch.zeros(3), three=torch.zeros(2, 2), four=torch.zeros(1))
     expert = write(
         tmp_path / "e",
@@ -93,7 +93,7 @@ def test_every_way_in_which_an_expert_is_not_the_bases_is_named_at_once(tmp_path
         assert part in str(caught.value)
 
 
-def test_an_expert_in_another_float_dtype_is_one_of_the_base(tmp_path: Path) -> None:
+def test_an_expert_in_another_float_dtype_matches_the_base(tmp_path: Path) -> None:
     base = write(tmp_path / "b", one=torch.zeros(2, dtype=torch.float16))
     expert = write(tmp_path / "e", one=torch.tensor([1.0, 2.0]))
     (chunk,) = chunks_of(base.specs)

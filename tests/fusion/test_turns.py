@@ -1,4 +1,4 @@
-"""Turns: one job at a time, callers take turns, and nothing that a job does stops the line."""
+"""Turns: one job at a time, callers take turns, and nothing that a job does stops the queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusion.turns import Turns, Waiting
 
 
 class Line:
-    """Turns whose first job lasts until `go`, so that a whole line can form behind it."""
+    """Turns whose first job lasts until `go`, so that a whole queue can form behind it."""
 
     def __init__(self) -> None:
         self.turns = Turns()
@@ -52,7 +52,7 @@ def test_a_caller_with_many_jobs_keeps_nobody_waiting_for_more_than_one_of_them(
     line.add("b", 0)
     line.add("c", 0)
     line.add("c", 1)
-    # a's first one ran while the line formed: a went to its end
+    # a's first job ran while the queue formed: a went to its end
     assert line.run() == ["b0", "c0", "a1", "c1", "a2", "a3", "a4", "a5"]
 
 
@@ -89,7 +89,7 @@ def test_a_job_waits_no_longer_for_numbers_that_are_settled_before_or_after_it_a
     assert line.order == ["c0", "b7", "d3", "d4"]
 
 
-def test_who_waits_is_told_in_the_order_in_which_it_will_be_served(line: Line) -> None:
+def test_waiting_jobs_are_listed_in_the_order_in_which_they_will_run(line: Line) -> None:
     for caller, number in (("a", 1), ("b", 1), ("b", 0), ("c", 0), ("a", 2)):
         line.add(caller, number)
     told = line.turns.waiting()
@@ -98,7 +98,7 @@ def test_who_waits_is_told_in_the_order_in_which_it_will_be_served(line: Line) -
     assert line.turns.waiting() == []
 
 
-def test_an_error_is_the_callers_and_the_line_goes_on(line: Line) -> None:
+def test_an_error_is_the_callers_and_the_queue_goes_on(line: Line) -> None:
     broken = line.turns.submit("b", 0, ("b0",), lambda: 1 // 0)
     line.add("b", 1)
     assert line.run() == ["b1"]

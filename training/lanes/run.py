@@ -24,8 +24,8 @@ import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from fusion.actor_names import NAMESPACE
 from fusion.errors import BlobNotFoundError, DataError
-from fusion.names import NAMESPACE
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts

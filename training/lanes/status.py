@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
 
-from fusion.names import NAMESPACE, actor_name
+from fusion.actor_names import NAMESPACE, actor_name
 from training.lanes.task_queue import TaskStatus
 
 _KIND = "queue-v2"

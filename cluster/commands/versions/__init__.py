@@ -1,4 +1,4 @@
-"""`condu versions`: what was published, changes that fuse nothing, and the care of a store."""
+"""`condu versions`: what was published, edits that fuse nothing, and maintenance of the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cluster.commands.versions import edits, listing, verify_gc
 
 app = typer.Typer(
     add_completion=False,
-    help="Published versions: list, show, roll back, remove a task, pin, verify, collect.",
+    help="Published versions: list, show, roll back, remove a task, pin, verify, collect garbage.",
     no_args_is_help=True,
 )
 app.command("list")(listing.list_versions)

@@ -1,4 +1,4 @@
-"""`condu versions rollback`, `remove-task`, `pin`, `unpin`: publishes that fuse nothing."""
+"""`condu versions rollback`, `remove-task`, `pin`, `unpin`: each publishes a version without fusing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NumberArgument = Annotated[int, typer.Argument(help="The version's number.", met
 
 
 def rollback(number: NumberArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Publish an old version's state as a new version. The versions in between stay, so it can be undone alike."""
+    """Publish an old version's state as a new version. The versions in between stay, so a roll-back can be undone."""
     edit = edits.rollback(Versions(open_store(store)), number)
     tasks = ", ".join(edit.manifest.state.tasks) or "none"
     _tell(
         edit,
         f"has the state of version {number}; its tasks: {tasks}",
-        f"has the state of version {number} already, nothing to do",
+        f"already has the state of version {number}: nothing to do",
         as_json,
     )
 
@@ -33,23 +33,23 @@ def remove_task(
     store: StoreOption,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish the newest version without a task. `condu run` does not bring it back unless told --readd."""
+    """Publish the newest version without a task. `condu run` does not bring it back unless called with --readd."""
     edit = edits.remove_task(Versions(open_store(store)), name)
-    _tell(edit, f"is without {name}", f"is without {name} already, nothing to do", as_json)
+    _tell(edit, f"is without {name}", f"is already without {name}: nothing to do", as_json)
     if edit.changed and not as_json:
         console.print(edits.what_stays_of(name, open_mode(edit.manifest.mode).traces), markup=False)
 
 
 def pin(number: NumberArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Have `gc` keep a version whatever its age."""
+    """Make `gc` keep a version, whatever its age."""
     edit = edits.pin(Versions(open_store(store)), number)
-    _tell(edit, f"pins version {number}", f"pins version {number} already, nothing to do", as_json)
+    _tell(edit, f"pins version {number}", f"already pins version {number}: nothing to do", as_json)
 
 
 def unpin(number: NumberArgument, store: StoreOption, as_json: JsonOption = False) -> None:
-    """Leave a version to `gc` again."""
+    """Let `gc` delete a version again when it is old enough."""
     edit = edits.unpin(Versions(open_store(store)), number)
-    _tell(edit, f"leaves version {number} to gc", f"does not pin version {number}, nothing to do", as_json)
+    _tell(edit, f"no longer pins version {number}", f"does not pin version {number}: nothing to do", as_json)
 
 
 def _tell(edit: edits.Edit, done: str, nothing: str, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`condu versions list` and `show`: what was published, by whom, from what, and what it costs."""
+"""`condu versions list` and `show`: what was published, by whom, from what, and its size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def list_versions(store: StoreOption, as_json: JsonOption = False) -> None:
     for number, found in _manifests(source):
         rows.append(_row(number, found))
         newest = found if isinstance(found, Manifest) else newest
-    if newest:  # below `oldest_kept` a killed gc may have left some
+    if newest:  # a killed gc may have left versions below `oldest_kept`
         rows = [row for row in rows if newest.keeps(row["version"]) or row["version"] > newest.version]
     records = read_records(source, {ref for row in rows for ref in row["records"]})
     for row in rows:
@@ -57,7 +57,7 @@ def show(
     number: Annotated[int | None, typer.Argument(help="Default: the newest.", metavar="[N]")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """One version: its lineage, its tasks and what they cost."""
+    """One version: its lineage, its tasks and their sizes."""
     source = open_store(store)
     manifest = read_version(source, number)
     lineage = _lineage(Versions(source), manifest)
@@ -84,12 +84,12 @@ def show(
 def _manifests(store: Store) -> Iterable[tuple[int, Manifest | ConduError]]:
     versions = Versions(store)
     for number, found in read_manifests(versions, versions.all_numbers()):
-        if not isinstance(found, UnknownVersionError | VersionGoneError):  # gc took it between listing and reading
+        if not isinstance(found, UnknownVersionError | VersionGoneError):  # gc deleted it after the listing
             yield number, found
 
 
 def _row(number: int, found: Manifest | ConduError) -> dict[str, Any]:
-    """A line of the list; `records` and `own` are what its bytes are summed from."""
+    """A row of the list; its size is computed from `records` and `own`."""
     if isinstance(found, ConduError):
         nothing = dict.fromkeys(("sha256", "parent", "at", "by", "kind", "why", "mode", "num_tasks"))
         return {"version": number, **nothing, "problem": str(found), "records": (), "own": None}
@@ -110,7 +110,7 @@ def _row(number: int, found: Manifest | ConduError) -> dict[str, Any]:
 
 
 def _sum(records: Mapping[BlobRef, TaskRecord | ConduError], refs: Iterable[BlobRef], own: int | None) -> int | None:
-    """Bytes of all that a version names; None where that can't be read."""
+    """Size of everything that a version names, bytes; None if that can't be read."""
     found = [records[ref] for ref in refs]
     whole = [record for record in found if isinstance(record, TaskRecord)]
     if own is None or len(whole) < len(found):
@@ -119,7 +119,7 @@ def _sum(records: Mapping[BlobRef, TaskRecord | ConduError], refs: Iterable[Blob
 
 
 def _lineage(versions: Versions, manifest: Manifest) -> list[Manifest]:
-    """The versions that it was built on, newest first, as far as they can be read, `_LINEAGE` at most."""
+    """The versions that a version was built on, newest first: those that can be read, at most `_LINEAGE`."""
     found: list[Manifest] = []
     parent = manifest.parent
     while parent and len(found) < _LINEAGE:
@@ -132,7 +132,7 @@ def _lineage(versions: Versions, manifest: Manifest) -> list[Manifest]:
 
 
 def _named_by_parent(store: Store, parent: Manifest, known: Mapping[BlobRef, TaskRecord]) -> set[BlobRef] | None:
-    """All that a parent names; None where gc has taken some of it."""
+    """Everything that a parent names; None if gc has deleted some of it."""
     others = read_records(store, (ref for ref in record_refs(parent) if ref not in known))
     whole = {ref: record for ref, record in others.items() if isinstance(record, TaskRecord)}
     return named_by(parent, {**known, **whole}) if len(whole) == len(others) else None
@@ -169,10 +169,10 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
     created = manifest.created
     parent = manifest.parent
     parents = ", ".join(f"{m['version']} ({m['kind']})" for m in facts["lineage"]) or (
-        f"{parent.version}, which is gone" if parent else "none"
+        f"{parent.version} (gone)" if parent else "none"
     )
     added = facts["added_bytes"]
-    sizes = f"{human_bytes(facts['total_bytes'])} in all, {human_bytes(facts['shared_bytes'])} shared by the tasks"
+    sizes = f"{human_bytes(facts['total_bytes'])} in total, {human_bytes(facts['shared_bytes'])} shared by the tasks"
     console.print(f"[bold]version {manifest.version}[/] of {source.url}")
     for name, value in (
         ("published", f"{created.get('at')} by {created.get('by')}"),
@@ -184,7 +184,7 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
         ("config", f"{created['config'][:12]}…" if created.get("config") else "none"),
         ("packages", ", ".join(f"{k} {v}" for k, v in created.get("packages", {}).items())),
         ("bytes", sizes + (f", {human_bytes(added)} more than its parent" if added is not None else "")),
-        ("removed", ", ".join(manifest.removed) or "no task"),
+        ("removed", ", ".join(manifest.removed) or "none"),
         ("pinned", spans(manifest.pinned)),
         ("kept", f"from version {manifest.oldest_kept}; last gc: {manifest.last_gc or 'none'}"),
     ):

@@ -1,4 +1,4 @@
-"""`condu versions verify` and `gc`: is everything there and whole, and away with what nobody needs."""
+"""`condu versions verify` and `gc`: check that everything is there and intact, and delete what no version needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DEFAULT = Policy()
 
 
 def verify(store: StoreOption, as_json: JsonOption = False) -> None:
-    """Hash every object that a kept version names. Exit code 1 when one is missing or damaged."""
+    """Hash every object that a kept version names. Exits with 1 if one is missing or damaged."""
     found = verify_store(Versions(open_store(store)))
     if as_json:
         print_json(asdict(found))
@@ -28,7 +28,7 @@ def verify(store: StoreOption, as_json: JsonOption = False) -> None:
         for finding in found.findings:
             console.print(_line(finding), markup=False, soft_wrap=True)
         console.print(
-            f"versions {spans(found.versions)}: {found.num_objects} objects, {human_bytes(found.num_bytes)} whole, "
+            f"versions {spans(found.versions)}: {found.num_objects} objects, {human_bytes(found.num_bytes)} intact, "
             + (f"{len(found.findings)} missing or damaged" if found.findings else "nothing is missing or damaged")
         )
     if found.findings:
@@ -37,18 +37,22 @@ def verify(store: StoreOption, as_json: JsonOption = False) -> None:
 
 def gc(
     store: StoreOption,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; publish and delete nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted; publish and delete nothing.")
+    ] = False,
     keep: Annotated[
-        int, typer.Option(help="Newest versions to keep, garbage collections not counted.")
+        int, typer.Option(help="Number of newest versions to keep, not counting garbage collections.")
     ] = _DEFAULT.keep,
     keep_days: Annotated[float, typer.Option(help="Keep versions younger than this.")] = _DEFAULT.keep_days,
     experts: Annotated[
         bool,
-        typer.Option("--experts", help="Also delete states of finished trainings, and weights that are fused."),
+        typer.Option(
+            "--experts", help="Also delete resumable states of finished trainings, and weights that are fused."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete old versions and the blobs that no kept version names. Safe beside publishers and a running service."""
+    """Delete old versions, and blobs that no kept version names. Safe while others publish and a service is running."""
     policy = Policy(keep=keep, keep_days=keep_days, experts=experts)
     found = collect(Versions(open_store(store)), policy, dry_run=dry_run)
     if as_json:

@@ -1,4 +1,4 @@
-"""Layer-wise AdaMerging on a tiny CLIP: what it learns without labels, and that it learns by the right gradient."""
+"""Layer-wise AdaMerging on a tiny CLIP: what it learns without labels, and that it follows the right gradient."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clip_and_base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Clip, Tenso
 
 @pytest.fixture(scope="module")
 def experts(clip_and_base: tuple[Clip, TensorFile], tmp_path_factory: pytest.TempPathFactory) -> dict[str, TensorFile]:
-    """Two experts that moved every tensor at random, by a tenth of its own size."""
+    """Two experts in which every tensor changed at random, by a tenth of its own size."""
     _, base = clip_and_base
     found = {}
     for seed, task in enumerate(PROMPTS):

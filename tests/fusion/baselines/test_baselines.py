@@ -1,4 +1,4 @@
-"""The baselines: what each must give back by construction, and what it would store."""
+"""The baselines: what each must restore by construction, and what it stores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def base(tmp_path: Path) -> TensorFile:
 
 @pytest.fixture
 def fuse(base: TensorFile, tmp_path: Path) -> Fuse:
-    """Fuse experts of the base, by their seeds, with a method."""
+    """Fuse experts of the base, given by their seeds, with a method."""
 
     def run(method: Baseline, *seeds: int) -> FusedBaseline:
         experts = {f"task{i}": expert_file(tmp_path, base, f"task{i}", seed) for i, seed in enumerate(seeds)}
@@ -60,7 +60,7 @@ def deltas(folder: Path, base: TensorFile, seeds: tuple[int, ...]) -> list[dict[
 
 
 def rebuilt(fused: FusedBaseline, task: str) -> dict[str, np.ndarray]:
-    """The task vector that came back, flat."""
+    """The rebuilt task vector, flat."""
     return {
         name: tensor.numpy().reshape(-1) - fused.base.float32(name).reshape(-1)
         for name, tensor in fused.tensors(task)
@@ -109,7 +109,7 @@ def test_task_arithmetic_adds_scaled_task_vectors(fuse: Fuse, base: TensorFile, 
         np.testing.assert_allclose(came_back[tensor], 0.5 * (first[tensor] + second[tensor]), atol=1e-6)
 
 
-def test_wise_ft_stands_between_base_and_the_tasks_own_expert(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
+def test_wise_ft_lies_between_the_base_and_the_tasks_own_expert(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
     came_back = rebuilt(fuse(open_baseline("wise-ft", alpha=0.25), 1, 2), "task1")
     for tensor, delta_N in deltas(tmp_path, base, (1, 2))[1].items():
         np.testing.assert_allclose(came_back[tensor], 0.25 * delta_N, atol=1e-6, err_msg=tensor)
@@ -142,7 +142,7 @@ def test_ties_merges_what_agrees_with_the_elected_sign(vectors: np.ndarray) -> N
         assert got == pytest.approx(np.mean(agreeing) if agreeing else 0.0, rel=1e-6)
 
 
-def test_emr_is_its_papers_formula(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
+def test_emr_follows_the_papers_formula(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
     seeds = (1, 2, 3)
     fused = fuse(open_baseline("emr"), *seeds)
     vectors = np.stack([np.concatenate([d[name] for name in SHAPES]) for d in deltas(tmp_path, base, seeds)])
@@ -164,7 +164,7 @@ def test_bitdelta_keeps_the_sign_and_the_mean_magnitude_of_every_tensor(
         np.testing.assert_allclose(came_back[tensor], want, atol=1e-6, err_msg=tensor)
 
 
-def test_full_rank_gives_the_task_vector_back_to_half_precision(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
+def test_full_rank_restores_the_task_vector_to_half_precision(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
     came_back = rebuilt(fuse(open_baseline("low-rank", rank=64), 1), "task0")
     for tensor, delta_N in deltas(tmp_path, base, (1,))[0].items():
         np.testing.assert_allclose(came_back[tensor], delta_N.astype(np.float16), atol=1e-6, err_msg=tensor)
@@ -208,7 +208,9 @@ def test_a_higher_rank_comes_nearer(fuse: Fuse, base: TensorFile, tmp_path: Path
         ("low-rank", 2 * (2 * (4 + 27) + 2 * (19 + 7) + 13 + 1), 0),
     ],
 )
-def test_a_method_says_what_it_stores_for_a_task_and_for_all(name: str, per_task: int, shared: int, fuse: Fuse) -> None:
+def test_a_method_reports_what_it_stores_for_a_task_and_for_all(
+    name: str, per_task: int, shared: int, fuse: Fuse
+) -> None:
     fused = fuse(open_baseline(name, **({"rank": 2} if name == "low-rank" else {})), 1, 2, 3)
     assert [fused.shelf.task_bytes(f"task{i}") for i in range(3)] == [per_task] * 3
     assert fused.shelf.shared_bytes == shared
@@ -240,7 +242,7 @@ def test_an_expert_that_is_the_base_stays_the_base(name: str, base: TensorFile, 
 
 
 def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: TensorFile, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'tiess' is unknown: take checkpoints, average"):
+    with pytest.raises(ConfigError, match=r"'tiess' is unknown: choose from checkpoints, average"):
         open_baseline("tiess")
     with pytest.raises(ConfigError, match=r"density is 0"):
         open_baseline("ties", density=0)
@@ -249,7 +251,7 @@ def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: Ten
     with pytest.raises(ConfigError, match=r"no expert"):
         fuse_baseline(open_baseline("average"), base, {}, tmp_path / "none")
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
-    with pytest.raises(StateDictError, match=r"is no expert of base"):
+    with pytest.raises(StateDictError, match=r"does not match the base"):
         fuse_baseline(open_baseline("emr"), base, {"x": TensorFile(tmp_path / "other.safetensors")}, tmp_path / "other")
 
 

@@ -25,7 +25,7 @@ MAGNITUDES = np.array([-2.0, -1.0, -0.5, -1e-6, -3e-8, 0.0, 0.0, 1e-6, 0.1, 0.5,
 
 
 def random_values(random: np.random.Generator, size: int) -> np.ndarray:
-    """Ties, zeros and numbers below float16's normal ones among ordinary ones: where implementations differ."""
+    """Ordinary numbers with ties, zeros and float16 subnormals among them: where implementations may differ."""
     ordinary = random.standard_normal(size).astype(np.float32)
     return np.where(random.random(size) < 0.5, random.choice(MAGNITUDES, size), ordinary)
 
@@ -154,7 +154,7 @@ def test_joint_is_the_definition(kernels: Kernels, seed: int, num_tasks: int, si
 @BOTH
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), num_tasks=st.integers(1, 10), size=sizes, num_segments=st.integers(1, 5))
-def test_decoupling_and_masked_sums_see_the_masks_as_they_are_now(
+def test_decoupling_and_masked_sums_use_the_masks_without_their_lost_bits(
     kernels: Kernels, seed: int, num_tasks: int, size: int, num_segments: int
 ) -> None:
     state = chunk(seed, num_tasks=num_tasks, size=size, num_segments=num_segments)
@@ -194,6 +194,6 @@ def test_both_kernels_encode_and_decode_signs_alike(seed: int, size: int, num_se
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-300)
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_device_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="can't be used"):
         open_kernels("no-such-device")

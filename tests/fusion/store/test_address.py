@@ -1,4 +1,4 @@
-"""A store's address: it opens the store anywhere, and tells nobody a secret."""
+"""A store's address: it opens the store from anywhere, and prints no secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_relative_folder_means_the_same_from_another_working_directory(
     assert resolved.resolved() == resolved
 
 
-def test_it_prints_no_secret_of_an_endpoint() -> None:
+def test_it_prints_no_credentials_of_an_endpoint() -> None:
     address = StoreAddress("s3://bucket/prefix", S3Options(endpoint_url="http://user:secret@minio:9000"))
     assert str(address) == "s3://bucket/prefix at http://minio:9000"
     assert "secret" not in repr(address)

@@ -1,4 +1,4 @@
-"""What only a folder can do wrong: be killed between two steps, be full, be no folder, hold foreign files."""
+"""What only a folder can do wrong: be killed between two steps, be full, not be a folder, hold foreign files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def failing(number: int):  # type: ignore[no-untyped-def]
 def test_a_writer_killed_before_the_link_leaves_no_object(store: LocalStore, body: str) -> None:
     command = [sys.executable, "-c", KILLED_BEFORE_THE_LINK, store.url, body]
     assert subprocess.run(command, cwd=Path(__file__).parents[3]).returncode == -signal.SIGKILL
-    assert len(list(store.scratch.iterdir())) == 1, "the temporary file is what it leaves"
+    assert len(list(store.scratch.iterdir())) == 1, "only the temporary file is left"
     assert store.head("versions/00000001.json") is None
     assert list(store.list("")) == []
     assert store.put_if_absent("versions/00000001.json", b"next") is True
@@ -79,7 +79,7 @@ def test_the_body_is_fsynced_before_the_link_and_every_folder_after_it(
     assert events[at + 1 :][:3] == [f"{root}/blobs/ab", f"{root}/blobs", root]
     events.clear()
     assert store.put_if_absent("blobs/ab/second", b"y") is False
-    assert f"{root}/blobs/ab" in events, "who lost builds on what won, so that has to be durable too"
+    assert f"{root}/blobs/ab" in events, "the loser builds on the winner's object, so that must be durable too"
 
 
 def test_nothing_stays_in_scratch(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_objects_are_files_of_their_own(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "dangling"])
-def test_a_store_that_can_be_no_folder_is_refused_by_every_call(tmp_path: Path, place: str) -> None:
+def test_a_store_that_can_not_be_a_folder_is_refused_by_every_call(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     store = LocalStore(f"file://{tmp_path}/{place}")
@@ -132,8 +132,8 @@ def test_a_store_that_can_be_no_folder_is_refused_by_every_call(tmp_path: Path, 
             call()
 
 
-def test_a_place_where_nothing_can_be_made_is_refused() -> None:
-    with pytest.raises(StoreAccessError, match="check the store's URL"):  # not even root makes a folder there
+def test_a_place_where_nothing_can_be_created_is_refused() -> None:
+    with pytest.raises(StoreAccessError, match="check the store's URL"):  # not even root can create a folder there
         LocalStore("file:///proc/condu").put_if_absent("a", b"x")
 
 
@@ -149,7 +149,7 @@ def test_a_place_where_nothing_can_be_made_is_refused() -> None:
         (errno.EMFILE, StoreError, "check the folder"),
     ],
 )
-def test_what_the_system_says_becomes_advice(
+def test_errors_of_the_system_become_advice(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreError], advice: str
 ) -> None:
     monkeypatch.setattr(os, "link", failing(number))
@@ -159,7 +159,7 @@ def test_what_the_system_says_becomes_advice(
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_key_is_an_object_or_the_beginning_of_others(store: LocalStore) -> None:
+def test_a_key_is_either_an_object_or_a_prefix_of_others(store: LocalStore) -> None:
     store.put_if_absent("a/b", b"x")
     with pytest.raises(StoreError, match="other objects"):
         store.put_if_absent("a", b"x")
@@ -195,9 +195,9 @@ def test_a_listing_is_the_sorted_filter_of_all_keys(names: set[str], prefix: str
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.touch(exist_ok=False)
             except (StoreError, OSError):
-                continue  # a bad key, or one that another key goes on from
+                continue  # a bad key, or a prefix of another key
             kept.append(name)
         if prefix.startswith("/") or "//" in prefix or {".", ".."} & set(prefix.split("/")[:-1]):
-            return  # begins no key
+            return  # no key can start with it
         found = [info.key for info in store.list(prefix, start_after=after)]
         assert found == sorted((n for n in kept if n.startswith(prefix) and n > after), key=str.encode)

@@ -1,4 +1,4 @@
-"""The node cache beside somebody who takes files away between a look and a read."""
+"""The node cache while files are deleted between a check and a read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import sha256_file
 
 
-def take_away_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def delete_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(path: Path) -> str:
         path.unlink()
         return sha256_file(path)
@@ -21,17 +21,17 @@ def take_away_before_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fusion.store.node_cache.sha256_file", gone)
 
 
-def test_an_object_that_gc_takes_while_it_is_verified_is_said_to_be_missing(
+def test_an_object_that_gc_deletes_while_it_is_verified_is_reported_as_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(f"file://{tmp_path}/store")
     ref = put_json(store, {"some": "object"}, nonce="0" * 16)
-    take_away_before_reading(monkeypatch)
+    delete_before_reading(monkeypatch)
     with pytest.raises(BlobNotFoundError, match=ref.key):
         NodeCache(store, tmp_path / "cache").path(ref)
 
 
-def test_a_copy_that_is_taken_away_or_goes_bad_is_fetched_again(
+def test_a_deleted_or_damaged_copy_is_fetched_again(
     s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store(s3_url)
@@ -45,5 +45,5 @@ def test_a_copy_that_is_taken_away_or_goes_bad_is_fetched_again(
     assert b"some" in read()
     copy.write_bytes(b"")
     assert b"some" in read()
-    take_away_before_reading(monkeypatch)
+    delete_before_reading(monkeypatch)
     assert b"some" in read()

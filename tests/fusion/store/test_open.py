@@ -1,4 +1,4 @@
-"""Which URLs name which store, and what the rest is told."""
+"""Which URLs name which store, and how all others are refused."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def test_a_file_url_is_percent_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["", " ", "gs://bucket/x", "http://host/x", "memory:///", "FILE://x", "s4://bucket"])
-def test_an_unknown_scheme_is_told_what_is_accepted(url: str) -> None:
+def test_an_unknown_scheme_is_refused_with_what_is_accepted(url: str) -> None:
     with pytest.raises(StoreUrlError, match=r"file:///folder.*s3://bucket/prefix"):
         open_store(url)
 
 
 @pytest.mark.parametrize("url", ["file:///", "file://host/folder", "file://", "file:///a%00b"])
 def test_a_file_url_without_a_folder_of_this_machine_is_refused(url: str) -> None:
-    with pytest.raises(StoreUrlError, match="names no folder"):
+    with pytest.raises(StoreUrlError, match="does not name a folder"):
         open_store(url)
 
 
@@ -52,7 +52,7 @@ def test_a_file_url_without_a_folder_of_this_machine_is_refused(url: str) -> Non
         "s3://bucket/x?region=eu",
     ],
 )
-def test_an_s3_url_that_names_no_place_is_refused(url: str) -> None:
+def test_an_s3_url_without_a_valid_place_is_refused(url: str) -> None:
     with pytest.raises(StoreUrlError, match="write s3://bucket/prefix"):
         open_store(url)
 

@@ -1,4 +1,4 @@
-"""What only S3 can do wrong: lose a reply, break a download, refuse, not answer, fail half-way through an upload."""
+"""What only S3 can do wrong: lose a reply, break a download, refuse, not answer, fail halfway through an upload."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusion.store.s3 import S3Store
 from tests.dropping_proxy import DroppingProxy
 from tests.s3_server import S3Server
 
-FIVE_MIB = 5 << 20  # S3's smallest part but for the last
+FIVE_MIB = 5 << 20  # S3's minimum for every part but the last
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_an_upload_that_fails_is_aborted_and_leaves_no_object(
 
 
 @pytest.mark.parametrize("size", [10, FIVE_MIB + 1])
-def test_a_write_in_conflict_is_tried_again(
+def test_a_conflicting_write_is_retried(
     store: S3Store, small_parts: None, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     operation = "put_object" if size == 10 else "complete_multipart_upload"
@@ -117,7 +117,7 @@ def test_a_conflict_that_does_not_end_is_unavailable(store: S3Store, monkeypatch
         store.put_if_absent("versions/00000001.json", b"x")
 
 
-def test_a_completion_whose_upload_is_gone_asks_who_holds_the_key(
+def test_a_completion_whose_upload_is_gone_checks_whether_the_key_is_taken(
     store: S3Store, small_parts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = os.urandom(FIVE_MIB + 1)
@@ -125,7 +125,7 @@ def test_a_completion_whose_upload_is_gone_asks_who_holds_the_key(
     complete = client.complete_multipart_upload
 
     def completed_twice(**arguments: Any) -> Any:
-        complete(**arguments)  # the reply to this one got lost
+        complete(**arguments)  # the reply to this one was lost
         answer = {"Error": {"Code": "NoSuchUpload", "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": 404}}
         raise ClientError(answer, "CompleteMultipartUpload")  # type: ignore[arg-type]
 
@@ -135,9 +135,9 @@ def test_a_completion_whose_upload_is_gone_asks_who_holds_the_key(
 
 
 def test_a_false_may_be_ones_own_success(s3_server: S3Server, s3_url: str) -> None:
-    """The reply to a write that succeeded is lost; boto3 tries again and meets its own object: 412, hence False.
+    """The reply to a successful write is lost; boto3 tries again and finds its own object: 412, hence False.
 
-    The store can't know better. Who must, reads the object back and looks for its own nonce.
+    The store can't know better. A caller that needs to know reads the object back and looks for its nonce.
     """
     with DroppingProxy(s3_server.port) as proxy:
         store = open_store(s3_url, S3Options(endpoint_url=proxy.endpoint_url))
@@ -156,7 +156,7 @@ def test_a_lost_reply_with_no_attempts_left_is_unavailable_though_written(s3_ser
         assert store.get("versions/00000001.json") == b"written"
 
 
-def test_a_broken_download_goes_on_where_it_broke(
+def test_a_broken_download_resumes_where_it_broke(
     s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(s3, "PIECE_BYTES", 64 << 10)
@@ -172,7 +172,7 @@ def test_a_broken_download_goes_on_where_it_broke(
         assert proxy.num_faults == 5
 
 
-def test_a_download_that_never_gets_on_is_given_up(
+def test_a_download_without_progress_is_given_up(
     s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -193,7 +193,7 @@ def test_a_missing_bucket_is_refused_by_every_call(s3_url: str) -> None:
         lambda: store.put_if_absent("a", b"x"),
         lambda: list(store.list("")),
     ):
-        with pytest.raises(StoreAccessError, match=r"s3://no-such-bucket/condu.*make the bucket"):
+        with pytest.raises(StoreAccessError, match=r"s3://no-such-bucket/condu.*create the bucket"):
             call()
 
 
@@ -252,7 +252,7 @@ def test_an_endpoint_that_accepts_and_says_nothing_is_unavailable(s3_url: str) -
         ("KMS.DisabledException", 400, StoreAccessError),
     ],
 )
-def test_each_refusal_has_its_kind(
+def test_each_refusal_has_its_error_class(
     store: S3Store, monkeypatch: pytest.MonkeyPatch, code: str, status: int, kind: type[Exception]
 ) -> None:
     refuse(store, monkeypatch, "get_object", code, status, times=1)
@@ -265,9 +265,9 @@ def test_a_malformed_endpoint_is_refused(s3_url: str) -> None:
         open_store(s3_url, S3Options(endpoint_url="minio:9000")).head("a")
 
 
-def test_options_survive_pickling_and_the_client_does_not_travel(s3_url: str) -> None:
+def test_options_survive_pickling_and_the_client_is_not_pickled(s3_url: str) -> None:
     store = S3Store(s3_url, options=S3Options(region="us-east-1", addressing_style="path", checksum="when_required"))
-    assert store.put_if_absent("a", b"x") is True  # the client is made
+    assert store.put_if_absent("a", b"x") is True  # this creates the client
     copy = pickle.loads(pickle.dumps(store))  # noqa: S301 - our own bytes
     assert copy.options == store.options
     assert copy.get("a") == b"x"

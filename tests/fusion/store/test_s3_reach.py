@@ -1,4 +1,4 @@
-"""How an endpoint is reached: clock, certificates, encryption, addressing, region, profile. Behind it a real server."""
+"""How an endpoint is reached: clock, certificates, encryption, addressing, region, profile. With a real server."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ CALLS: dict[str, Callable[[Store], object]] = {
 
 @pytest.mark.parametrize(("minutes", "says"), [(60, "60 minutes ahead of"), (-90, "90 minutes behind")])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_wrong_clock_is_told_with_its_error(
+def test_a_wrong_clock_is_reported_with_its_error(
     call: str, minutes: int, says: str, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """boto3 and we look at a shifted clock; the server refuses for itself. Its refusal of a HEAD names no cause."""
+    """The clock is shifted for boto3 and condu; the server itself refuses. Its refusal of a HEAD names no cause."""
 
     def shifted(now: Callable[..., datetime]) -> Callable[..., datetime]:
         return lambda *args, **kwargs: now(*args, **kwargs) + timedelta(minutes=minutes)
 
     monkeypatch.setattr(auth, "get_current_datetime", shifted(auth.get_current_datetime))
     monkeypatch.setattr(s3_errors, "_now", shifted(s3_errors._now))
-    with pytest.raises(StoreAccessError, match=rf"clock is {says} the endpoint's, 15 are allowed: set it"):
+    with pytest.raises(StoreAccessError, match=rf"clock is {says} the endpoint's, and 15 are allowed: set it"):
         CALLS[call](open_store(s3_url))
 
 
-def test_a_missing_permission_is_not_taken_for_a_wrong_clock(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_permission_is_not_mistaken_for_a_wrong_clock(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StoreAccessError) as caught:
         open_store(s3_url).head("a")
     assert "clock" not in str(caught.value)
 
 
-def test_an_own_authority_is_trusted_where_it_is_named(
+def test_a_custom_certificate_authority_is_trusted_if_it_is_named(
     s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = make_authority(tmp_path, "ours")
@@ -61,7 +61,7 @@ def test_an_own_authority_is_trusted_where_it_is_named(
         monkeypatch.setenv("AWS_CA_BUNDLE", str(ours.bundle))
         assert open_store(s3_url, S3Options(endpoint_url=proxy.endpoint_url)).get("a") == b"over TLS"
         assert len(proxy.heads) >= 2
-    assert open_store(s3_url).get("a") == b"over TLS", "it is the same server behind"
+    assert open_store(s3_url).get("a") == b"over TLS", "the same server is behind it"
 
 
 @pytest.mark.parametrize("trusted", ["another", None])
@@ -74,14 +74,14 @@ def test_a_certificate_by_another_authority_is_refused(
         options = S3Options(endpoint_url=proxy.endpoint_url, ca_bundle=str(another.bundle) if trusted else None)
         with pytest.raises(StoreAccessError, match=r"CERTIFICATE_VERIFY_FAILED.*Set `ca_bundle` \(or AWS_CA_BUNDLE\)"):
             CALLS[call](open_store(s3_url, options))
-        assert proxy.heads == [], "nothing was sent to whom we do not trust"
+        assert proxy.heads == [], "nothing was sent to a server that is not trusted"
 
 
-def test_a_bundle_that_is_no_file_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is no file: check `ca_bundle`"):
+def test_a_bundle_that_is_not_a_file_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is not a file: check `ca_bundle`"):
         open_store(s3_url, S3Options(ca_bundle="/nowhere.pem")).head("a")
     monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere.pem")
-    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is no file: check AWS_CA_BUNDLE"):
+    with pytest.raises(StoreUrlError, match=r"/nowhere\.pem.*is not a file: check AWS_CA_BUNDLE"):
         open_store(s3_url).head("a")
 
 
@@ -98,7 +98,7 @@ def test_a_bundle_that_is_no_file_is_named(s3_url: str, monkeypatch: pytest.Monk
     ids=["AES256", "KMS", "none"],
 )
 @pytest.mark.parametrize("parts", [False, True], ids=["at once", "in parts"])
-def test_every_write_asks_for_the_encryption_that_was_chosen(
+def test_every_write_requests_the_chosen_encryption(
     parts: bool,
     options: dict[str, Any],
     headers: dict[str, str],
@@ -106,7 +106,7 @@ def test_every_write_asks_for_the_encryption_that_was_chosen(
     s3_url: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What the server receives is what counts: this one has no keys, and refuses to encrypt."""
+    """What counts is what the server receives: this one has no keys, and refuses to encrypt."""
     monkeypatch.setattr(s3, "MULTIPART_ABOVE_BYTES", 5 << 20)
     monkeypatch.setattr(s3_upload, "PART_BYTES", 5 << 20)
     body = os.urandom((6 << 20) if parts else 10)
@@ -124,7 +124,7 @@ def test_every_write_asks_for_the_encryption_that_was_chosen(
 
 @pytest.mark.parametrize("place", ["option", "profile"])
 @pytest.mark.parametrize("style", ["path", "virtual"])
-def test_the_bucket_stands_where_the_addressing_style_says(
+def test_the_addressing_style_decides_where_the_bucket_is_named(
     style: Any, place: str, s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve = socket.getaddrinfo
@@ -161,7 +161,7 @@ def test_the_bucket_stands_where_the_addressing_style_says(
         (None, {"AWS_DEFAULT_REGION": "eu-north-1"}, "eu-north-1"),
     ],
 )
-def test_requests_are_signed_for_the_region_that_was_named(
+def test_requests_are_signed_for_the_configured_region(
     option: str | None,
     environment: dict[str, str],
     wanted: str,
@@ -178,7 +178,7 @@ def test_requests_are_signed_for_the_region_that_was_named(
         assert [f"/{wanted}/s3/aws4_request" in head for head in proxy.heads] == [True]
 
 
-def test_a_profile_of_the_shared_files_says_everything(
+def test_a_profile_in_the_shared_files_is_enough(
     s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = make_authority(tmp_path, "ours")

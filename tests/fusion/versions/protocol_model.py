@@ -9,9 +9,9 @@ reaches, and returns the first broken promise with the steps that lead there.
     G          collects: read newest, list blobs, commit, confirm, delete manifests, delete blobs
     V          reads the newest version, blob by blob; what is gone makes it start over
 
-With a fault to spend, one actor crashes for good before any of its steps, or the reply to one commit gets lost, or the
+With a fault to spend, one actor crashes for good before any of its steps, or the reply to one commit is lost, or the
 store acknowledges one blob and does not keep it.
-`Rules` switches single rules of the protocol off: a rule that can be switched off without a broken promise is no rule.
+`Rules` switches single rules of the protocol off: a rule is needed if switching it off breaks a promise.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Rules:
 
 
 class Manifest(NamedTuple):
-    """A version: which blobs it names, and (for the promises alone, no actor looks) the commits that led to it."""
+    """A version: which blobs it names, and (only for the promises: actors ignore them) the commits that led to it."""
 
     writer: str
     names: frozenset[str]
@@ -93,7 +93,7 @@ class Actor(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An actor moved on and the store as it is then; `faults` is what the step takes of the faults to spend."""
+    """An actor's next state and the store's; `faults` is what the step takes of the faults to spend."""
 
     actor: Actor
     store: Store
@@ -153,7 +153,7 @@ def rollback(rules: Rules) -> Program:
             old = store.get(ROLL_BACK_TO)
             if rules.rollback_minds_oldest_kept and me.seen.oldest_kept > ROLL_BACK_TO:
                 yield Step(REFUSED, store)
-            elif old is None:  # gone while we looked, or gone for good where nobody minds `oldest_kept`
+            elif old is None:  # gone in the meantime, or gone for good if nobody respects `oldest_kept`
                 yield Step(Actor() if rules.rollback_minds_oldest_kept else REFUSED, store)
             elif old.names == me.seen.names:
                 yield Step(DONE, store)
@@ -168,7 +168,7 @@ def rollback(rules: Rules) -> Program:
 
 
 def collector(rules: Rules) -> Program:
-    """G: commits the same state as its own version, then deletes what was on its list and is named by nobody."""
+    """G: commits the same state as its own version, then deletes what was on its list and no kept version names."""
 
     def commit(seen: Manifest, me: Actor) -> Manifest:
         return seen._replace(last_gc=me.parent + 1, oldest_kept=me.oldest_kept)
@@ -204,7 +204,7 @@ def collector(rules: Rules) -> Program:
 
 
 def reader(rules: Rules) -> Program:
-    """V: `names` is what it has read, one blob a step."""
+    """V: `names` is what it has read, one blob per step."""
 
     def steps(me: Actor, store: Store) -> Iterator[Step]:
         if me.at == "read":
@@ -237,7 +237,7 @@ def _head(me: Actor, store: Store, rules: Rules) -> Step:
 def _commit(
     me: Actor, store: Store, who: str, rules: Rules, build: Callable[[Manifest], Manifest], *, then: Actor = DONE
 ) -> Iterator[Step]:
-    """The steps `commit`, `read back` (a reply got lost, or the key was taken), and `confirm` of success or loss."""
+    """The steps `commit`, `read back` (a reply was lost, or the key was taken), and `confirm` of success or loss."""
     number = me.parent + 1
     if me.at == "commit":
         assert me.seen is not None
@@ -272,7 +272,7 @@ def _unsure(me: Actor, store: Store, rules: Rules) -> Step:
 
 
 def _again(me: Actor, *, own: str) -> Actor:
-    """From the start; all that an actor remembers is how often it tried, and where asked, what it wrote."""
+    """From the start; the actor remembers only how often it tried and, if requested, what it wrote."""
     return Actor(attempt=me.attempt, own=own, built_on=me.built_on if own else 0)
 
 
@@ -292,7 +292,7 @@ State = tuple[int, ...]
 
 
 class _Numbers(dict[Any, int]):
-    """Numbers distinct values as they come."""
+    """Numbers distinct values in the order in which they appear."""
 
     def __init__(self) -> None:
         self.values_: list[Any] = []
@@ -318,7 +318,7 @@ class Exploration:
         self._broken: dict[tuple[int, ...], str | None] = {}
 
     def run(self) -> Outcome:
-        """Depth first; a state met again on the path to it means that somebody can go round for ever."""
+        """Depth first; a state that is met again on its own path means that an actor can loop for ever."""
         came_from: dict[State, tuple[State, str] | None] = {self.start: None}
         on_path = {self.start}
         ends: set[tuple[str, ...]] = set()
@@ -367,7 +367,7 @@ class Exploration:
         return steps
 
     def _promise(self, state: State) -> str | None:
-        """What a state breaks, or None."""
+        """The promise that a state breaks, or None."""
         done = tuple(i for i, actor in enumerate(state[2:]) if self.actors.values_[actor] == DONE)
         key = (state[1], *done)
         if key not in self._broken:
@@ -383,7 +383,7 @@ class Exploration:
 
 
 def broken(store: Store, done: Sequence[str]) -> str | None:
-    """The promise that a store breaks, where the actors of `done` are done; or None."""
+    """The promise that a store breaks, when the actors in `done` are done; or None."""
     newest = store.manifests[-1][1]
     for number, manifest in store.manifests:
         if number >= newest.oldest_kept and not manifest.names <= store.blobs:
@@ -395,7 +395,7 @@ def broken(store: Store, done: Sequence[str]) -> str | None:
 
 
 def explore(actors: Sequence[str], rules: Rules | None = None, *, faults: int = 0) -> Outcome:
-    """Run every interleaving of writers, and of a reader with all that they do. See `Exploration`."""
+    """Run every interleaving of writers, and of a reader with everything they do. See `Exploration`."""
     rules = rules or Rules()
     writers = Exploration(actors, rules, faults)
     outcome = writers.run()

@@ -1,4 +1,4 @@
-"""One flipped bit in any object of a store: found by whoever reads it, named, and never published upon."""
+"""One flipped bit in any object of a store: every reader finds and names it, and nothing is published on top of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACES = (0.0, 0.5, 1.0)  # first byte, middle, last byte
 
 
 class Published:
-    """A store of one task with prototypes, in one mode, and an expert that nobody fused yet."""
+    """A store of one task with prototypes, in one mode, and an expert that is not fused yet."""
 
     def __init__(self, store: Store, folder: Path, mode: dict[str, Any]) -> None:
         self.store, self.folder, self.mode = store, folder, mode
@@ -121,7 +121,7 @@ def test_a_flipped_bit_in_any_blob_is_found_and_named(
 
 
 @pytest.mark.parametrize("place", [*PLACES, 0.1, 0.9])
-def test_nothing_is_published_upon_a_damaged_manifest(place: float, any_store: Store, tmp_path: Path) -> None:
+def test_nothing_is_published_on_top_of_a_damaged_manifest(place: float, any_store: Store, tmp_path: Path) -> None:
     published = Published(any_store, tmp_path, SIGNED)
     key = manifest_key(1)
     flip_a_bit(any_store, key, place)
@@ -133,7 +133,7 @@ def test_nothing_is_published_upon_a_damaged_manifest(place: float, any_store: S
     assert published.fuse(published.cache()).version == 2
 
 
-def test_a_reader_stays_on_what_it_has_while_a_newer_version_is_damaged(any_store: Store, tmp_path: Path) -> None:
+def test_a_reader_keeps_its_version_while_a_newer_one_is_damaged(any_store: Store, tmp_path: Path) -> None:
     published = Published(any_store, tmp_path, ITERATIVE)
     reader = published.cache()
     in_hand = {name: tensor.clone() for name, tensor in decoupled_tensors(reader, published.manifest, "first")}
@@ -149,7 +149,7 @@ def test_a_reader_stays_on_what_it_has_while_a_newer_version_is_damaged(any_stor
 
 @pytest.mark.parametrize("damage", ["first byte", "last byte", "not UTF-8", "another's"])
 def test_a_damaged_description_of_a_base_or_an_expert_is_named(damage: str, any_store: Store, tmp_path: Path) -> None:
-    """These two have no hash of their own: damage shows where they can't be read, or speak of something else."""
+    """These two have no hash of their own: damage shows if they can't be read, or describe something else."""
     base, _ = random_base(tmp_path, any_store)
     record = ExpertRecord("one", "pets", ("a",), ("{}",), base.sha256, base.weights)
     put_expert(any_store, record)

@@ -43,7 +43,7 @@ def test_a_rolled_back_store_answers_as_the_old_version_did(
     assert edits.rollback(Versions(local_store), 1).manifest.state == one.state
 
 
-def test_rolling_back_to_what_is_there_publishes_nothing(local_store: Store, tmp_path: Path) -> None:
+def test_rolling_back_to_the_current_state_publishes_nothing(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b"])
     assert not edits.rollback(Versions(local_store), 2).changed
     edits.rollback(Versions(local_store), 1)
@@ -52,7 +52,7 @@ def test_rolling_back_to_what_is_there_publishes_nothing(local_store: Store, tmp
     assert Versions(local_store).all_numbers() == [1, 2, 3]
 
 
-def test_a_version_that_gc_took_or_never_was_is_refused_with_those_that_are_kept(
+def test_a_version_that_gc_deleted_or_never_was_is_refused_with_those_that_are_kept(
     local_store: Store, tmp_path: Path
 ) -> None:
     with pytest.raises(UnknownVersionError, match="nothing was published"):
@@ -76,7 +76,7 @@ def test_a_version_below_oldest_kept_is_refused_while_its_manifest_is_still_ther
     publish_each(tmp_path, local_store, ["a", "b"])
     body = local_store.get("versions/00000001.json")
     collect(Versions(local_store), Policy(keep=1, keep_days=0))
-    local_store.put_if_absent("versions/00000001.json", body)  # as while a gc is under way
+    local_store.put_if_absent("versions/00000001.json", body)  # as during a gc
     for act in (edits.rollback, edits.pin):
         with pytest.raises(VersionGoneError, match="kept: 2-3"):
             act(Versions(local_store), 1)
@@ -124,7 +124,7 @@ def test_fusing_a_removed_name_and_rolling_back_to_it_take_it_off_removed(local_
     assert (list(fused.state.tasks), fused.removed) == (["b"], ("a",))
 
 
-def test_pins_come_and_go_and_every_publish_hands_them_on(local_store: Store, tmp_path: Path) -> None:
+def test_pins_come_and_go_and_every_publish_passes_them_on(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"])
     versions = Versions(local_store)
     assert edits.pin(versions, 2).manifest.pinned == (2,)

@@ -1,4 +1,4 @@
-"""What a store tells of experts that are finished, and of those that are not."""
+"""What a store reports about finished and unfinished experts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_unfinished_experts_are_told_from_finished_ones_with_their_steps_and_att
         count_attempt(any_store, "interrupted")
     put_training_state(any_store, "interrupted", file, step=200)
     put_training_state(any_store, "interrupted", file, step=400)
-    count_attempt(any_store, "done")  # what a killed worker left beside the record that it had just written
+    count_attempt(any_store, "done")  # left by a killed worker next to the record that it had just written
     weights = put_expert_file(any_store, "done", file)
     put_expert(any_store, ExpertRecord("done", "pets", (), (), "base", weights))
     assert survey_experts(any_store) == (

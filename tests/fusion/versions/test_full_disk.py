@@ -1,4 +1,4 @@
-"""A disk that is really full, wherever fusing and reading write: told by name, nothing half done, well with room."""
+"""A disk that is really full, wherever fusing and reading write: it is named, nothing is half done, and space helps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "joint"}, {"name"
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["name"])
-def test_fusing_into_a_full_store_publishes_nothing_wherever_the_room_ends(
+def test_fusing_into_a_full_store_publishes_nothing_wherever_space_runs_out(
     mode: dict[str, Any], small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     store = open_store(str(small_disk.folder / "store"))
@@ -38,7 +38,7 @@ def test_fusing_into_a_full_store_publishes_nothing_wherever_the_room_ends(
     expert = random_expert(tmp_path, path, "after", seed=2)
     errors: list[str] = []
     while True:
-        small_disk.fill(leave_pages=len(errors))  # a page more each time: each write is once the first to fail
+        small_disk.fill(leave_pages=len(errors))  # one page more each time: each write is once the first to fail
         try:
             fuse_experts(cache, base, [expert], mode=mode)
             break
@@ -48,9 +48,9 @@ def test_fusing_into_a_full_store_publishes_nothing_wherever_the_room_ends(
         if manifest_key(2) in errors[-1]:  # an error of the commit itself keeps its blobs: it may have happened
             before = keys(store, "blobs/")
         assert keys(store, "blobs/") == before
-        assert not list(store.scratch.iterdir()), "no temporary file takes what room there is"
+        assert not list(store.scratch.iterdir()), "no temporary file takes up the remaining space"
     assert len(errors) >= 3
-    assert any(manifest_key(2) in message for message in errors), "the room ended at the commit, too"
+    assert any(manifest_key(2) in message for message in errors), "space also ran out at the commit"
     for message in errors:
         assert str(small_disk.folder / "store") in message
         assert "the disk is full: free space there, then run it again" in message
@@ -60,7 +60,7 @@ def test_fusing_into_a_full_store_publishes_nothing_wherever_the_room_ends(
     assert set(read_whole(store, tmp_path, version)) == {"before", "after"}
 
 
-def test_a_base_that_finds_no_room_is_not_half_there(small_disk: SmallDisk, tmp_path: Path) -> None:
+def test_a_base_without_space_is_not_half_there(small_disk: SmallDisk, tmp_path: Path) -> None:
     elsewhere = open_store(str(tmp_path / "elsewhere"))
     _, path = random_base(tmp_path, elsewhere)
     store = open_store(str(small_disk.folder / "store"))
@@ -81,7 +81,7 @@ def published_on_s3(url: str, folder: Path) -> Store:
     return store
 
 
-def test_a_full_node_cache_is_told_and_keeps_no_part_of_a_download(
+def test_a_full_node_cache_is_reported_and_keeps_no_part_of_a_download(
     s3_url: str, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     store = published_on_s3(s3_url, tmp_path)
@@ -96,7 +96,7 @@ def test_a_full_node_cache_is_told_and_keeps_no_part_of_a_download(
     assert dict(decoupled_tensors(cache, manifest, "pets"))
 
 
-def test_a_full_folder_for_temporary_files_is_told_and_publishes_nothing_to_s3(
+def test_a_full_folder_for_temporary_files_is_reported_and_publishes_nothing_to_s3(
     s3_url: str, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     published_on_s3(s3_url, tmp_path)
@@ -107,8 +107,8 @@ def test_a_full_folder_for_temporary_files_is_told_and_publishes_nothing_to_s3(
 
 
 def fuse_without_room_for_scratch(url: str, folder: Path, scratch: Path, disk: SmallDisk) -> None:
-    """In a process of its own: the S3 store makes its scratch folder once a process."""
-    tempfile.tempdir = str(scratch)  # set, and not found by trying: a full disk would be passed over
+    """In a process of its own: the S3 store creates its scratch folder once per process."""
+    tempfile.tempdir = str(scratch)  # set explicitly: a search by trial would skip a full disk
     store = open_store(url)
     base, path = random_base(folder, store)
     expert = random_expert(folder, path, "flags", seed=2)
@@ -122,12 +122,12 @@ def fuse_without_room_for_scratch(url: str, folder: Path, scratch: Path, disk: S
 
 @pytest.mark.processes
 @pytest.mark.parametrize("num_bytes", [0, 100, 1000])
-def test_a_limit_on_the_size_of_files_is_told_like_a_full_disk(num_bytes: int, tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(num_bytes: int, tmp_path: Path) -> None:
     assert ended(start(write_under_a_limit, tmp_path, num_bytes)) == 0
 
 
 def write_under_a_limit(folder: Path, num_bytes: int) -> None:
-    """In a process of its own: the kernel answers EFBIG to what goes beyond."""
+    """In a process of its own: the kernel answers EFBIG beyond the limit."""
     store = open_store(str(folder / "store"))
     base, path = random_base(folder, store)
     expert = random_expert(folder, path, "pets", seed=1)
@@ -141,9 +141,9 @@ def write_under_a_limit(folder: Path, num_bytes: int) -> None:
     assert fuse_experts(NodeCache(store, folder / "cache"), base, [expert], mode=MODES[-1]).manifest.version == 1
 
 
-def test_a_file_of_tensors_without_room_is_removed(small_disk: SmallDisk) -> None:
+def test_a_file_of_tensors_without_space_is_removed(small_disk: SmallDisk) -> None:
     path = small_disk.folder / "out.safetensors"
-    for leave_pages in (0, 1):  # no room for the header, none for the tensor
+    for leave_pages in (0, 1):  # no space for the header, none for the tensor
         small_disk.fill(leave_pages=leave_pages)
         with pytest.raises(DiskError, match=f"can't write {path}"):
             _write(path)

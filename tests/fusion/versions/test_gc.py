@@ -1,4 +1,4 @@
-"""Garbage collection: what goes, what stays, and that it stops before it deletes what it can't judge."""
+"""Garbage collection: what goes, what stays, and that it stops rather than delete what it can't judge."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_collection_with_nothing_to_collect_publishes_nothing(local_store: Sto
         collect(Versions(type(local_store)(local_store.url + "-empty")))
 
 
-def test_a_dry_run_says_what_would_go_and_changes_nothing(local_store: Store, tmp_path: Path) -> None:
+def test_a_dry_run_reports_what_would_go_and_changes_nothing(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
     before = keys(local_store)
     plan = collect(Versions(local_store), ALL_OLD, dry_run=True)
@@ -128,7 +128,7 @@ def test_blobs_of_a_publisher_that_died_are_orphans_and_go(local_store: Store, t
     assert local_store.head(orphan) is None
 
 
-def test_what_a_killed_collection_left_is_taken_by_the_next(local_store: Store, tmp_path: Path) -> None:
+def test_what_a_killed_collection_left_is_deleted_by_the_next(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
     plan = collect(Versions(local_store), ALL_OLD, dry_run=True)
 
@@ -198,7 +198,7 @@ def trained(store: Store, folder: Path, base: Path, task: str, *, base_sha256: s
 
 
 @pytest.mark.parametrize("archive", [False, True])
-def test_fused_experts_go_where_asked_unless_a_version_names_them(
+def test_fused_experts_go_if_requested_unless_a_version_names_them(
     archive: bool, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)

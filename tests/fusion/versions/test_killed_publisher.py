@@ -1,4 +1,4 @@
-"""`kill -9` of a publisher at every call that it makes of its store: nothing is half published, and a retry ends it."""
+"""`kill -9` of a publisher at every call to its store: nothing is half published, and a retry completes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Point = tuple[int, bool]
 
 @pytest.fixture(autouse=True)
 def _scratch_of_children_is_cleaned_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves its scratch folder
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed process leaves its scratch folder
 
 
 class Published:
@@ -57,7 +57,7 @@ class Published:
         return self.open(name)
 
     def calls(self) -> list[tuple[str, str]]:
-        """What fusing asks of the store, call by call."""
+        """The calls that fusing makes of the store."""
         counting = StruckStore(self.copy("counted"))
         fuse_once(counting, self.folder / "counted", self.base, self.expert, self.mode)
         self.new = read_whole(self.open("counted"), self.folder, Versions(self.open("counted")).read(3))

@@ -1,4 +1,4 @@
-"""The S3 server stops while a publisher is at work, and comes back or does not. A server of these tests' own."""
+"""The S3 server stops while a publisher is at work, and comes back or does not. These tests have their own server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fusion.errors import StoreUnavailableError
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
-from fusion.versions import outage as patience
+from fusion.versions import outage
 from fusion.versions.bases import Base
 from fusion.versions.history import Versions
 from tests.fusion.faults import StruckStore, read_whole
@@ -33,7 +33,7 @@ def server() -> Iterator[S3Server]:
 
 
 class Publisher:
-    """One who is about to fuse a second task into a store on a server that may stop."""
+    """A publisher that is about to fuse a second task into a store on a server that may stop."""
 
     def __init__(self, server: S3Server, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -80,7 +80,7 @@ def test_a_server_that_is_away_for_ten_seconds_delays_a_publisher(
 def test_a_server_that_is_gone_for_good_ends_a_publisher_with_an_error(
     publisher: Publisher, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "OUTAGE_S", 3.0)
+    monkeypatch.setattr(outage, "OUTAGE_S", 3.0)
     newest = Versions(publisher.store).newest()
     store = StruckStore(publisher.store, at=(PUT, "blobs/"), strike=server.stop)
     with pytest.raises(StoreUnavailableError, match=rf"{server.endpoint_url}.*check `endpoint_url`, the network"):

@@ -1,4 +1,4 @@
-"""The store's protocol keeps its promises over every interleaving, and none of its rules can be left out."""
+"""The store's protocol keeps its promises over every interleaving, and every one of its rules is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Versions: the commit point, lost races, one's own lost success, damage, and what a poll costs."""
+"""Versions: the commit point, lost races, a success whose reply was lost, damage, and what a poll costs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def three_versions(local_store: Store, tmp_path: Path) -> Store:
 
 
 class LosingStore(CountingStore):
-    """Loses the answer to one write of a manifest that happened."""
+    """Loses the reply to one successful write of a manifest."""
 
     lose_next_answer = False
 
@@ -36,7 +36,7 @@ class LosingStore(CountingStore):
         written = super().put_if_absent(key, body)
         if self.lose_next_answer and key.startswith("versions/"):
             self.lose_next_answer = False
-            return super().put_if_absent(key, body)  # the client tries again, and meets its own object
+            return super().put_if_absent(key, body)  # the client tries again, and finds its own object
         return written
 
 
@@ -65,7 +65,7 @@ def test_a_poll_costs_one_request(three_versions: Store) -> None:
     assert counting.taken() == {"head": 1}
 
 
-def test_ones_own_lost_success_counts_as_success(three_versions: Store, tmp_path: Path) -> None:
+def test_a_success_whose_reply_was_lost_counts_as_a_success(three_versions: Store, tmp_path: Path) -> None:
     counting = LosingStore(three_versions)
     counting.lose_next_answer = True
     base, path = random_base(tmp_path, three_versions)
@@ -76,7 +76,7 @@ def test_ones_own_lost_success_counts_as_success(three_versions: Store, tmp_path
     assert Versions(three_versions).all_numbers() == [1, 2, 3, 4], "published once"
 
 
-def test_a_version_is_refused_to_whom_lost_the_race(three_versions: Store) -> None:
+def test_the_loser_of_a_race_publishes_nothing(three_versions: Store) -> None:
     newest = Versions(three_versions).newest()
     assert newest is not None
     rival = Manifest.from_bytes(newest.to_bytes(), "x")
@@ -101,7 +101,7 @@ def test_a_damaged_manifest_is_found_and_named(damage: str, three_versions: Stor
     assert Versions(three_versions).read(2).version == 2
 
 
-def test_a_manifest_of_a_later_format_asks_for_an_upgrade(three_versions: Store) -> None:
+def test_a_manifest_of_a_later_format_requires_an_upgrade(three_versions: Store) -> None:
     import hashlib
 
     from fusion.store.blobs import canonical_json
@@ -122,12 +122,12 @@ def test_the_newest_is_found_over_a_gap_that_gc_left(three_versions: Store) -> N
         three_versions.delete(manifest_key(number))
     behind = Versions(three_versions)
     assert behind.newest_number() == 1
-    for number in (3, 2):  # 2 comes last, as from a publisher that slept while gc passed it by
+    for number in (3, 2):  # 2 comes last, as from a publisher that slept while gc passed its number
         three_versions.put_if_absent(manifest_key(number), bodies[number])
     assert behind.newest_number() == 3
 
 
-def test_a_version_that_is_gone_and_one_that_never_was_are_told_apart(three_versions: Store) -> None:
+def test_a_deleted_version_and_one_that_never_was_are_told_apart(three_versions: Store) -> None:
     three_versions.delete(manifest_key(1))
     with pytest.raises(VersionGoneError, match=r"version 1 .* is gone"):
         Versions(three_versions).read(1)
@@ -136,7 +136,9 @@ def test_a_version_that_is_gone_and_one_that_never_was_are_told_apart(three_vers
 
 
 class OverwritingBucket(CountingStore):
-    """An endpoint that never heard of If-None-Match."""
+    """An endpoint that ignores If-None-Match."""
+
+    needs_probe = True
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         self.delete(key)

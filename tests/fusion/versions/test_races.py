@@ -1,4 +1,4 @@
-"""Publishers, collections and readers at once on one store: all publish, nothing that is kept gets lost."""
+"""Publishers, collections and readers at once on one store: all publish, and nothing that is kept is lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL_OLD = Policy(keep=1, keep_days=0)
 
 
 class Interrupted:
-    """A store that lets something else happen once, just before a call on a key with a given beginning."""
+    """A store that lets something else happen once, just before a call about a key with a given prefix."""
 
     def __init__(self, store: Store, call: str, prefix: str, meanwhile: Callable[[], object]) -> None:
         self._store = store
@@ -75,7 +75,7 @@ def assert_whole(store: Store, tasks: set[str]) -> Manifest:
 @pytest.mark.parametrize(
     ("call", "prefix"), [("put_if_absent", "blobs/"), ("head", "blobs/"), ("put_if_absent", "versions/")]
 )
-def test_a_publisher_whose_blobs_gc_took_writes_them_again(
+def test_a_publisher_whose_blobs_gc_deleted_writes_them_again(
     call: str, prefix: str, local_store: Store, tmp_path: Path
 ) -> None:
     publish_each(tmp_path, local_store, ["a", "b"], mode=ITERATIVE)
@@ -89,7 +89,7 @@ def test_a_publisher_whose_blobs_gc_took_writes_them_again(
 
 
 @pytest.mark.parametrize("mode", [ITERATIVE, {"name": "signed", "bits": 2}], ids=lambda mode: mode["name"])
-def test_a_publisher_whose_parent_gc_takes_while_it_is_verified_builds_on_the_next_version(
+def test_a_publisher_whose_parent_gc_deletes_while_it_is_verified_builds_on_the_next_version(
     mode: dict[str, Any], local_store: Store, tmp_path: Path
 ) -> None:
     (parent,) = publish_each(tmp_path, local_store, ["a"], mode=mode)
@@ -109,7 +109,7 @@ def test_a_publisher_whose_parent_gc_takes_while_it_is_verified_builds_on_the_ne
     assert result.manifest == assert_whole(local_store, {"b", "c"})
 
 
-def test_a_publisher_that_slept_while_its_number_was_used_and_freed_publishes_all_the_same(
+def test_a_publisher_that_slept_while_its_number_was_used_and_freed_still_publishes(
     local_store: Store, tmp_path: Path
 ) -> None:
     publish_each(tmp_path, local_store, ["a"], mode=ITERATIVE)
@@ -134,7 +134,7 @@ def test_a_collection_that_slept_while_its_number_was_used_and_freed_deletes_not
 ) -> None:
     publish_each(tmp_path, local_store, ["a", "b"], mode=ITERATIVE)
     base, path = random_base(tmp_path, local_store)
-    # a publisher under way: its blobs are on the sleeper's list, its version is not
+    # a publisher at work: its blobs are on the sleeper's list, its version is not
     expert = random_expert(tmp_path, path, "c", seed=9)
     slow: list[Callable[[], object]] = []
 
@@ -240,7 +240,7 @@ def test_a_killed_collection_leaves_every_kept_version_whole(local_store: Store,
 
 
 def one_round(url: str, folder: Path, names: list[str]) -> None:
-    """A publisher for each name, two that collect again and again, and a reader, all at once."""
+    """One publisher per name, two collectors that never stop, and a reader, all at once."""
     base, path = random_base(folder, open_store(url))
     errors: list[BaseException] = []
     publishing = len(names)

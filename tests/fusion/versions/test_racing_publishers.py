@@ -1,4 +1,4 @@
-"""Publishers in processes of their own that start at once, round after round: each ends published, none twice."""
+"""Publishers in separate processes that start at once, round after round: each publishes exactly once."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "signed", "bits":
 
 @pytest.fixture(autouse=True)
 def _scratch_of_children_is_cleaned_with_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves its scratch folder
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a killed process leaves its scratch folder
 
 
 def publish_in_rounds(
     url: str, cache: Path, base: Base, experts: list[ExpertToFuse], mode: dict[str, Any], together: Any
 ) -> None:
-    """One version an expert; every round starts when all publishers are there."""
+    """One version per expert; every round starts when all publishers are ready."""
     own = NodeCache(open_store(url), cache)
     for expert in experts:
         together.wait()
@@ -63,14 +63,14 @@ def check_a_race(url: str, folder: Path, mode: dict[str, Any], *, publishers: in
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["name"])
-def test_two_publishers_at_once_both_end_published(mode: dict[str, Any], store_url: str, tmp_path: Path) -> None:
+def test_two_publishers_at_once_both_publish(mode: dict[str, Any], store_url: str, tmp_path: Path) -> None:
     check_a_race(store_url, tmp_path, mode, publishers=2, rounds=4)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("publishers", [2, 8])
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode["name"])
-def test_many_rounds_of_publishers_all_end_published(
+def test_in_many_rounds_all_publishers_publish(
     mode: dict[str, Any], publishers: int, store_url: str, tmp_path: Path
 ) -> None:
     check_a_race(store_url, tmp_path, mode, publishers=publishers, rounds=25)

@@ -1,4 +1,4 @@
-"""Verifying: whatever is missing or damaged is named, with every version and task that it touches."""
+"""Verifying: everything missing or damaged is named, with every version and task that it affects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_whole_store_has_no_findings_and_every_object_is_read_once(any_store: 
         ("manifest 2", (2,), ()),
     ],
 )
-def test_what_is_bad_is_named_with_the_versions_and_tasks_it_touches(
+def test_what_is_bad_is_named_with_the_versions_and_tasks_it_affects(
     what: str, versions: tuple[int, ...], tasks: tuple[str, ...], harm: str, local_store: Store, tmp_path: Path
 ) -> None:
     manifests = publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
@@ -75,7 +75,9 @@ def test_a_damaged_newest_version_is_a_finding_and_the_others_are_read(local_sto
     assert found.versions == (1, 2, 3)
 
 
-def test_a_store_without_a_whole_manifest_is_told_manifest_by_manifest(local_store: Store, tmp_path: Path) -> None:
+def test_a_store_without_an_intact_manifest_is_reported_manifest_by_manifest(
+    local_store: Store, tmp_path: Path
+) -> None:
     publish_each(tmp_path, local_store, ["a", "b"])
     for number in (1, 2):
         flip_a_byte(local_store, manifest_key(number))
@@ -94,7 +96,7 @@ def test_a_manifest_that_was_exchanged_for_another_one_is_found(local_store: Sto
     assert any(f.key == manifest_key(1) and f.versions == (1, 2) for f in found)
 
 
-def test_what_gc_took_is_no_finding_and_what_a_pin_holds_is(local_store: Store, tmp_path: Path) -> None:
+def test_what_gc_deleted_is_not_a_finding_and_what_a_pin_keeps_is(local_store: Store, tmp_path: Path) -> None:
     one, *_ = publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
     edits.pin(Versions(local_store), 1)
     collect(Versions(local_store), Policy(keep=1, keep_days=0))
@@ -104,7 +106,7 @@ def test_what_gc_took_is_no_finding_and_what_a_pin_holds_is(local_store: Store, 
     assert [f.versions for f in verify(Versions(local_store)).findings] == [(1,)]
 
 
-def test_what_gc_takes_meanwhile_is_no_finding(local_store: Store, tmp_path: Path) -> None:
+def test_what_gc_deletes_meanwhile_is_not_a_finding(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
     started: list[bool] = []
 
@@ -119,7 +121,7 @@ def test_what_gc_takes_meanwhile_is_no_finding(local_store: Store, tmp_path: Pat
     assert started
 
 
-def test_a_store_that_does_not_answer_is_no_finding(
+def test_a_store_that_does_not_answer_is_not_a_finding(
     local_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnknownVersionError, match="nothing was published"):

@@ -1,10 +1,10 @@
-"""What a store is asked before it is trusted: calls that condu makes, really made, on objects under `probe/`.
+"""Probes a store before it is trusted: the calls that condu depends on, made on objects under `probe/`.
 
-`condu doctor` makes all of them, the first publish into a bucket the one that versions depend on.
+`condu doctor` makes all of them; the first publish into a bucket makes the one that versions depend on.
 
-What matters most is the second put of a key. An endpoint that ignores `If-None-Match` answers 200 and overwrites, and
-one that looks before it locks does so when two writers come at once (SeaweedFS did, seaweedfs#8800): either way two
-publishers can each believe that they published the same version. So keys are also raced for, by threads.
+What matters most is the second put of a key. An endpoint that ignores `If-None-Match` answers 200 and overwrites. One
+that checks before it locks does the same when two writers arrive at once (SeaweedFS did, seaweedfs#8800). Either way,
+two publishers can each believe that they published the same version. So threads also race for keys.
 
 Takes a second or two, and leaves nothing behind.
 """
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fusion.errors import ConduError, StoreError
 from fusion.store.protocol import Store
 
-FIRST = b"condu probe: the first body of this key, which has to stay"
+FIRST = b"condu probe: the first body of this key, which must stay"
 SECOND = b"condu probe: the second body, which must never be read"
 NUM_RACES = 3
 NUM_RACERS = 4
@@ -29,7 +29,7 @@ def check_store(store: Store) -> list[str]:
     """Write, read, list and delete a probe object.
 
     Returns:
-        What is wrong, a sentence each; empty when all is well. Errors of the store are among them.
+        One sentence per problem, including the store's own errors; empty when all is well.
     """
     key = f"probe/{secrets.token_hex(16)}"
     raced = [f"{key}-race-{number}" for number in range(NUM_RACES)]
@@ -43,14 +43,14 @@ def check_store(store: Store) -> list[str]:
             _race(store, raced, problems)
     except ConduError as error:
         problems.append(str(error))
-    with contextlib.suppress(ConduError):  # what could not be written need not be removed
+    with contextlib.suppress(ConduError):  # a probe that could not be written need not be removed
         for probe in (key, *raced):
             store.delete(probe)
     return problems
 
 
 def prove_conditional_writes(store: Store) -> None:
-    """Write one probe object twice: the second write has to be refused. Raises `StoreError` where it is not."""
+    """Write one probe object twice. Raises `StoreError` unless the second write is refused."""
     key = f"probe/{secrets.token_hex(16)}"
     problems: list[str] = []
     try:
@@ -63,11 +63,11 @@ def prove_conditional_writes(store: Store) -> None:
 
 
 def _write(store: Store, key: str, problems: list[str]) -> None:
-    if not store.put_if_absent(key, FIRST) and store.get(key) != FIRST:  # False with our body: the reply got lost
-        problems.append(f"{store.url} says that {key}, a name drawn a moment ago, was taken: do not use this store.")
+    if not store.put_if_absent(key, FIRST) and store.get(key) != FIRST:  # False with our body: the reply was lost
+        problems.append(f"{store.url} says that {key}, a new random name, was taken: do not use this store.")
     if store.put_if_absent(key, SECOND):
         problems.append(
-            f"{store.url} took a second write of the same key: it ignores If-None-Match, so two publishers could "
+            f"{store.url} accepted a second write of the same key: it ignores If-None-Match, so two publishers could "
             "overwrite each other's version. Use a release or a provider that honours conditional writes."
         )
 
@@ -77,11 +77,11 @@ def _read(store: Store, key: str, problems: list[str]) -> None:
     if whole == SECOND:
         problems.append(f"{store.url} kept the second body of a key, not the first: versions would be overwritten.")
     elif whole != FIRST:
-        problems.append(f"{store.url} gave back other bytes than were written ({len(whole)} of them for {len(FIRST)}).")
+        problems.append(f"{store.url} returned other bytes than were written ({len(whole)} instead of {len(FIRST)}).")
     if store.get(key, start=6, stop=11) != whole[6:11]:
-        problems.append(f"{store.url} does not honour ranges: a request for 5 bytes was answered with others.")
+        problems.append(f"{store.url} does not honour ranges: a request for 5 bytes returned other bytes.")
     if b"".join(store.stream(key, chunk_bytes=16)) != whole:
-        problems.append(f"{store.url} streams other bytes than it gives back whole.")
+        problems.append(f"{store.url} streams other bytes than it returns in one piece.")
     found = store.head(key)
     if found is None or found.bytes != len(whole):
         problems.append(f"{store.url} reports {found.bytes if found else 'no'} bytes for an object of {len(whole)}.")
@@ -90,17 +90,17 @@ def _read(store: Store, key: str, problems: list[str]) -> None:
 def _list(store: Store, key: str, problems: list[str]) -> None:
     if [info.key for info in store.list(key)] != [key]:
         problems.append(
-            f"{store.url} does not list an object that it holds ({key}): finding the newest version needs that."
+            f"{store.url} does not list an object that it holds ({key}): finding the newest version depends on that."
         )
     if any(info.key <= key for info in store.list("probe/", start_after=key)):
-        problems.append(f"{store.url} ignores where a listing should start: old versions would be taken for new ones.")
+        problems.append(f"{store.url} ignores where a listing starts: old versions would be mistaken for new ones.")
 
 
 def _delete(store: Store, key: str, problems: list[str]) -> None:
     store.delete(key)
-    store.delete(key)  # a repeated delete is no error
+    store.delete(key)  # repeating a delete must not fail
     if store.head(key) is not None:
-        problems.append(f"{store.url} still shows an object that it said was deleted ({key}).")
+        problems.append(f"{store.url} still has an object after reporting that it was deleted ({key}).")
 
 
 def _race(store: Store, raced: list[str], problems: list[str]) -> None:
@@ -114,7 +114,7 @@ def _race(store: Store, raced: list[str], problems: list[str]) -> None:
             won = [pool.submit(put, key, number, start) for number in range(NUM_RACERS)]
         if sum(future.result() for future in won) > 1:
             problems.append(
-                f"{store.url} let several writers of one key succeed at once: it looks before it locks, so two "
-                "publishers could overwrite each other's version. Take a newer release or another provider."
+                f"{store.url} let several writers of one key succeed at once: it checks before it locks, so two "
+                "publishers could overwrite each other's version. Use a newer release or another provider."
             )
             return

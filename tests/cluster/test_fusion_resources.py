@@ -1,4 +1,4 @@
-"""What the fusion actor reserves: a core where there is one to spare, and never what the lanes need to start."""
+"""What the fusion actor reserves: a core if there is one to spare, and never what the lanes need to start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.config import FusionConfig
-from cluster.fusion_cores import fusion_resources
+from cluster.fusion_resources import fusion_resources
 from fusion.errors import ConfigError
 from training.lanes.capacity import LaneOptions, Node
 
@@ -67,7 +67,7 @@ def test_lanes_and_an_actor_that_can_never_run_at_once_are_refused(
         fusion_resources(FusionConfig(**fusion), lanes, nodes, 9)
 
 
-def test_a_cluster_that_grows_is_not_asked() -> None:
+def test_a_cluster_that_grows_is_not_checked() -> None:
     lanes = LaneOptions(lanes=9, autoscaling=True)
     assert fusion_resources(FusionConfig(num_cpus=2), lanes, cpus(2), 9) == {"CPU": 2}
 

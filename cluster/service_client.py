@@ -1,4 +1,4 @@
-"""A client of the service: images in, answers out, every failure one clear error."""
+"""A client of the service: images in, answers out, one clear error for every failure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def predict_over_http(
     version: int | None = None,
     top_k: int | None = None,
 ) -> dict[str, Any]:
-    """`POST /v1/predict` with named, encoded images. Raises `ServiceError` with what the service said."""
+    """`POST /v1/predict` with named, encoded images. Raises `ServiceError` with the service's message."""
     fields: dict[str, Any] = {}
     if task is not None:
         fields["task"] = task
@@ -45,7 +45,9 @@ def predict_over_http(
     except httpx.HTTPError as error:
         raise ServiceError(f"{server} does not answer ({error}): start it with `condu serve CONFIG`") from error
     except ValueError as error:
-        raise ServiceError(f"{server} is no condu service: it answered {response.status_code} without JSON") from error
+        raise ServiceError(
+            f"{server} is not a condu service: it answered {response.status_code} without JSON"
+        ) from error
     if response.status_code != 200:
         message = answer.get("error", {}).get("message", answer)
         raise ServiceError(f"{server} refused ({response.status_code}): {message}")

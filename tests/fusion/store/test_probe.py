@@ -1,4 +1,4 @@
-"""`condu doctor`'s check of a store: silent about good ones, plain about bad ones."""
+"""`condu doctor`'s check of a store: good ones pass, bad ones are described plainly."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 from fusion.store import ObjectInfo, S3Options, Store, open_store
-from fusion.store.check import check_store
 from fusion.store.local import LocalStore
+from fusion.store.probe import check_store
 
 
 class IgnoresConditions(LocalStore):
-    """Overwrites, as an endpoint does that never heard of If-None-Match."""
+    """Overwrites, like an endpoint that ignores If-None-Match."""
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         self.delete(key)
@@ -19,8 +19,8 @@ class IgnoresConditions(LocalStore):
         return True
 
 
-class LooksBeforeItLocks(LocalStore):
-    """Honours the condition unless two writers come at once."""
+class ChecksBeforeItLocks(LocalStore):
+    """Honours the condition unless two writers arrive at once."""
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         if self.head(key) is not None:
@@ -32,7 +32,7 @@ class LooksBeforeItLocks(LocalStore):
 
 
 class LosesTheFirstReply(LocalStore):
-    """Says False to a first put that it carried out, as S3 does when the reply got lost."""
+    """Returns False for a first put that succeeded, like S3 when the reply is lost."""
 
     replies_lost = 0
 
@@ -75,7 +75,7 @@ def test_a_store_that_overwrites_is_caught(tmp_path: Path) -> None:
 
 
 def test_a_store_that_overwrites_only_in_a_race_is_caught(tmp_path: Path) -> None:
-    (problem,) = check_store(LooksBeforeItLocks(f"file://{tmp_path}"))
+    (problem,) = check_store(ChecksBeforeItLocks(f"file://{tmp_path}"))
     assert "several writers of one key succeed at once" in problem
 
 
@@ -111,4 +111,4 @@ def test_a_store_that_does_not_answer_becomes_a_sentence(s3_url: str) -> None:
 
 def test_a_missing_bucket_becomes_a_sentence(s3_url: str) -> None:
     (problem,) = check_store(open_store("s3://no-such-bucket/condu"))
-    assert "make the bucket" in problem
+    assert "create the bucket" in problem

@@ -1,4 +1,4 @@
-"""What the fusion actor reserves of a cluster, beside the lanes: decided before anything starts and waits for ever."""
+"""What the fusion actor reserves of a cluster beside the lanes: checked first, because Ray would wait for ever."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from fusion.errors import ConfigError
 from training.lanes.capacity import LaneOptions, Node, workers_beside
 
 _SMALL_CLUSTER_CPUS = 2
-"""Up to so many cores, one that waits for the next fuse is missed more than the fuse would gain by it."""
+"""With this many cores or fewer, the lanes would lose more by a reserved core than the fuse would gain."""
 
 
 def fusion_resources(
     fusion: FusionConfig, lanes: LaneOptions, nodes: Sequence[Node], num_tasks: int
 ) -> dict[str, float]:
-    """Ray resources of the fusion actor: `CPU` and `GPU`, those above 0.
+    """Ray resources of the fusion actor: those of `CPU` and `GPU` that are above 0.
 
     Args:
-        fusion, lanes: what the configuration asks for.
+        fusion, lanes: what the configuration requests.
         nodes: the cluster's living nodes.
-        num_tasks: more lanes than tasks never start.
-    Raises: ConfigError when actor and lanes, as they were asked for, can never run at once. Not asked of a cluster that
-        grows on demand.
+        num_tasks: number of tasks, which limits the number of lanes.
+    Raises: ConfigError when the requested actor and lanes can never run at the same time. A cluster that grows on
+        demand is not checked.
     """
     gpus = {"GPU": fusion.num_gpus} if fusion.num_gpus else {}
     wanted = 1 if lanes.lanes == "auto" else min(lanes.lanes, max(num_tasks, 1))
@@ -34,16 +34,16 @@ def fusion_resources(
     else:
         chosen = {**gpus, **({"CPU": fusion.num_cpus} if fusion.num_cpus else {})}
     alone = workers_beside(lanes, nodes, {}) // lanes.workers * lanes.workers
-    if not chosen or lanes.autoscaling or not alone:  # a lane that does not even fit alone is the lanes' own error
+    if not chosen or lanes.autoscaling or not alone:  # lanes check themselves whether even one fits
         return chosen
     if (room := workers_beside(lanes, nodes, chosen)) < needs:
         has = ", ".join(f"{sum(n.resources.get(name, 0.0) for n in nodes):g} {name}" for name in ("CPU", "GPU"))
         lane = " and ".join(f"{value:g} {name}" for name, value in lanes.demand().items() if name != "memory")
         raise ConfigError(
-            f"train and fusion ask for more than the cluster has: {wanted} lanes x {lanes.workers} workers with {lane} "
+            f"train and fusion request more than the cluster has: {wanted} lanes x {lanes.workers} workers with {lane} "
             f"each, and {_amounts(chosen)} for the fusion actor on one node; the cluster has {has}, which leaves room "
             f"for {room} workers beside the actor. Lower train.lanes, train.workers or train.num_cpus, or set "
-            "fusion.num_cpus to auto or 0 (it then fuses on one thread beside the lanes)"
+            "fusion.num_cpus to auto or 0 (the actor then fuses on one thread alongside the lanes)"
         )
     return chosen
 
