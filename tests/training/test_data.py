@@ -137,7 +137,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_of_source_is_named() -> None:
-    with pytest.raises(DataError, match=r"'gs://bucket/x' names no data"):
+    with pytest.raises(DataError, match=r"'gs://bucket/x' is not a source of data"):
         load("gs://bucket/x")
 
 
@@ -169,7 +169,7 @@ def test_a_class_that_only_test_has_is_named(source: str) -> None:
 def test_folders_and_task_json_that_disagree_are_all_named(source: str) -> None:
     path = Path(source) / "task.json"
     path.write_text(json.dumps({"classes": ["red", "green", "blue", "pink"]}))
-    with pytest.raises(DataError, match=r"folder yellow is no class.*'pink' of task.json has no folder"):
+    with pytest.raises(DataError, match=r"folder yellow is not a class.*'pink' of task.json has no folder"):
         load(source)
 
 
