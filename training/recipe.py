@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 from fusion.errors import ConfigError
 from training.augment import Policy
+from training.methods import method_names
 
 Precision = Literal["fp32", "bf16"]
 Templates = Literal["first", "all"]
-Method = Literal["full"]
 
 _ALGORITHM = 1
 """Raised when the loop changes what it makes of the same settings, so that old experts are not taken for new ones."""
@@ -39,7 +39,8 @@ class Recipe:
     augment: Policy = "crop"
     flip: bool = True
     """Mirror half of the images. Wrong for digits, letters and whatever else has a reading direction."""
-    method: Method = "full"
+    method: str = "full"
+    """What is trained, and how: a file of `training/methods`."""
     few_shot: int | None = None
     """Training images a class; None: all."""
     templates: Templates = "first"
@@ -67,12 +68,10 @@ class Recipe:
             problems.append(f"label_smoothing is {self.label_smoothing}, it has to be in [0, 1)")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas are {self.betas}, they have to be two numbers in [0, 1)")
-        choices = {"precision": Precision, "augment": Policy, "method": Method, "templates": Templates}
-        for name, choice in choices.items():
-            if getattr(self, name) not in get_args(choice):
-                problems.append(
-                    f"{name} is {getattr(self, name)!r}, it can be {', '.join(map(repr, get_args(choice)))}"
-                )
+        choices = {"precision": get_args(Precision), "augment": get_args(Policy), "templates": get_args(Templates)}
+        for name, choice in {**choices, "method": method_names()}.items():
+            if getattr(self, name) not in choice:
+                problems.append(f"{name} is {getattr(self, name)!r}, it can be {', '.join(map(repr, choice))}")
         if problems:
             raise ConfigError("recipe: " + "; ".join(problems))
 
