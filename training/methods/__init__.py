@@ -50,15 +50,15 @@ class Method(ABC):
     def resumable_tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """What training changes: the live tensors of the prepared model to save, and to overwrite in order to resume.
 
-        By default the trained parameters. The optimizer's moments are saved beside them in any case.
+        By default the trained parameters. The optimizer's moments are always saved with them.
         """
         return dict(self.trained_parameters(model))
 
     def merge(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Fold what was trained into the base's architecture, in place, and give the expert's full state dict.
 
-        Afterwards the model has exactly the tensors that it had before `prepare`. The state dict has their names and
-        shapes, buffers included, floats in fp32; it may share the model's memory.
+        Afterwards the model has the tensor names and shapes that it had before `prepare`, and so has the state dict,
+        buffers included, floats in fp32. They may share memory.
         """
         return {
             name: tensor.float() if tensor.is_floating_point() else tensor

@@ -130,7 +130,7 @@ def test_workers_of_one_lane_share_a_task(tmp_path: Path) -> None:
     assert record.metrics["final_loss"] == pytest.approx(alone.metrics["final_loss"], rel=1e-2)
 
 
-def test_a_base_that_the_store_lacks_is_missed_before_anything_starts(tmp_path: Path) -> None:
+def test_a_base_that_the_store_lacks_is_reported_before_anything_starts(tmp_path: Path) -> None:
     site = site_in(tmp_path)
     site.store.delete(site.base.weights.key)
     with pytest.raises(BlobNotFoundError, match="has no base"):
