@@ -34,7 +34,7 @@ from training.batches import generator_for
 from training.data import TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
 from training.lanes.task_queue import TaskJob
-from training.malloc import WORKER_ENVIRONMENT
+from training.malloc import MALLOC_ENVIRONMENT
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
@@ -126,7 +126,7 @@ class Compared:
 
 def compare_all(ray: Any, jobs: Sequence[CompareJob]) -> list[Any]:
     """Start every job as a Ray task on one core; returns references to `Compared`s, in order."""
-    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(compare_method)
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": MALLOC_ENVIRONMENT})(compare_method)
     return [remote.remote(job) for job in jobs]
 
 
