@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.answers.clip import Clip
+from fusion.answers.clip import Clip, prompts
 from fusion.errors import ConduError, ConfigError, StateDictError
 from fusion.tensors import TensorFile
 from training.augment import Augmentation
@@ -188,9 +188,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.opt
 def _tokens(clip: Clip, data: TaskData, recipe: Recipe) -> torch.Tensor:
     """Tokens of every template that training uses, int64 [templates, C, L]."""
     templates = data.templates[:1] if recipe.templates == "first" else data.templates
-    return torch.stack(
-        [clip.tokenizer([template.replace("{}", name) for name in data.classes]) for template in templates]
-    )
+    return torch.stack([clip.tokenizer(prompts(data.classes, [template])) for template in templates])
 
 
 def _template_of(seed: int, step: int, num_templates: int) -> int:
