@@ -66,7 +66,7 @@ class Ingress:
     def __init__(self, options: ServeOptions, base: DeploymentHandle, experts: DeploymentHandle) -> None:
         log_with_serve()
         torch.set_num_threads(1)
-        Image.MAX_IMAGE_PIXELS = options.max_pixels
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # else Pillow refuses images above twice its own threshold
         cache = options.address.open_cache()
         self._store = cache.store
         self._models = RemoteModels(base, experts)

@@ -163,7 +163,7 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
             jobs.append(Job(name, images, query.labels, query.templates))
         else:
             task = view.tasks[name]
-            jobs += [Job(who, images, task.classes, task.templates) for who in (None, name)]
+            jobs += [Job(model, images, task.classes, task.templates) for model in (None, name)]
     return Plan(query, consulted, tuple(jobs))
 
 

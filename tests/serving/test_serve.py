@@ -62,7 +62,7 @@ class TalkingBase(BaseReplica):
         """Warn; the log files that this replica's Ray Serve writes."""
         logging.getLogger(logger).warning(message)
         handlers = logging.getLogger("ray.serve").handlers
-        return [handler.target.baseFilename for handler in handlers if isinstance(handler, MemoryHandler)]  # type: ignore[union-attr]
+        return [handler.target.baseFilename for handler in handlers if isinstance(handler, MemoryHandler)]
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_stopping_lets_requests_in_flight_finish(service: Running) -> None:
         stop()
     assert 200 in outcomes
     assert 503 in outcomes  # turned away while those in flight finished
-    # what comes once the app is gone finds no route, then nobody; no prediction was begun and given up
+    # requests after the app is gone find no route, then no server; no prediction was started and abandoned
     assert not {status for status in outcomes if isinstance(status, int)} - {200, 404, 503}
     with pytest.raises(httpx.ConnectError):
         service.predict("red")
