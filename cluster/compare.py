@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fusion.answers.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip, prompts
 from fusion.answers.predictor import ExpertModel
 from fusion.answers.view import ViewLoader
 from fusion.baselines import Baseline, fuse_baseline, open_baseline
@@ -188,7 +188,7 @@ def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     data = task.load(job.address.options, verify=False)
     order = torch.randperm(len(data.train), generator=generator_for(job.options.seed, f"unlabelled/{task.name}", 0))
     pixels = clip.pixels([data.train.image(index) for index in order[: job.options.num_images].tolist()])
-    return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
+    return Unlabelled(pixels, tuple(prompts(data.classes, data.templates[:1])))
 
 
 def _mode(job: CompareJob, mode: Mode, cache: NodeCache, clip: Clip, scratch: Store) -> Compared:

@@ -12,12 +12,13 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import image_transform_v2
 
-from fusion.answers.clip import Clip
+from fusion.answers.clip import Clip, preprocess_config
 from training.augment import Augmentation
 from training.images import ImageSet
 from training.recipe import Recipe
@@ -71,8 +72,8 @@ class Pixels:
     """Images of a set at canvas size, uint8, resized and cropped as the model's own preprocessing does it."""
 
     def __init__(self, clip: Clip, images: ImageSet, canvas: tuple[int, int], *, num_threads: int = 0) -> None:
-        config = {key: tuple(value) if isinstance(value, list) else value for key, value in clip.preprocess_cfg.items()}
-        self._resize = image_transform_v2(PreprocessCfg(**{**config, "size": canvas}), is_train=False)
+        config = replace(preprocess_config(clip.preprocess_cfg), size=canvas)
+        self._resize = image_transform_v2(config, is_train=False)
         self._mean, self._std = channel_statistics(clip)
         self._images = images
         self._canvas = canvas

@@ -156,8 +156,7 @@ def _state_path(store: Store, cache: NodeCache, identity: str) -> Path | None:
 
 def _put_prototypes(store: Store, identity: str, clip: Clip, data: TaskData) -> BlobRef:
     """Prototypes of the task's classes from un-augmented training images and all templates, float32 [C, D]."""
-    texts = [template.replace("{}", name) for name in data.classes for template in data.templates]
-    text_features = clip.text_features(texts).reshape(len(data.classes), len(data.templates), -1).mean(1)
+    text_features = clip.prompt_features(data.classes, data.templates)
     images = data.train
     batches = torch.arange(len(images)).split(_FEATURE_BATCH)
     features = [

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.answers.clip import Clip
+from fusion.answers.clip import Clip, prompts
 from fusion.errors import ConduError, ConfigError
 from training.batches import Batches, generator_for
 from training.data import TaskData
@@ -154,9 +154,7 @@ def _wrap(logits: nn.Module, device: torch.device, workers: WorkerGroup) -> nn.M
 def _tokens(clip: Clip, data: TaskData, recipe: Recipe) -> torch.Tensor:
     """Tokens of every template that training uses, int64 [templates, C, L]."""
     templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
-    return torch.stack(
-        [clip.tokenizer([template.replace("{}", name) for name in data.classes]) for template in templates]
-    )
+    return torch.stack([clip.tokenizer(prompts(data.classes, [template])) for template in templates])
 
 
 def _template_of(seed: int, step: int, num_templates: int) -> int:
