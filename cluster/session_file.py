@@ -115,7 +115,7 @@ def sessions_folder() -> Path:
 
 
 def _write(path: Path, session: Session) -> None:
-    with replacing(path, mode=0o600) as temporary:
+    with replacing(path, private=True) as temporary:
         temporary.write_text(json.dumps(asdict(session)))
 
 

@@ -1,7 +1,4 @@
-"""Writing to a local disk: files that are whole or not there, and an error for whoever can help when it takes no more.
-
-That error says which folder can't be written, and what to do about it.
-"""
+"""Files on a local disk: replaced in one step, and errors that name the file and the next step."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from fusion.errors import DiskError
 FULL = {
     errno.ENOSPC: "the disk is full: free space there, then run it again",
     errno.EDQUOT: "the quota is used up: raise it, or free space",
-    errno.EFBIG: "a file may not grow that large there: raise `ulimit -f`, or take another file system",
+    errno.EFBIG: "the file would exceed the size limit: raise `ulimit -f`, or use another file system",
 }
-"""Advice for each way of having no room."""
+"""Advice for each way of running out of space."""
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of writing `path` into `DiskError`. Errors of a store pass through: they are not `OSError`s."""
+    """Turns an `OSError` raised while writing `path` into `DiskError`. A store's own errors pass through unchanged."""
     try:
         yield
     except OSError as error:
@@ -33,27 +30,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path, *, mode: int = 0o666) -> Iterator[Path]:
-    """A new file that takes the place of `path` in one step: readers see the old file or the new one, never a part.
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """A new, empty file beside `path`. It replaces `path` when the block ends, and is removed if the block fails.
 
-    Yields an empty temporary file in the same folder, for the block to fill. When the block raises, that file is
-    removed and `path` stays as it was. Nothing is synced: a power cut can lose the new file's content.
+    Readers see the old file or the complete new one. Nothing is fsynced: after a power cut either may be there.
 
     Args:
-        mode: permissions of the new file, less the umask.
+        private: only this user may read the file (0600); otherwise the umask decides.
     Raises: OSError.
     """
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode))
     try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        os.close(os.open(temporary, flags, 0o600 if private else 0o666))
         yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file in one step, as `replacing` does. Raises OSError."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)

@@ -16,10 +16,10 @@ from cluster.config import load_config
 from cluster.output import console, json_text, print_json
 from cluster.report.comparison import build_comparison, comparison_table
 from cluster.report.comparison_picture import picture
+from cluster.report.pictures import replace_file
 from cluster.report.records import ComparisonReport
 from cluster.run import Run, jobs
 from cluster.session import ray_session
-from fusion.disk import replace_file
 from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
 from training.expert import identity_of

@@ -136,7 +136,7 @@ def export(
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: name the file to write, such as {out / task}.safetensors")
     try:
-        with replacing(out) as temporary:
+        with replacing(out, private=True) as temporary:
             expert.write(temporary)
     except OSError as error:
         raise ConfigError(f"{out} can't be written: {error.strerror}") from error

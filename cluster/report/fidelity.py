@@ -9,8 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.output import human_bytes, json_text, table
-from cluster.report.pictures import png, pyplot
-from fusion.disk import replace_file
+from cluster.report.pictures import png, pyplot, replace_file
 from fusion.errors import ConfigError
 from fusion.fidelity import FidelityReport
 from fusion.modes import in_words

@@ -11,10 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.table import Table
 
 from cluster.output import json_text
-from cluster.report.pictures import png, pyplot
+from cluster.report.pictures import png, pyplot, replace_file
 from cluster.report.records import RunReport
 from cluster.report.tables import METHOD_NAMES, report_tables
-from fusion.disk import replace_file
 
 _PANELS = (
     (METHOD_NAMES["condu"], "known"),

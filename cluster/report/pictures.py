@@ -1,9 +1,12 @@
-"""Pictures that a command leaves: matplotlib without a display."""
+"""Pictures and files that a command leaves: matplotlib without a display, and files written in one step."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
+
+from fusion.disk import replacing
 
 
 def pyplot() -> Any:
@@ -20,3 +23,9 @@ def png(figure: Any) -> bytes:
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
     pyplot().close(figure)
     return buffer.getvalue()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step: readers see the old file or the complete new one. Raises OSError."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step: whole, with the right permissions, and nothing left behind."""
+"""Replacing a file in one step."""
 
 from __future__ import annotations
 
@@ -8,55 +8,46 @@ from pathlib import Path
 
 import pytest
 
-from fusion.disk import replace_file, replacing
+from fusion.disk import replacing
 
 
-def test_a_file_is_replaced_by_a_whole_one(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    for content in (b"old", b"new"):
-        replace_file(path, content)
-        assert path.read_bytes() == content
-        assert list(tmp_path.iterdir()) == [path]
-
-
-def test_readers_see_the_old_file_until_the_block_ends(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    path.write_bytes(b"old")
+def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
     with replacing(path) as temporary:
-        temporary.write_bytes(b"a part of it")
-        assert path.read_bytes() == b"old"
-        temporary.write_bytes(b"all of it")
-    assert path.read_bytes() == b"all of it"
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.parent == tmp_path
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_block_that_fails_changes_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    path = tmp_path / "report.json"
-    path.write_bytes(b"old")
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
 
     def fail() -> None:
         with replacing(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise error
+            temporary.write_text("new, half writ")
+            raise RuntimeError
 
-    with pytest.raises(error):
+    with pytest.raises(RuntimeError):
         fail()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_folder_that_is_not_there_is_an_oserror(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        replace_file(tmp_path / "nowhere" / "report.json", b"")
-
-
-def test_permissions_follow_the_umask_or_are_as_asked(tmp_path: Path) -> None:
-    old = os.umask(0o027)
+@pytest.mark.parametrize(("private", "mode"), [(True, 0o600), (False, 0o640)])
+def test_a_private_file_is_never_readable_by_others(tmp_path: Path, private: bool, mode: int) -> None:
+    before = os.umask(0o027)
     try:
-        replace_file(tmp_path / "shared", b"")
-        with replacing(tmp_path / "private", mode=0o600) as temporary:
-            assert stat.S_IMODE(temporary.stat().st_mode) == 0o600, "from the first byte on"
+        with replacing(tmp_path / "file", private=private) as temporary:
+            assert stat.S_IMODE(temporary.stat().st_mode) == mode
     finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o640
-    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+def test_a_folder_that_is_missing_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "none" / "file"):
+        pass
