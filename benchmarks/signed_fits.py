@@ -23,7 +23,7 @@ from torch.func import functional_call
 
 from cluster.config import load_config
 from cluster.run import jobs
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, prompts
 from fusion.answers.predictor import ExpertModel
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import open_store
@@ -135,16 +135,16 @@ def _tuned(case: Case, clip: Clip, base: TensorFile) -> dict[str, torch.Tensor]:
     logs = {name: torch.zeros_like(value, requires_grad=True) for name, value in start.items()}
     indices = torch.randperm(len(case.data.train), generator=torch.Generator().manual_seed(0))[:_NUM_IMAGES].tolist()
     pixels = clip.pixels([case.data.train.image(index) for index in indices])
-    prompts = clip.tokenizer([case.data.templates[0].replace("{}", name) for name in case.data.classes])
+    tokens = clip.tokenizer(prompts(case.data.classes, case.data.templates[:1]))
     teacher = clip.copy_with(case.expert.items())
     with torch.no_grad():
-        wanted = _logits(teacher.model, {}, pixels, prompts)
+        wanted = _logits(teacher.model, {}, pixels, tokens)
     theta = {name: base.tensor(name).float() for name in start}
     optimizer = torch.optim.Adam(logs.values(), lr=_RATE)
     for step in range(_NUM_STEPS):
         batch = torch.arange(step * _BATCH, (step + 1) * _BATCH) % len(pixels)
         weights = {n: theta[n] + start[n] * logs[n].exp() * case.signed_profile[n] for n in start}
-        loss = (_logits(clip.model, weights, pixels[batch], prompts) - wanted[batch]).square().mean()
+        loss = (_logits(clip.model, weights, pixels[batch], tokens) - wanted[batch]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fusion.answers.clip import Clip, build_clip
+from fusion.answers.clip import Clip, build_clip, prompts
 from fusion.answers.predictor import ExpertModel
 from fusion.answers.view import ViewLoader
 from fusion.baselines import Baseline, fuse_baseline, open_baseline
@@ -34,7 +34,7 @@ from training.batches import generator_for
 from training.data import TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
 from training.lanes.task_queue import TaskJob
-from training.malloc import WORKER_ENVIRONMENT
+from training.malloc import MALLOC_ENVIRONMENT
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
@@ -126,7 +126,7 @@ class Compared:
 
 def compare_all(ray: Any, jobs: Sequence[CompareJob]) -> list[Any]:
     """Start every job as a Ray task on one core; returns references to `Compared`s, in order."""
-    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(compare_method)
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": MALLOC_ENVIRONMENT})(compare_method)
     return [remote.remote(job) for job in jobs]
 
 
@@ -188,7 +188,7 @@ def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     data = task.load(job.address.options, verify=False)
     order = torch.randperm(len(data.train), generator=generator_for(job.options.seed, f"unlabelled/{task.name}", 0))
     pixels = clip.pixels([data.train.image(index) for index in order[: job.options.num_images].tolist()])
-    return Unlabelled(pixels, tuple(data.templates[0].replace("{}", name) for name in data.classes))
+    return Unlabelled(pixels, tuple(prompts(data.classes, data.templates[:1])))
 
 
 def _mode(job: CompareJob, mode: Mode, cache: NodeCache, clip: Clip, scratch: Store) -> Compared:

@@ -24,7 +24,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
 from training.lanes.task_queue import TaskJob
-from training.malloc import WORKER_ENVIRONMENT
+from training.malloc import MALLOC_ENVIRONMENT
 
 
 def run_demo(run: Run, scratch: Path, ray: Any) -> RunReport:
@@ -76,7 +76,7 @@ def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> l
 
 def _start_baseline(run: Run, ray: Any) -> Any:
     """Start continual fine-tuning. It trains one task after another, so it starts first; it reserves no core."""
-    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
+    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**MALLOC_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
         _continual
     )
     return remote.remote(run.config.address, run.base, jobs(run.config))

@@ -21,7 +21,7 @@ from fusion.versions.manifest import Manifest
 from training.data import load_test_data
 from training.evaluate import LoadedSet, SetMeasure, load_set, measure_set, measure_weights
 from training.lanes.task_queue import TaskJob
-from training.malloc import WORKER_ENVIRONMENT
+from training.malloc import MALLOC_ENVIRONMENT
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def measure(job: MeasureJob) -> MeasuredSet:
 
 def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
     """Start every job as a Ray task on one core. Returns references to `MeasuredSet`s, in order."""
-    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": WORKER_ENVIRONMENT})(measure)
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": MALLOC_ENVIRONMENT})(measure)
     return [remote.remote(job) for job in jobs]
 
 

@@ -120,7 +120,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
         another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
-    from training.lanes.run import cluster_nodes, run_lanes
+    from training.lanes.driver import cluster_nodes, run_lanes
 
     config = run.config
     lanes = config.train

@@ -56,7 +56,7 @@ def _main(address: str, store_url: str, *, joined: bool) -> None:
     with ray_session(RayOptions(address=address), joined=joined):
         from fusion.actor import find_progress
         from serving.status import find_service
-        from training.lanes.status import find_statuses
+        from training.lanes.status_query import find_statuses
 
         tasks = find_statuses(store_url, timeout_s=_ANSWER_TIMEOUT_S)
         _print_part(tasks=[[asdict(status) for status in run] for run in tasks])

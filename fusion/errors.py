@@ -22,7 +22,7 @@ class DataError(ConduError):
 
 
 class ImageError(DataError):
-    """Bytes that are no image, or one too large to decode safely."""
+    """Bytes that are not an image, or an image too large to decode safely."""
 
     http_status = 422
 

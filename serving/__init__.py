@@ -1,1 +1,1 @@
-"""Answers requests: the HTTP service on Ray Serve, from whatever version the store has now."""
+"""The HTTP service on Ray Serve: answers from the store's newest version."""

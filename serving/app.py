@@ -1,4 +1,4 @@
-"""Starts and stops the service on a Ray cluster that is there already."""
+"""Starts and stops the service on a running Ray cluster."""
 
 from __future__ import annotations
 
@@ -30,47 +30,47 @@ _MESSAGE_LINES = 6
 
 
 def build_app(options: ServiceOptions) -> serve.Application:
-    """The three deployments: ingress, base, experts, each with the replicas that `options` gives."""
+    """The three deployments: ingress, base and experts."""
     inner = {
-        # who was let in at the ingress is not to be turned away half-way: a prediction asks up to max_top_k experts
+        # a prediction that the ingress admitted must not be refused half-way: it asks up to max_top_k experts
         "max_queued_requests": options.max_queued_requests * options.max_top_k,
-        "logging_config": {"enable_access_log": False},  # the ingress logs a request once, not once a hop
+        "logging_config": {"enable_access_log": False},  # the ingress logs each request once
     }
     base = _deploy(BaseReplica, BASE, options, max_ongoing_requests=2 * options.max_batch_size, **inner)
     experts = _deploy(ExpertReplica, EXPERTS, options, max_ongoing_requests=expert_window(options), **inner)
     # The ingress counts its predictions itself and answers 429 in our own shape, while health checks still get
-    # through; Serve's own bound lies above and catches what comes faster than that.
+    # through; Serve's own limit is higher, for bursts that outrun that.
     ingress = _deploy(
         serve.ingress()(Ingress),
         INGRESS,
         options,
         max_ongoing_requests=2 * options.max_queued_requests,
-        ray_actor_options={"num_cpus": 0},  # it waits and decodes: reserving a CPU would leave one less for a model
-        max_surge_percent=100,  # and costs nothing to have twice during an update, so no request falls between two
+        ray_actor_options={"num_cpus": 0},  # it mostly waits: a CPU reserved for it would be lost to a model
+        max_surge_percent=100,  # so old and new can overlap during an update, and no request is lost between them
     )
     return ingress.bind(options, base.bind(options), experts.bind(options))
 
 
 def start(options: ServiceOptions) -> None:
-    """Start the service, or update the one that runs, and return when it is ready to answer.
+    """Start the service, or update the running one, and return when it is ready to answer.
 
     Raises:
         ConfigError: no cluster, or the port is in use.
         UnknownVersionError: the store has no version.
         BaseMismatchError: the base has no architecture, so there is no model to run.
-        StartError: the replicas did not come up; says which, and why.
+        StartError: replicas did not start; names them and the reason.
     """
     if not ray.is_initialized():
-        raise ConfigError("there is no Ray session: `ray.init` comes before the service starts")
+        raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
-    if not serve.status().proxies:  # else Serve itself has the port, and this is an update
+    if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
     _warn_if_too_large(options)
     serve.start(
         http_options={
             "host": options.host,
             "port": options.port,
-            # ours answers first, and in JSON; Serve's ends what even that could not
+            # our own timeout comes first and answers in JSON; Serve's is for requests that even that could not end
             "request_timeout_s": options.request_timeout_s + _GRACE_S,
         }
     )
@@ -82,42 +82,42 @@ def start(options: ServiceOptions) -> None:
 
 
 def stop(*, timeout_s: float = 60.0) -> None:
-    """Stop the service: `/readyz` turns 503, requests in flight finish (or `timeout_s` passes), then all of it goes."""
+    """Stop the service: `/readyz` turns 503, requests in flight finish (or `timeout_s` passes), then replicas stop."""
     if not ray.is_initialized():
         return
     if APP_NAME in serve.status().applications:
-        # Serve stops all deployments of an app at once: a prediction between two hops would wait for a replica that
-        # never comes. So the ingress runs dry first, while the models still answer
+        # Serve stops all deployments of an app at once, and a prediction between two calls would wait for a
+        # replica that is gone. So the ingress drains first, while the models still answer
         try:
             serve.get_deployment_handle(INGRESS, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
         except Exception as error:
-            logger.warning("the ingress did not run dry, stopping all the same: %s", error)
+            logger.warning("the ingress did not drain, stopping anyway: %s", error)
         serve.delete(APP_NAME)
-    if not serve.status().applications:  # other applications of the cluster keep their Serve
+    if not serve.status().applications:  # else other applications of the cluster still need Serve
         serve.shutdown()
 
 
 def check_store(options: ServiceOptions) -> None:
-    """Raises `UnknownVersionError` or `BaseMismatchError` where there is nothing to serve."""
+    """Raises `UnknownVersionError` or `BaseMismatchError` when there is nothing to serve."""
     manifest, _ = newest_readable(Versions(options.address.open()))
     if manifest.base.model_cfg is None or manifest.base.preprocess_cfg is None:
         raise BaseMismatchError(
             f"the base of {options.address.url} has no architecture (it was fused from plain weights): it can be "
-            "exported, not served. Publish from a configuration that names `base.architecture`"
+            "exported but not served. Publish from a configuration that names `base.architecture`"
         )
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises `ConfigError` when nobody could listen there. Serve itself would retry in its log, and never say so."""
+    """Raises `ConfigError` when the port cannot be used. Serve itself would only retry, and mention it in its log."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just closed is free
             probe.bind(address)
     except OSError as error:
         raise ConfigError(
             f"can't listen on {host}:{port} ({error.strerror or error}): choose another `serve.port`, "
-            "or stop what is there"
+            "or stop the process that uses it"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _deploy(kind: Any, name: str, options: ServiceOptions, **own: Any) -> serve.
 
 
 def _warn_if_too_large(options: ServiceOptions) -> None:
-    # a warning and no error: a cluster that scales may get the nodes
+    # a warning, not an error: an autoscaling cluster may add nodes
     has = ray.cluster_resources()
     for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
         if (needs := 2 * options.replicas.min * each) > has.get(resource, 0):
@@ -165,13 +165,13 @@ def _wait_until_running(deadline: float) -> None:
         if app and app.status == ApplicationStatus.RUNNING:
             return
         if (app and app.status in failed) or time.monotonic() > deadline:
-            raise StartError(f"the service did not come up: {_what_is_wrong(app)}")
+            raise StartError(f"the service did not start: {_what_is_wrong(app)}")
         time.sleep(0.2)
 
 
 def _what_is_wrong(app: Any) -> str:
     if app is None:
-        return "Serve does not know it"
+        return "Serve has no such application"
     problems = [f"{app.status}"]
     for name, deployment in app.deployments.items():
         if deployment.status != "HEALTHY":
@@ -197,4 +197,4 @@ def _wait_until_ready(options: ServiceOptions, deadline: float) -> None:
         finally:
             connection.close()
         time.sleep(0.2)
-    raise StartError(f"/readyz on {host}:{options.port} says no after {options.start_timeout_s:g} s: {last[:500]}")
+    raise StartError(f"{host}:{options.port}/readyz was not ready after {options.start_timeout_s:g} s: {last[:500]}")

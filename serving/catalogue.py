@@ -1,4 +1,4 @@
-"""What there is to ask: the tasks of a version, and the versions of the store."""
+"""Lists the tasks of a version and the versions of the store."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def tasks_of(view: View) -> TasksResponse:
 
 
 class Catalogue:
-    """Pages of versions. Manifests are immutable, so each is read once. Blocking: call it in a thread."""
+    """Pages of versions. Manifests are immutable, so each is read once. Blocks: call it in a thread."""
 
     def __init__(self, store: Store) -> None:
         self._versions = Versions(store)
         self._read: OrderedDict[int, VersionInfo] = OrderedDict()
 
     def page(self, *, before: int | None, serving: int | None) -> VersionsResponse:
-        """The newest versions below `before`, or of all. One listing, and one read for each that is new to us."""
+        """The newest versions, or the newest below `before`. Costs one listing and one read per new version."""
         numbers = [
             n for n in sorted(self._versions.all_numbers(), reverse=True) if n and (before is None or n < before)
         ]
@@ -57,12 +57,12 @@ class Catalogue:
         try:
             manifest = self._versions.read(number)
         except (VersionGoneError, UnknownVersionError):
-            return None  # gc was faster
+            return None  # gc removed it after the listing
         except (DamagedBlobError, FormatError) as error:
             return VersionInfo(version=number, problem=str(error))
         info = VersionInfo(
             version=number,
-            created=manifest.created.get("at"),  # who and on which machine is not for whoever can reach the port
+            created=manifest.created.get("at"),  # by whom and on which machine is not for clients to know
             why=manifest.created.get("why"),
             mode=dict(manifest.mode),
             num_tasks=len(manifest.state.tasks),

@@ -1,4 +1,4 @@
-"""What only a service can answer with, beside the errors of `fusion`."""
+"""Errors of the service, in addition to those of `fusion`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ from fusion.errors import ConduError
 
 
 class RequestError(ConduError):
-    """A request whose fields can't be read, or contradict each other."""
+    """A request whose fields cannot be read, or contradict each other."""
 
     http_status = 422
+
+
+class ForbiddenError(ConduError):
+    """A caller without the scope that the route requires."""
+
+    http_status = 403
 
 
 class MediaTypeError(ConduError):
@@ -18,13 +24,13 @@ class MediaTypeError(ConduError):
 
 
 class BodyTooLargeError(ConduError):
-    """A body above the limit."""
+    """A body larger than the limit."""
 
     http_status = 413
 
 
 class OverloadedError(ConduError):
-    """More requests than may wait. Nothing was computed: send it again after `Retry-After`."""
+    """Too many requests are waiting. Nothing was computed: retry after `Retry-After`."""
 
     http_status = 429
 
@@ -42,6 +48,6 @@ class RequestTimeoutError(ConduError):
 
 
 class StartError(ConduError):
-    """The service did not come up."""
+    """The service did not start."""
 
     http_status = 503

@@ -1,4 +1,4 @@
-"""The ingress replica: HTTP in front, the version in hand, and handles to the replicas that hold models."""
+"""The ingress replica: the HTTP application, the version being served, and handles to the model replicas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.http import build_http
 from serving.metrics import IngressMetrics
 from serving.options import ServiceOptions
 from serving.replica_calls import call
-from serving.replicas import log_with_serve
+from serving.replica_log import log_with_serve
 from serving.service import Service
 from serving.watch import VersionWatcher
 
@@ -29,7 +29,7 @@ _STAGE_TIMEOUT_S = 60.0
 
 
 class RemoteModels:
-    """`Models` that live in other replicas. See `serving.replica_calls` for what a call guarantees."""
+    """`Models` in other replicas. `serving.replica_calls` says what a call guarantees."""
 
     def __init__(self, base: DeploymentHandle, experts: DeploymentHandle) -> None:
         self._base = base
@@ -45,28 +45,28 @@ class RemoteModels:
 
     async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
         assert job.task is not None
-        # the key routes the call to a replica that has the expert; the version is where a cold one is read from
+        # the key routes the call to a replica that has the expert; a cold one is rebuilt from the version
         handle = self._experts.options(multiplexed_model_id=view.tasks[job.task].expert)
         found: np.ndarray = await call(handle.logits, view.version, job, crops)
         return found
 
     async def ping(self) -> None:
-        """Returns once a base and an expert replica have answered: they warm up before they do."""
+        """Return when a base and an expert replica have answered, which they do once they are warm."""
         await call(self._base.stats)
         await call(self._experts.stats)
 
     async def stage(self, version: int, changed: dict[str, str]) -> int:
-        """Have every expert replica rebuild what changed of what it holds; how many experts that were."""
+        """Have every expert replica rebuild those of its experts that changed, and return how many there were."""
         return sum(await self._experts.broadcast("stage", version, changed).results_async())
 
 
 class Ingress:
-    """What `serve.ingress` wraps: Serve asks it for its application once it is constructed."""
+    """What `serve.ingress` wraps. Serve asks it for its application once it is constructed."""
 
     def __init__(self, options: ServiceOptions, base: DeploymentHandle, experts: DeploymentHandle) -> None:
         log_with_serve()
         torch.set_num_threads(1)
-        Image.MAX_IMAGE_PIXELS = options.max_pixels
+        Image.MAX_IMAGE_PIXELS = options.max_pixels  # else Pillow refuses images above twice its own threshold
         cache = options.address.open_cache()
         self._store = cache.store
         self._models = RemoteModels(base, experts)
@@ -90,11 +90,11 @@ class Ingress:
         return app
 
     async def drain(self) -> None:
-        """Before a stop: see `Service.drain`."""
+        """Called before the service stops, see `Service.drain`."""
         await self._service.drain()
 
     async def describe(self) -> dict[str, Any]:
-        """What this replica answers, where and from what, for `condu status`. JSON values only."""
+        """Where this replica listens, what it serves and whether it is ready, for `condu status`. JSON values only."""
         options, current = self._service.options, self._watcher.current
         return {
             "store": self._store.url,
@@ -105,7 +105,7 @@ class Ingress:
         }
 
     async def check_health(self) -> None:
-        """The watcher must be alive: without it the version in hand would be the last one for ever."""
+        """The watcher must be alive: without it the version being served would never change again."""
         if any(task.done() and not task.cancelled() and task.exception() for task in self._background):
             raise RuntimeError("a background task of the ingress has ended")
 

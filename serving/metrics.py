@@ -1,4 +1,4 @@
-"""What a service counts. Labels come from small closed sets; a task's name is none of them, a request's text never."""
+"""What a service counts. Labels come from small closed sets, never from task names or a request's text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Metrics(Protocol):
 
 
 class NoMetrics:
-    """For a service that runs outside a cluster."""
+    """For a service outside a cluster."""
 
     def requested(self, label_space: str, status: int) -> None: ...
 
@@ -34,18 +34,18 @@ class IngressMetrics:
     def __init__(self) -> None:
         from ray.serve import metrics
 
-        Counter: Any = metrics.Counter  # its annotation takes one tag, its code any number
+        Counter: Any = metrics.Counter  # its annotation allows one tag, its code any number
         self._requests = Counter(
             "condu_requests", description="Predictions by outcome.", tag_keys=("label_space", "status")
         )
         self._images = Counter("condu_images", description="Images predicted.", tag_keys=("label_space",))
         self._seconds = metrics.Histogram(
             "condu_request_seconds",
-            description="Time of a prediction that succeeded.",
+            description="Duration of successful predictions.",
             boundaries=REQUEST_SECONDS,
             tag_keys=("label_space",),
         )
-        self._version = metrics.Gauge("condu_version", description="The version in hand.")
+        self._version = metrics.Gauge("condu_version", description="The version being served.")
 
     def requested(self, label_space: str, status: int) -> None:
         self._requests.inc(tags={"label_space": label_space, "status": str(status)})

@@ -1,8 +1,8 @@
-"""Calls from the ingress to the replicas that hold models: bounded, repeated after a death, errors in our own words.
+"""Calls from the ingress to model replicas: repeated when a replica dies, with its errors as ours.
 
-Every call is a pure function of its arguments, so it may run twice: when a replica dies under a call, the call is sent
-again, to whoever lives. The caller's timeout bounds all of it (a handle has none of its own, and its router waits for
-ever for a free replica); when it fires, the call is cancelled where it is.
+Every call is a pure function of its arguments, so it may run twice: when a replica dies during a call, the call is sent
+again to another one. Callers set a timeout around all of it (a handle has none, and its router waits for a free replica
+without limit); when it expires, the call is cancelled.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
 
 async def call(method: Any, *args: Any) -> Any:
-    """`await method.remote(*args)`; `method` is one of a `DeploymentHandle`. Runs until answered or cancelled.
+    """`await method.remote(*args)` until it is answered or cancelled; `method` belongs to a `DeploymentHandle`.
 
-    Raises the `ConduError` that the replica raised, `OverloadedError`, `NotReadyError`; anything else is a bug there.
+    Raises the `ConduError` that the replica raised, `OverloadedError`, `NotReadyError`; anything else is a bug.
     """
     pauses_s = delays_s(_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
     while True:
@@ -41,7 +41,7 @@ async def call(method: Any, *args: Any) -> Any:
         except DeploymentUnavailableError as error:
             raise NotReadyError(error.message) from None
         except (RayActorError, ReplicaUnavailableError) as error:
-            logger.warning("a replica died under a call, sending it again: %s", str(error).partition("\n")[0])
+            logger.warning("a replica died during a call, sending it again: %s", str(error).partition("\n")[0])
         except RayTaskError as error:
             if own := own_cause(error):
                 raise own from None

@@ -1,8 +1,8 @@
 """The replicas that hold models: the base, and the experts. Ray Serve runs them; `serving.app` says how many.
 
-Both take crops of any number of images and give them one by one to a batched method, so forwards fill up across
-requests. One thread runs the forwards (two at once on one device are slower than one after the other); loading has
-threads of its own, so a cold expert does not hold up the warm ones.
+Both take crops of any number of images and pass them one by one to a batched method, so that batches fill up across
+requests. One thread runs the forwards (two at once on one device are slower than one after the other); loading has its
+own threads, so that a cold expert does not hold up the warm ones.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fusion.versions.manifest import Manifest
 from serving.images import pixels
 from serving.metrics import ExpertMetrics
 from serving.options import ServiceOptions
+from serving.replica_log import log_with_serve
 from serving.seats import Seats
 from serving.watch import newest_readable
 
@@ -39,7 +40,7 @@ _HEALTH_DEADLINE_S = 20.0
 
 
 class ModelReplica:
-    """What the two kinds share: the base, the thread that computes, and a health check that runs a real forward."""
+    """What both kinds share: the base, the compute thread, and a health check that runs a real forward."""
 
     def __init__(self, options: ServiceOptions) -> None:
         log_with_serve()
@@ -54,7 +55,7 @@ class ModelReplica:
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._answered = 0.0
         self._counts = {"batches": 0, "images": 0, "largest_batch": 0}
-        # as large as it gets: allocations and kernels are chosen here, not under the first request
+        # the largest batch there is: memory is allocated and kernels are chosen here, not under the first request
         width, height = reversed(self.shelf.base.clip.image_size)
         self._blank = np.zeros((height, width, 3), np.uint8)
         self._encode(self.shelf.base, [self._blank] * options.max_batch_size)
@@ -62,7 +63,7 @@ class ModelReplica:
         logger.info("base loaded base=%s device=%s s=%.2f", newest.base.sha256[:12], options.device, seconds)
 
     async def compute(self, work: Callable[..., Result], *args: Any) -> Result:
-        """Run model work in the one thread that does it."""
+        """Run model work in the compute thread."""
         result = await asyncio.get_running_loop().run_in_executor(self._computing, work, *args)
         self._answered = time.monotonic()
         return result
@@ -79,18 +80,19 @@ class ModelReplica:
         return list(model.clip.image_features(batch, batch_size=self.options.max_batch_size))
 
     async def stats(self) -> dict[str, Any]:
-        """For people and tests: what this replica has done since it started."""
+        """What this replica has done since it started, for people and tests."""
         return {"pid": os.getpid(), **self._counts}
 
     async def check_health(self) -> None:
-        """A forward of one image within a deadline, unless one was answered lately. Serve replaces who fails thrice."""
+        """A forward of one image within a deadline, unless one finished recently. Serve replaces a replica after three
+        failures."""
         if time.monotonic() - self._answered > _HEALTH_PERIOD_S:
             async with asyncio.timeout(_HEALTH_DEADLINE_S):
                 await self.compute(self._encode, self.shelf.base, [self._blank])
 
 
 class BaseReplica(ModelReplica):
-    """The base: features to route by, and its share of the logits."""
+    """The base: features for routing, and its share of the logits."""
 
     def __init__(self, options: ServiceOptions) -> None:
         super().__init__(options)
@@ -102,7 +104,7 @@ class BaseReplica(ModelReplica):
         return torch.stack(await asyncio.gather(*(self._one(crop) for crop in crops))).numpy()
 
     async def logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
-        """Logits of each job, float32 [len(job.images), len(job.classes)]. `features` [B, D] as given by `features`."""
+        """Logits of each job, float32 [len(job.images), len(job.classes)], from what `features` returned, [B, D]."""
         unit = torch.from_numpy(np.array(features))
 
         def work() -> list[np.ndarray]:
@@ -117,13 +119,14 @@ class BaseReplica(ModelReplica):
 
 
 class ExpertReplica(ModelReplica):
-    """Experts, rebuilt when they are asked for. Serve routes by the expert's key to a replica that has it.
+    """Experts, rebuilt on demand. Serve routes by the expert's key to a replica that has it.
 
     Two caches by the same key work together. `serve.multiplexed` is how a replica tells the routers which models it
-    has, and it is the only public way; but it loads one model at a time under one lock, so a cold expert would hold up
-    every other. So it keeps the keys only (its "model" is the key itself, loaded in no time), and our `ExpertCache` of
-    the same capacity, touched in the same order, keeps the models under one lock each. Where the two ever differ a
-    request finds its expert cold: slower, never wrong. `Seats` bounds what is in use at once to the same number.
+    has, and the only public way; but it loads one model at a time under one lock, so a cold expert would hold up every
+    other. Therefore it holds only the keys (its "model" is the key itself, which loads instantly), and our
+    `ExpertCache` of the same capacity, used in the same order, holds the models with one lock per key. If the two ever
+    differ, a request finds its expert cold: slower, never wrong. `Seats` limits the experts in use at once to the same
+    number.
     """
 
     def __init__(self, options: ServiceOptions) -> None:
@@ -133,15 +136,15 @@ class ExpertReplica(ModelReplica):
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
         self._manifests: dict[int, Manifest] = {}
         self._metrics = ExpertMetrics()
-        # Serve fills a batch first and splits it by expert after: room for one batch of each warm expert
+        # Serve fills a batch first and splits it by expert afterwards: room for one batch per warm expert
         self._one.set_max_batch_size(expert_window(options))  # type: ignore[attr-defined]
         self._one.set_batch_wait_timeout_s(options.batch_wait_s)  # type: ignore[attr-defined]
         self._announce = serve.multiplexed(max_num_models_per_replica=options.cached_experts)(_itself)
 
     async def logits(self, version: int, job: Job, crops: np.ndarray) -> np.ndarray:
-        """Logits of a job's own crops, float32 [B, len(job.classes)], by the expert whose key the call is routed by.
+        """Logits of a job's own crops, float32 [B, len(job.classes)], from the expert whose key the call is routed by.
 
-        Raises what the store raises where a cold expert can't be read.
+        Raises the store's errors where a cold expert cannot be read.
         """
         assert job.task is not None
         key = serve.get_multiplexed_model_id()
@@ -153,9 +156,12 @@ class ExpertReplica(ModelReplica):
         return logits.numpy()
 
     async def stage(self, version: int, changed: dict[str, str]) -> int:
-        """Rebuild ahead what a publish changed of the experts in memory; their number. `changed`: task to new key.
+        """Rebuild in advance those experts in memory that a publish changed, and return how many.
 
-        The most recently used first, and at most half of the cache: until the swap the old ones are still asked for.
+        The most recently used first, and at most half of the cache: until the swap the old ones are still in use.
+
+        Args:
+            changed: task name to the expert's new key.
         """
         warm = [key.rpartition("@")[0] for key in reversed(self.shelf.experts.keys())]
         tasks = [task for task in dict.fromkeys(warm) if task in changed][: max(1, self.options.cached_experts // 2)]
@@ -169,19 +175,19 @@ class ExpertReplica(ModelReplica):
 
     @serve.batch
     async def _one(self, items: list[tuple[ExpertModel, np.ndarray]]) -> list[torch.Tensor]:
-        # one expert a batch: Serve splits by the key that each call was routed by
+        # one expert per batch: Serve splits by the key that each call was routed by
         return await self.encode(items[0][0], [crop for _, crop in items])
 
     async def _expert(self, key: str, version: int, task: str) -> ExpertModel:
-        # a burst on a cold expert waits here for one load, and holds no thread meanwhile; a request that is cancelled
-        # leaves the load to the others
+        # a burst of requests for a cold expert waits here for one load without holding threads; a cancelled request
+        # does not cancel the load, which others wait for
         loading = self._loading.get(key)
         if loading is None:
             if (model := self.shelf.experts.peek(key)) is not None:
                 self._metrics.asked(hit=True)
                 return model
             for used in self._seats.taken:
-                self.shelf.experts.peek(used)  # counts as use: what makes room is an expert that nobody uses now
+                self.shelf.experts.peek(used)  # counts as a use, so that no expert in use is evicted
             loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._get, key, version, task)
             self._loading[key] = loading
             loading.add_done_callback(lambda done: self._loaded(key, done))
@@ -199,7 +205,7 @@ class ExpertReplica(ModelReplica):
     def _load(self, key: str, version: int, task: str) -> ExpertModel:
         started = time.perf_counter()
         manifest = self._manifests.get(version) or self.versions.read(version)
-        self._manifests = {version: manifest}  # one publish makes many experts cold at most: all of the same version
+        self._manifests = {version: manifest}  # the last one: the experts that a publish made cold are of its version
         num_bytes = 0
 
         def counted() -> Any:
@@ -216,16 +222,9 @@ class ExpertReplica(ModelReplica):
 
 
 def expert_window(options: ServiceOptions) -> int:
-    """Images that an expert replica gathers before it splits them by expert."""
+    """How many images an expert replica collects before it splits them by expert."""
     return options.max_batch_size * min(4, options.cached_experts)
 
 
 async def _itself(key: str) -> str:
     return key
-
-
-def log_with_serve() -> None:
-    """Our lines into the replica's own log: Serve configures its logger and no other."""
-    ours, serves = logging.getLogger("serving"), logging.getLogger("ray.serve")
-    ours.handlers, ours.propagate = serves.handlers, False
-    ours.setLevel(logging.INFO)

@@ -1,7 +1,7 @@
-"""What requests and answers look like, and what a request's fields mean together.
+"""The fields of requests and answers, and what a request's fields mean together.
 
-A field that a form repeats (`labels`, `templates`) may also come once, as a JSON array of strings. An empty value of a
-field that is given once counts as absent, because HTML forms send those.
+A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings. An empty value of a field
+that is not repeated counts as absent, because HTML forms send empty fields.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _REPEATED = ("labels", "templates")
 
 
 class PredictFields(BaseModel):
-    """Everything of a prediction beside the images."""
+    """The fields of a prediction, apart from the images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     label_space: Literal["task", "labels", "seen"] | None = None
     """How to answer. Absent: `task` where a task is given, `labels` where labels are, else `seen`."""
     task: Text | None = None
-    """The task to ask, with its own classes and templates. For label space `task`."""
+    """The task whose expert answers, over its own classes and templates. For label space `task`."""
     labels: tuple[Text, ...] = ()
     """The class names to choose from; repeat the field, or give one JSON array. For label space `labels`."""
     templates: tuple[Text, ...] = ()
     """Prompts with one `{}` each; repeated like labels. Default: `a photo of a {}.` For label space `labels`."""
     top_k: int | None = Field(default=None, ge=1)
-    """How many experts are consulted for an image. Without effect in label space `task`, which asks one."""
+    """How many experts are consulted per image. Has no effect in label space `task`, which asks one."""
     version: int | None = Field(default=None, ge=1)
-    """The version to ask. Absent: the newest that this replica knows."""
+    """The version that answers. Absent: the newest that this replica has loaded."""
 
     @classmethod
     def read(cls, items: Iterable[tuple[str, str]]) -> PredictFields:
-        """From a form's fields or a query string. Raises `RequestError` with every mistake."""
+        """Read a form's fields or a query string. Raises `RequestError` that lists all mistakes."""
         given: dict[str, list[str]] = {}
         for name, value in items:
             given.setdefault(name, []).append(value)
@@ -59,13 +59,13 @@ class PredictFields(BaseModel):
             raise RequestError(describe(error.errors())) from None
 
     def query(self, *, default_top_k: int, max_top_k: int, max_texts: int) -> Query:
-        """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or the limits.
+        """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or exceed a limit.
 
-        What only a version can tell (is there such a task?) is left to `Query.check`.
+        Whether the task exists depends on the version, and is left to `Query.check`.
         """
         if self.task and self.labels:
             raise LabelSpaceError(
-                "task and labels contradict each other: a task brings its own classes. Give one of them"
+                "task and labels contradict each other: a task has its own classes. Give one or the other"
             )
         space = self.label_space or ("task" if self.task else "labels" if self.labels else "seen")
         if self.templates and space != "labels":
@@ -74,16 +74,16 @@ class PredictFields(BaseModel):
         for template in templates:
             if any(brace in template.replace("{}", "", 1) for brace in "{}"):
                 raise LabelSpaceError(
-                    f"template {template!r}: one '{{}}', where the class name goes, and no other braces"
+                    f"template {template!r} must have one '{{}}', where the class name goes, and no other braces"
                 )
         if (num_texts := len(self.labels) * len(templates)) > max_texts:
             raise LabelSpaceError(
                 f"{len(self.labels)} labels in {len(templates)} templates are {num_texts} texts, "
-                f"one request may ask for {max_texts}"
+                f"the limit per request is {max_texts}"
             )
         top_k = self.top_k or default_top_k
         if top_k > max_top_k:
-            raise LabelSpaceError(f"top_k is {top_k}, this service consults at most {max_top_k} experts for an image")
+            raise LabelSpaceError(f"top_k is {top_k}, this service consults at most {max_top_k} experts per image")
         return Query(label_space=space, task=self.task, labels=self.labels, templates=templates, top_k=top_k)
 
 
@@ -96,7 +96,7 @@ class Candidate(BaseModel):
 class ImagePrediction(BaseModel):
     image: str = Field(description="The file's name as uploaded")
     label: str
-    task: str | None = Field(description="Whose class it is; null in label space `labels`")
+    task: str | None = Field(description="The task that the class belongs to; null in label space `labels`")
     probability: float = Field(description="Softmax over all candidates")
     experts: list[str] = Field(description="The experts that were consulted, nearest first")
     top: list[Candidate] = Field(description="Up to five candidates, best first")
@@ -115,9 +115,9 @@ class ImagePrediction(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    version: int = Field(description="The one version that everything in this answer comes from")
+    version: int = Field(description="The one version that the whole answer comes from")
     label_space: str
-    predictions: list[ImagePrediction] = Field(description="One for each image, in their order")
+    predictions: list[ImagePrediction] = Field(description="One per image, in their order")
     seconds: float
 
 
@@ -125,27 +125,27 @@ class TaskInfo(BaseModel):
     name: str
     classes: list[str]
     templates: list[str]
-    session: int = Field(description="In which session it was fused, from 1")
+    session: int = Field(description="The session in which it was fused, from 1")
     expert: str = Field(description="`task@hash`: changes when a publish changes this task's expert")
     routable: bool = Field(description="Whether images are routed to it; false for plain weights without classes")
 
 
 class TasksResponse(BaseModel):
     version: int
-    tasks: list[TaskInfo] = Field(description="In fused order")
+    tasks: list[TaskInfo] = Field(description="In the order in which they were fused")
 
 
 class VersionInfo(BaseModel):
     version: int
-    created: str | None = Field(default=None, description="When, ISO 8601 in UTC")
+    created: str | None = Field(default=None, description="When it was published, ISO 8601 in UTC")
     why: str | None = None
     mode: dict[str, Any] | None = None
     num_tasks: int | None = None
-    problem: str | None = Field(default=None, description="Why the version can't be read, where it can't")
+    problem: str | None = Field(default=None, description="Why the version cannot be read; null if it can")
 
 
 class VersionsResponse(BaseModel):
-    serving: int | None = Field(description="The version that answers now")
+    serving: int | None = Field(description="The version being served")
     versions: list[VersionInfo] = Field(description="Newest first, at most 50")
     before: int | None = Field(description="`?before=` for the next page; null on the last")
 
@@ -154,9 +154,9 @@ class ReadyResponse(BaseModel):
     ready: bool
     version: int | None
     tasks: int
-    models: str = Field(description="`ready`, or what the base and the experts are waiting for")
+    models: str = Field(description="`ready`, or what the base and expert replicas are waiting for")
     problem: str | None = Field(
-        description="What is wrong with the store or its newest version; the version in hand goes on"
+        description="What is wrong with the store or its newest version; the version being served stays"
     )
 
 
@@ -185,7 +185,7 @@ def _strings(name: str, found: list[str]) -> tuple[str, ...]:
     try:
         values = json.loads(found[0])
     except ValueError as error:
-        raise RequestError(f"{name} looks like a JSON array and is none: {error}") from None
+        raise RequestError(f"{name} is not a valid JSON array: {error}") from None
     if not all(isinstance(value, str) for value in values):
-        raise RequestError(f"{name}: a JSON array of strings is wanted")
+        raise RequestError(f"{name} must be a JSON array of strings")
     return tuple(values)

@@ -1,9 +1,10 @@
-"""Seats: how many different experts are in use at once, so that more hot tasks than memory are slower, never fatal.
+"""Seats: a limit on how many different experts are in use at once. More hot tasks than fit in memory make the service
+slower, never crash it.
 
-A cache bounds what it holds, not what requests still use: under 64 requests for 64 tasks, 64 models would live at once
-however small the cache. So a request takes a seat for its expert first. Requests for one expert share a seat; who
-needs another seat waits for one to come free. While somebody waits, others may still join seats that are taken, since
-a forward more costs far less than a load, but only for `patience_s`: then they line up behind.
+A cache limits what it holds, not what requests still use: with 64 requests for 64 tasks, 64 models would be in memory
+however small the cache. So a request first takes a seat for its expert. Requests for the same expert share a seat; a
+request for another expert waits until a seat is free. While it waits, others may still join occupied seats, because
+one more forward costs far less than a load, but only for `patience_s`: after that they queue behind it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class _Waiting:
 
 
 class Seats:
-    """At most `capacity` different keys at once. For one event loop.
+    """At most `capacity` different keys at once, within one event loop.
 
     Args:
-        patience_s: how long a key that waits lets others pass who need no new seat. About what a load takes is right.
+        patience_s: how long a waiting key lets requests for seated keys pass it. About the duration of a load is right.
     """
 
     def __init__(self, capacity: int, *, patience_s: float = 1.0) -> None:
@@ -42,7 +43,7 @@ class Seats:
 
     @asynccontextmanager
     async def take(self, key: str) -> AsyncIterator[None]:
-        """Hold a seat for `key`, after waiting for one where there is none."""
+        """Hold a seat for `key`, after waiting for a free one if necessary."""
         if self._fits(key, self._queue):
             self._users[key] = self._users.get(key, 0) + 1
         else:
@@ -65,7 +66,7 @@ class Seats:
         except asyncio.CancelledError:
             if waiting in self._queue:
                 self._queue.remove(waiting)
-                self._admit()  # whoever stood behind may fit
+                self._admit()  # those behind it may fit now
             elif waiting.admitted.done() and not waiting.admitted.cancelled():
                 self._leave(key)  # admitted and cancelled at the same moment
             raise

@@ -1,7 +1,7 @@
-"""One request from images to answer: fixes the version, routes, asks the models, puts their logits together.
+"""One request from images to answer: chooses the version, routes, asks the models, combines their logits.
 
 Knows the rules of `fusion.answers.label_spaces` and a `Models`; neither HTTP nor Ray. The ingress replica gives it
-models that live in other replicas, a test gives it models of its own.
+models in other replicas, a test gives it models of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
 
 
 class Models(Protocol):
-    """Where the forwards run. Crops are uint8 [B, H, W, 3], what comes back is float32."""
+    """Where the forwards run. Crops are uint8 [B, H, W, 3], results are float32."""
 
     async def features(self, crops: np.ndarray) -> np.ndarray:
         """Unit image features of the base, [B, D]."""
@@ -60,7 +60,7 @@ class Service:
         self._in_flight = 0
         self._draining = False
         self._cropper: Cropper | None = None
-        # decoding is bounded apart: an image of max_pixels takes several times that in bytes
+        # few threads: decoding an image of max_pixels takes several times as many bytes
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
 
     @property
@@ -68,20 +68,20 @@ class Service:
         return self.watcher.current is not None and self.models_state == "ready" and not self._draining
 
     async def drain(self) -> None:
-        """Let no more predictions in, and return when those in flight are done, which their timeout bounds."""
+        """Refuse new predictions, and return when those in flight are done, which their timeout limits."""
         self._draining = True
         while self._in_flight:
             await asyncio.sleep(0.05)
 
     def query(self, fields: PredictFields) -> Query:
-        """What a request's fields mean, under the limits of this service. Raises `LabelSpaceError`."""
+        """The query that a request's fields mean, within the limits of this service. Raises `LabelSpaceError`."""
         limits = self.options
         return fields.query(default_top_k=limits.top_k, max_top_k=limits.max_top_k, max_texts=limits.max_texts)
 
     async def predict(self, uploads: Sequence[Upload], query: Query, version: int | None = None) -> PredictResponse:
-        """Answers for the images, in their order, all from one version (None: the one in hand).
+        """Answers for the images, in their order, all from one version (None: the one being served).
 
-        Raises what is wrong with the request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
+        Raises the errors of a bad request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
         """
         started = time.perf_counter()
         with self._slot():
@@ -90,8 +90,8 @@ class Service:
                     view, answers = await self._predict(uploads, query, version)
             except TimeoutError:
                 raise RequestTimeoutError(
-                    f"no answer within {self.options.request_timeout_s:g} s: the service is loaded, or an expert is "
-                    "still being rebuilt. Send the request again, or fewer images at once"
+                    f"no answer within {self.options.request_timeout_s:g} s: the service is overloaded, or an expert "
+                    "is still being rebuilt. Retry, or send fewer images at once"
                 ) from None
         return PredictResponse(
             version=view.version,
@@ -110,8 +110,8 @@ class Service:
             return view, await self._answer(view, query, crops)
         except _GONE as error:
             if version is not None and version != getattr(self.watcher.current, "version", None):
-                raise VersionGoneError(f"version {version} went away while it was asked ({error})") from error
-            # gc took a blob of the version in hand: a newer one must exist. The request starts over on it, whole
+                raise VersionGoneError(f"version {version} was removed during the request ({error})") from error
+            # gc removed a blob of the version being served: a newer one must exist, and the request starts over on it
             await self.watcher.poll(listing=True)
             newer = await self.watcher.view(None)
             if version is not None or newer.version == view.version:
@@ -160,7 +160,7 @@ class Service:
         if self._draining:
             raise NotReadyError("the service is stopping: send the request to another one")
         if self._in_flight >= self.options.max_queued_requests:
-            raise OverloadedError(f"{self._in_flight} predictions are in flight already: try again in a moment")
+            raise OverloadedError(f"{self._in_flight} predictions are in flight already: retry in a moment")
         self._in_flight += 1
         try:
             yield
@@ -169,7 +169,7 @@ class Service:
 
 
 async def gather(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """All results; the first error cancels what still runs, so that nobody computes for an answer that won't come."""
+    """All results. The first error cancels the calls that still run, because nothing will use their results."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         return list(await asyncio.gather(*tasks))

@@ -1,4 +1,4 @@
-"""How a service stands, for who did not start it. Imports no model."""
+"""The state of a service, for processes that did not start it. Imports no model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ INGRESS, BASE, EXPERTS = "Ingress", "Base", "Experts"
 
 
 def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
-    """The service of a store (`Store.url`) on this cluster, JSON values only. None: there is none.
+    """The service of a store (`Store.url`) on this cluster, as JSON values; None if there is none.
 
-    Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `ingress`: what each of
-        its replicas says of itself, see `Ingress.describe`; empty while it starts.
+    Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `ingress`: the
+        `Ingress.describe` of each of its replicas; empty while it starts.
     """
     actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     if not any(actor["namespace"] == "serve" for actor in actors):
-        return None  # asking Serve itself would take seconds to import it
+        return None  # importing Serve to ask it would take seconds
     from ray import serve
     from ray.serve.schema import ApplicationStatus, ReplicaState
 

@@ -1,7 +1,8 @@
-"""The version in hand: watches the store for the next one, stages it off the request path, and swaps by one assignment.
+"""The version being served: polls the store for the next one, stages it off the request path, swaps by one assignment.
 
-A poll costs one request. What goes wrong (the store does not answer, the newest manifest is damaged, gc took a blob
-while it was read) keeps the version in hand, is logged once and shown by `/readyz`; it never reaches a request.
+A poll costs one request. When something goes wrong (the store does not answer, the newest manifest is damaged, gc
+removed a blob while it was read) the version being served stays, and the problem is logged once and shown by `/readyz`;
+requests do not notice.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _POLLS_PER_LISTING = 30
 _PINNED_VIEWS = 8
 
 Stage = Callable[[View | None, View], Awaitable[None]]
-"""Called with the version in hand and the next one before the swap: warms what will be asked for."""
+"""Called before the swap with the version being served and the next one, to warm up what the next one needs."""
 
 
 class VersionWatcher:
-    """Which version answers. `current` is read once by a request, at its start, and passed on from there.
+    """Knows which version answers. A request reads `current` once, at its start, and passes it on.
 
     Args:
-        cache: the node's cache before the store.
+        cache: the node's cache of the store.
         poll_s: seconds between two polls, on average.
-        stage: runs before each swap; an error in it is logged and does not hold the swap up.
+        stage: runs before each swap; an error in it is logged and does not prevent the swap.
     """
 
     def __init__(self, cache: NodeCache, *, poll_s: float, stage: Stage | None = None) -> None:
@@ -54,14 +55,14 @@ class VersionWatcher:
         """Poll until cancelled."""
         while True:
             await self.poll()
-            await asyncio.sleep(self._poll_s * random.uniform(0.75, 1.25))  # replicas must not ask in step
+            await asyncio.sleep(self._poll_s * random.uniform(0.75, 1.25))  # replicas must not poll in step
 
     async def poll(self, *, listing: bool = False) -> bool:
-        """Look once. True: another version is in hand now. Never raises.
+        """Poll once. True: another version is being served now. Never raises.
 
         Args:
-            listing: list the versions instead of probing for the next number. gc may have removed that one while we
-                were cut off from the store, and then a probe never finds what came after it; done now and then anyway.
+            listing: list the versions instead of probing for the next number. If gc removed that one while the store
+                was out of reach, probing never finds a later one; hence every so many polls list in any case.
         """
         async with self._lock:
             self._polls += 1
@@ -87,9 +88,10 @@ class VersionWatcher:
             return True
 
     async def view(self, version: int | None) -> View:
-        """The version of a request: the one in hand, or the one that it names.
+        """The version for a request: the one that it names, else the one being served.
 
-        Raises `NotReadyError` (nothing in hand), `UnknownVersionError`, `VersionGoneError`, and what the store raises.
+        Raises `NotReadyError` (none is being served yet), `UnknownVersionError`, `VersionGoneError`, and the store's
+        errors.
         """
         current = self.current
         if version is None:
@@ -111,7 +113,7 @@ class VersionWatcher:
         try:
             return self._look()
         except (BlobNotFoundError, VersionGoneError, UnknownVersionError) as error:
-            # gc took a version or a blob from under us. Then there is a newer one, which a listing finds
+            # gc removed a version or a blob while it was read. Then there is a newer one, which a listing finds
             self._versions = Versions(self._store)
             logger.info("looking again at %s: %s", self._store.url, error)
             return self._look()
@@ -128,7 +130,8 @@ class VersionWatcher:
         number = self._versions.newest_number()
         if number < self.current.version:
             raise UnknownVersionError(
-                f"{self._store.url} ends at version {number}, below the one in hand: was the store emptied?"
+                f"the newest version in {self._store.url} is {number}, older than the one being served: "
+                "was the store emptied?"
             )
         view = self._loader.load(self._versions.read(number)) if number > self.current.version else None
         self._recovered()
@@ -146,22 +149,23 @@ class VersionWatcher:
     def _report(self, error: Exception) -> None:
         problem = f"{type(error).__name__}: {error}"
         if problem != self.problem:
-            kept = f"version {self.current.version} goes on" if self.current else "no version to serve"
+            kept = f"still serving version {self.current.version}" if self.current else "no version to serve"
             logger.warning("watching %s: %s (%s)", self._store.url, problem, kept)
         self.problem = problem
 
     def _recovered(self) -> None:
         if self.problem:
-            logger.info("watching %s: well again after: %s", self._store.url, self.problem)
+            logger.info("watching %s: recovered from: %s", self._store.url, self.problem)
         self.problem = None
 
 
 def newest_readable(versions: Versions) -> tuple[Manifest, Exception | None]:
-    """The newest version whose manifest is whole, and what is wrong with newer ones.
+    """The newest version with a readable manifest, and the error of the newest one that is not.
 
-    A replica that starts while the newest manifest is damaged serves what the others have in hand.
+    So a replica that starts while the newest manifest is damaged serves the same version as the others.
 
-    Raises `UnknownVersionError` when nothing was published, `DamagedBlobError` or `FormatError` when nothing is whole.
+    Raises `UnknownVersionError` when nothing was published, `DamagedBlobError` or `FormatError` when nothing is
+    readable.
     """
     first: DamagedBlobError | FormatError | None = None
     for number in range(versions.newest_number(), 0, -1):

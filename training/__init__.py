@@ -1,1 +1,1 @@
-"""Makes experts and measures them: data, fine-tuning, and the lanes on Ray that run many at once. Imports fusion."""
+"""Makes experts and measures them: data, fine-tuning, and lanes on Ray that train many tasks. Imports fusion."""

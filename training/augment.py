@@ -1,12 +1,12 @@
-"""Augmentation of whole batches: float images in [0, 1] in, the same out, every random number from one generator.
+"""Augmentation of whole batches: float images in [0, 1] in and out, every random number from one generator.
 
-Parameters are drawn for the global batch and applied to any part of it, so workers that share a batch make of it what
-one worker would, on any device. Letters: B images, H x W pixels of the result, h x w pixels of the canvas before.
+Parameters are drawn for the global batch and applied to any part of it, so workers that share a batch get the images
+that one worker would, on any device. Letters: B images, H x W pixels of the result, h x w pixels of the canvas before.
 
 - `none`: the image as evaluation sees it.
-- `crop`: a random resized crop of 90-100 % of the area, open_clip's own for CLIP.
-- `draw`: for drawings and glyphs on white: small rotation, scale, shift and aspect on a white canvas, colour jitter,
-  and a tenth of the images through half the resolution.
+- `crop`: a random resized crop of 90-100 % of the area, as open_clip does it for CLIP.
+- `draw`: for drawings and glyphs on white: small changes of rotation, scale, position and aspect on a white canvas,
+  colour jitter, and a tenth of the images reduced to half the resolution and enlarged again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _LOW_RESOLUTION = 6, 7, 8, 9
 
 @dataclass(frozen=True)
 class Augmentation:
-    """One policy for images of one size. `flip` mirrors half of them, whatever the policy."""
+    """One policy for images of one size. `flip` mirrors half of them under any policy."""
 
     policy: Policy
     flip: bool
@@ -67,10 +67,8 @@ class Augmentation:
             angle = uniform(-math.radians(_ROTATION_DEGREES), math.radians(_ROTATION_DEGREES))
             scale, aspect = uniform(*_SCALE), uniform(1 - _ASPECT, 1 + _ASPECT)
             across, down = 1 / (scale * aspect), aspect / scale
-            shift_x, shift_y = (
-                uniform(-2 * _SHIFT, 2 * _SHIFT),
-                uniform(-2 * _SHIFT, 2 * _SHIFT),
-            )  # the canvas is 2 wide
+            shift_x = uniform(-2 * _SHIFT, 2 * _SHIFT)  # the canvas is 2 wide
+            shift_y = uniform(-2 * _SHIFT, 2 * _SHIFT)
             cos, sin = torch.cos(angle), torch.sin(angle)
             affine = [cos * across, -sin * down, shift_x, sin * across, cos * down, shift_y]
             colour = [uniform(1 - _JITTER, 1 + _JITTER) for _ in range(3)]
@@ -81,10 +79,9 @@ class Augmentation:
         return torch.stack([*affine, *colour], dim=1)
 
     def apply(self, images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-        """Augment float images [B, 3, h, w] of the canvas' size to [B, 3, H, W], by parameters [B, 10] of `draw`."""
-        assert tuple(images.shape[-2:]) == self.canvas, (
-            f"images are {tuple(images.shape[-2:])}, the canvas {self.canvas}"
-        )
+        """Augment float images [B, 3, h, w] of the canvas's size to [B, 3, H, W], by parameters [B, 10] of `draw`."""
+        size = tuple(images.shape[-2:])
+        assert size == self.canvas, f"images are {size}, the canvas {self.canvas}"
         parameters = parameters.to(images.device)
         if self.policy == "none":  # exact: no resampling
             mirrored = (parameters[:, 0] < 0).view(-1, 1, 1, 1)
@@ -92,14 +89,13 @@ class Augmentation:
         grid = affine_grid(parameters[:, :6].view(-1, 2, 3), [len(images), 3, *self.size], align_corners=False)
         if self.policy == "crop":
             return grid_sample(images, grid, padding_mode="border", align_corners=False)
-        images = 1 - grid_sample(
-            1 - images, grid, padding_mode="zeros", align_corners=False
-        )  # white comes in, not black
+        # padded in the negative: white comes in at the edges, not black
+        images = 1 - grid_sample(1 - images, grid, padding_mode="zeros", align_corners=False)
         return _lower_resolution(_jitter(images, parameters), parameters[:, _LOW_RESOLUTION] > 0)
 
 
 def _jitter(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Brightness, contrast about the image's mean grey, saturation about each pixel's grey."""
+    """Brightness, then saturation about each pixel's grey, then contrast about the image's mean grey."""
     brightness, contrast, saturation = (
         parameters[:, column].view(-1, 1, 1, 1) for column in (_BRIGHTNESS, _CONTRAST, _SATURATION)
     )

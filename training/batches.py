@@ -1,7 +1,9 @@
-"""Which images a step sees, as uint8 pixels: a pure function of seed and step, so that any step can be made again.
+"""What a step sees of a task's images: a pure function of seed and step, so that any step can be repeated.
 
-Decoding and resizing cost more than a step of a small model, so pixels are kept once they are made (up to
-`CACHE_BYTES`; 15,000 images at 224 px) and the next batch is made in threads while the current one trains.
+Decoding and resizing cost more than a step of a small model, so resized pixels are cached (up to `CACHE_BYTES`: 15,000
+images at 224 px), and threads prepare the next batch while the current one trains.
+
+Letters: B images, h x w pixels of the augmentation's canvas, H x W of the model's input.
 """
 
 from __future__ import annotations
@@ -10,19 +12,23 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import image_transform_v2
 
-from fusion.answers.clip import Clip
+from fusion.answers.clip import Clip, preprocess_config
+from training.augment import Augmentation
 from training.images import ImageSet
+from training.recipe import Recipe
+from training.worker_group import WorkerGroup
 
 CACHE_BYTES = 2 << 30
 
 
 def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
-    """Random numbers of one purpose in one step. Independent of everything drawn before."""
+    """Random numbers for one purpose in one step, independent of everything drawn before."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -30,8 +36,8 @@ def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
 class Sampler:
     """Image indices of every step's global batch.
 
-    Evenly over images: an endless row of shuffles of the training set, cut into batches, so that every image comes once
-    an epoch. `balanced`: an endless row of shuffles of the classes, and a random image of each.
+    Evenly over images: an endless sequence of shuffles of the training set, cut into batches, so that every image comes
+    once per epoch. `balanced`: an endless sequence of shuffles of the classes, and a random image of each.
     """
 
     def __init__(self, labels: np.ndarray, *, batch_size: int, seed: int, balanced: bool) -> None:
@@ -39,7 +45,7 @@ class Sampler:
         self._seed = seed
         self._balanced = balanced
         self._members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        self._row_length = len(self._members) if balanced else len(labels)
+        self._shuffle_length = len(self._members) if balanced else len(labels)
         self._last_shuffle: tuple[int, torch.Tensor] | None = None
 
     def batch(self, step: int) -> torch.Tensor:
@@ -47,7 +53,7 @@ class Sampler:
         start = step * self._batch_size
         places = range(start, start + self._batch_size)
         chosen = torch.tensor(
-            [int(self._shuffle(place // self._row_length)[place % self._row_length]) for place in places]
+            [int(self._shuffle(place // self._shuffle_length)[place % self._shuffle_length]) for place in places]
         )
         if not self._balanced:
             return chosen
@@ -57,17 +63,17 @@ class Sampler:
 
     def _shuffle(self, number: int) -> torch.Tensor:
         if self._last_shuffle is None or self._last_shuffle[0] != number:
-            order = torch.randperm(self._row_length, generator=generator_for(self._seed, "shuffle", number))
+            order = torch.randperm(self._shuffle_length, generator=generator_for(self._seed, "shuffle", number))
             self._last_shuffle = number, order
         return self._last_shuffle[1]
 
 
 class Pixels:
-    """Images of a set at canvas size, uint8, the way the model's own preprocessing resizes and cuts them."""
+    """Images of a set at canvas size, uint8, resized and cropped as the model's own preprocessing does it."""
 
     def __init__(self, clip: Clip, images: ImageSet, canvas: tuple[int, int], *, num_threads: int = 0) -> None:
-        config = {key: tuple(value) if isinstance(value, list) else value for key, value in clip.preprocess_cfg.items()}
-        self._resize = image_transform_v2(PreprocessCfg(**{**config, "size": canvas}), is_train=False)
+        config = replace(preprocess_config(clip.preprocess_cfg), size=canvas)
+        self._resize = image_transform_v2(config, is_train=False)
         self._mean, self._std = channel_statistics(clip)
         self._images = images
         self._canvas = canvas
@@ -90,7 +96,7 @@ class Pixels:
         return torch.stack([coming[index].result() if index in coming else self._one(index) for index in indices])
 
     def expect(self, indices: Sequence[int]) -> None:
-        """Start making a batch that will be asked for next. Without threads of its own it does nothing."""
+        """Start preparing the batch that will be asked for next. Does nothing without threads."""
         if self._pool:
             self._coming = {
                 index: self._pool.submit(self._one, index) for index in set(indices) if index not in self._kept
@@ -106,6 +112,45 @@ class Pixels:
             if len(self._kept) < self._room:
                 self._kept[index] = pixels
         return pixels
+
+
+class Batches:
+    """This worker's share of every step's batch, augmented and normalised, on the model's device.
+
+    Every random number is drawn for the whole batch, so all workers together see what one worker would.
+    """
+
+    def __init__(
+        self, clip: Clip, images: ImageSet, recipe: Recipe, *, seed: int, workers: WorkerGroup, num_threads: int = 0
+    ) -> None:
+        self._augmentation = Augmentation(recipe.augment, recipe.flip, clip.image_size)
+        self._sampler = Sampler(images.labels, batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced)
+        self._pixels = Pixels(clip, images, self._augmentation.canvas, num_threads=num_threads)
+        self._labels = torch.from_numpy(images.labels)
+        self._device = clip.device
+        self._mean, self._std = (statistic.to(clip.device) for statistic in channel_statistics(clip))
+        self._recipe = recipe
+        self._seed = seed
+        self._share = slice(workers.rank, None, workers.size)
+
+    def __enter__(self) -> Batches:
+        self._pixels.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pixels.__exit__(*error)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images, float32 [B, 3, H, W], and labels, int64 [B]. Starts decoding the next step's images."""
+        indices = self._sampler.batch(step)[self._share]
+        drawn = self._augmentation.draw(self._recipe.batch_size, generator_for(self._seed, "augment", step))
+        images = self._pixels.batch(indices.tolist()).to(self._device).float() / 255
+        if step + 1 < self._recipe.steps:
+            self._pixels.expect(self._sampler.batch(step + 1)[self._share].tolist())
+        images = (self._augmentation.apply(images, drawn[self._share]) - self._mean) / self._std
+        if self._device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self._labels[indices].to(self._device)
 
 
 def channel_statistics(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Plain continual fine-tuning: one model trained on task after task. The baseline that forgets, for comparison."""
+"""Plain continual fine-tuning: one model trained on task after task. It forgets; a baseline for comparison."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def continual_finetuning(clip: Clip, tasks: Sequence[tuple[TaskData, Recipe, int
 
     Args:
         clip: the base; it is trained in place.
-        tasks: data, recipe and seed of each task: the same that its expert was trained with.
-    Yields: after each session the correct answers on every task, over that task's classes.
+        tasks: data, recipe and seed of each task, as its expert was trained with.
+    Yields:
+        After each session the number of correct answers on every task, over that task's classes.
     """
     pixels = [load_pixels(clip, data) for data, _, _ in tasks]
     for data, recipe, seed in tasks:
         finetune(clip, data, recipe, seed=seed)
-        model = ExpertModel(clip)  # a fresh cache of text features: the text tower has moved
+        model = ExpertModel(clip)  # a fresh cache of text features: the text encoder has changed
         yield [
             int(right_of(model, clip.image_features(images), test).sum())
             for images, (test, _, _) in zip(pixels, tasks, strict=True)

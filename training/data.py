@@ -1,8 +1,8 @@
-"""A task's data: named classes, prompt templates, and labelled images in two splits, from wherever they lie.
+"""A task's data: named classes, prompt templates, and labelled images in two splits, from any kind of source.
 
-What a data set is does not depend on where it lies: `TaskData.sha256` is over contents, training images are kept in the
-order of their hashes, and a missing test split is cut by content hash. So the same images in a folder, in Parquet or in
-a bucket give the same expert.
+The identity of a data set does not depend on where it is stored: `TaskData.sha256` is over contents, training images
+are sorted by their hashes, and a missing test split is cut by content hash. So the same images in a folder, in Parquet
+or in a bucket give the same expert.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TaskData:
     Attributes:
         name: the task's.
         classes: names, in the order of the labels.
-        templates: prompt templates with `{}` where the class goes; the first is what training uses by default.
-        train, test: images; `train` is empty for a task that is only ever tested.
+        templates: prompt templates with `{}` in place of the class; training uses the first by default.
+        train, test: images; `train` is empty for a task that is only tested.
         sha256: over the training images' hashes and labels, the classes and the templates.
     """
 
@@ -55,16 +55,16 @@ def load_task_data(
 
     Args:
         name: the task's name.
-        source: a folder (path, `file://` or `s3://bucket/prefix/`) with `train/` and `test/` of class folders, or with
-            class folders only (80/20 by content hash), or with `train.parquet`, `test.parquet` and `task.json`; or
-            `torchvision:NAME`.
+        source: `torchvision:NAME`, or a folder (path, `file://` or `s3://bucket/prefix/`) that contains `train/` and
+            `test/` with class folders, or only class folders (split 80/20 by content hash), or `train.parquet`,
+            `test.parquet` and `task.json`.
         classes: names in place of the source's, in the order of its labels (of its sorted folders).
-        templates: in place of the source's; where neither has any, `a photo of a {}.`.
-        few_shot: keep only the first so many training images a class, in the order of their hashes.
-        verify: decode every image once; without it a broken one is found when it is used.
+        templates: in place of the source's; if neither has any, `a photo of a {}.`.
+        few_shot: keep only this many training images per class, the first in the order of their hashes.
+        verify: decode every image once; otherwise a broken one is found only when it is used.
         options: how to reach S3.
     Raises:
-        DataError: naming the folder, class, file or row, and all problems of a kind at once.
+        DataError: names the folder, class, file or row, and all problems of one kind at once.
     """
     raw = _read(source, options)
     if raw.train is None:
@@ -84,7 +84,7 @@ def load_task_data(
 
 
 def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Options | None = None) -> TaskData:
-    """Read a task that is never trained: its test split alone, whether or not the source has another."""
+    """Read a task that is never trained: only its test split, even if the source has training images."""
     raw = _read(source, options)
     if not raw.test:
         raise DataError(f"task {name!r}: {source} has no test images")

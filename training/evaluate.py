@@ -1,8 +1,8 @@
-"""Measuring versions: which test images of one data set each version answers right, in each label space.
+"""Measuring versions: which test images of one data set each version answers correctly, in each label space.
 
 All questions that a set of versions has to answer about one data set are planned first; then every expert that any plan
-needs is rebuilt once, sees the images that any plan sends it, and is let go. So memory holds the base and one expert,
-and a version whose experts did not change costs only its sums. No Ray in here.
+needs is rebuilt once, sees the images that any plan sends it, and is dropped. So memory holds the base and one expert,
+and a version whose experts did not change costs only its sums. Without Ray.
 
 Letters: N test images, C classes, D dimensions, T versions (session t is versions[t - 1]).
 """
@@ -31,13 +31,13 @@ all tasks), `union` (`seen`, learned tasks only)."""
 
 @dataclass(frozen=True)
 class SetMeasure:
-    """Which images of one test set were answered right: bool [N] each, so that differences can be paired.
+    """Which images of one test set were answered correctly: bool [N] each, so that differences can be paired.
 
     Attributes:
         name: the task's name.
         num_classes, num_images: of the test set.
         zero_shot: by the base alone.
-        right: kind to answers after each session; None where the kind has no answer there.
+        right: kind to answers after each session; None where the kind does not apply.
         routed: images whose first routed task was their own, after the last session; None for a task never learned.
     """
 
@@ -54,7 +54,7 @@ class LoadedSet:
     """A test set that the base has seen: what every measurement of it starts from.
 
     Attributes:
-        test: its `test` images count.
+        test: its `test` images are what is measured.
         base: the base's model, which all versions share.
         pixels: preprocessed, float32 [N, 3, H, W].
         features: the base's unit image features, float32 [N, D].
@@ -107,14 +107,14 @@ def measure_set(
 
 
 def measure_weights(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> np.ndarray:
-    """Right answers, bool [N], of an expert's own weights, as it left its training, over its task's classes."""
+    """Correct answers, bool [N], of an expert's own weights as training left them, over its task's classes."""
     file = cache.tensors(weights)
     expert = ExpertModel(loaded.base.clip.copy_with((name, file.tensor(name)) for name in file.specs))
     return right_of(expert, expert.clip.image_features(loaded.pixels), loaded.test)
 
 
 def right_of(model: ExpertModel, features: torch.Tensor, test: TaskData) -> np.ndarray:
-    """Right answers, bool [N], of one model alone, from its unit image features [N, D]."""
+    """Correct answers, bool [N], of one model alone, from its unit image features [N, D]."""
     scores = model.feature_logits(features, tuple(test.classes), tuple(test.templates))
     return (scores.argmax(1) == torch.from_numpy(test.test.labels)).numpy()
 
@@ -134,7 +134,7 @@ def _query(kind: str, test: TaskData, view: View, top_k: int) -> Query | None:
 
 
 def _answers(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Plan]]) -> list[list[Prediction]]:
-    """Answers of every plan. Experts are taken one after the other, each for all that any plan wants of it."""
+    """Answers of every plan. Experts are rebuilt one after the other, each for everything that any plan asks of it."""
     needed: dict[str | None, list[tuple[int, int]]] = {}
     for p, (view, steps) in enumerate(plans):
         for j, job in enumerate(steps.jobs):

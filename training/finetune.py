@@ -1,42 +1,34 @@
 """Fine-tune one CLIP on one task: a plain loop without Ray, store or configuration.
 
 A step is a function of seed, step number and weights alone (sampling, augmentation and template are drawn from
-seed and step), so a training that goes on from its state after step s ends with the very weights of an undisturbed one.
+seed and step), so a training resumed from its state after step s ends with exactly the weights of an undisturbed one.
 
-Cost: weights, gradients and two AdamW moments in fp32, 16 bytes a parameter (2.4 GB for a ViT-B/16), and activations.
-Letters: B images of this worker, C classes, L tokens of a text, D embedding dimensions.
+Cost with method `full`: weights, gradients and two AdamW moments in fp32, 16 bytes per parameter (2.4 GB for a
+ViT-B/16), and activations. Letters: B images of this worker, C classes, L tokens of a text.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.answers.clip import Clip
-from fusion.errors import ConduError, ConfigError, StateDictError
-from fusion.tensors import TensorFile
-from training.augment import Augmentation
-from training.batches import Pixels, Sampler, channel_statistics, generator_for
+from fusion.answers.clip import Clip, prompts
+from fusion.errors import ConduError, ConfigError
+from training.batches import Batches, generator_for
 from training.data import TaskData
+from training.methods import open_method
 from training.recipe import Recipe
-from training.worker_group import World
-
-logger = logging.getLogger(__name__)
-
-_FROZEN = frozenset({"logit_scale", "logit_bias"})
-_TOKEN_TABLES = ("token_embedding.weight", "word_embeddings.weight")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+from training.trained_weights import TrainedWeights
+from training.worker_group import WorkerGroup
 
 
 class TrainingDivergedError(ConduError):
@@ -45,8 +37,16 @@ class TrainingDivergedError(ConduError):
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What came of it. `final_loss` is of the last step's batch, `seconds` of this run alone."""
+    """What a fine-tuning made.
 
+    Attributes:
+        expert: the full state dict under the base's names, floats in fp32. It may share the model's memory.
+        final_loss: of the last step's batch; NaN if the state was past the last step.
+        steps: of the recipe.
+        seconds: of this run alone.
+    """
+
+    expert: dict[str, torch.Tensor]
     final_loss: float
     steps: int
     seconds: float
@@ -61,86 +61,73 @@ def finetune(
     state: Path | None = None,
     on_progress: Callable[[int, float], None] | None = None,
     on_state: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
-    world: World | None = None,
+    workers: WorkerGroup | None = None,
     num_loader_threads: int = 0,
 ) -> FinetuneResult:
-    """Fine-tune `clip` in place; it stays in eval mode, so BatchNorm statistics are the base's ever after.
+    """Fine-tune `clip` in place, by the recipe's method. It stays in eval mode and keeps the base's architecture.
 
     Args:
         clip: the base, on the device to train on.
         data: a task with training images.
         recipe: all settings.
         seed: of every random number.
-        state: tensors of `on_state` to go on from (rank 0's counts; the others get it from there).
+        state: tensors of `on_state` to resume from. Only rank 0's counts: the others receive it from there.
         on_progress: called after every step with the number of steps done and the global batch's loss.
-        on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to go on;
+        on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to resume;
             the tensors are the live ones, to be written before it returns.
-        world: the workers that share every batch. Their process group has to be there.
-        num_loader_threads: threads that decode the next batch while this one trains.
+        workers: the workers that share every batch. Their process group has to exist.
+        num_loader_threads: threads that decode the next batch during a step.
     Raises:
         TrainingDivergedError: the loss became NaN or infinite, in every rank at the same step.
-        DataError: an image that can't be decoded.
-        StateDictError: `state` does not belong to this model.
+        DataError: an image can't be decoded.
+        StateDictError: `state` belongs to another model.
     """
-    world = world or World()
-    if recipe.batch_size < world.size:
+    workers = workers or WorkerGroup()
+    if recipe.batch_size < workers.size:
         raise ConfigError(
-            f"batch_size {recipe.batch_size} is smaller than {world.size} workers: each needs an image a step"
+            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers: each needs an image per step"
         )
     started = time.monotonic()
-    device = clip.device
-    augmentation = Augmentation(recipe.augment, recipe.flip, clip.image_size)
-    sampler = Sampler(data.train.labels, batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced)
-    labels = torch.from_numpy(data.train.labels)
-    mean, std = (statistic.to(device) for statistic in channel_statistics(clip))
-    tokens = _tokens(clip, data, recipe).to(device)
-    parameters = _trained_parameters(clip.model)
-    optimizer = _optimizer(parameters, recipe)
-    first_step = _resume(parameters, optimizer, state, world)
-    logits_of = _wrap(_Logits(clip.model), device, world)
-    mine = slice(world.rank, None, world.size)
-
-    loss = float("nan")
-    with (
-        _kept_in_eval_mode(clip.model),
-        Pixels(clip, data.train, augmentation.canvas, num_threads=num_loader_threads) as pixels,
-    ):
-        for step in range(first_step, recipe.steps):
-            indices = sampler.batch(step)
-            drawn = augmentation.draw(recipe.batch_size, generator_for(seed, "augment", step))[mine]
-            images = pixels.batch(indices[mine].tolist()).to(device).float() / 255
-            if step + 1 < recipe.steps:
-                pixels.expect(sampler.batch(step + 1)[mine].tolist())
-            images = (augmentation.apply(images, drawn) - mean) / std
-            if device.type == "cpu":
-                images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = logits_of(images, tokens[_template_of(seed, step, len(tokens))])
-            total = cross_entropy(
-                logits.float(),
-                labels[indices[mine]].to(device),
-                label_smoothing=recipe.label_smoothing,
-                reduction="sum",
-            )
-            loss = world.sum(float(total.detach())) / recipe.batch_size
-            rate = recipe.learning_rate(step)
-            if not math.isfinite(loss):
-                raise TrainingDivergedError(
-                    f"task {data.name!r}: the loss is {loss} at step {step} of {recipe.steps} (lr {rate:.2e} there, "
-                    f"peak {recipe.lr:.2e}): train it with a lower lr or more warmup_steps"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            (total * (world.size / recipe.batch_size)).backward()  # DDP divides by the number of workers
-            if recipe.clip_grad is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), recipe.clip_grad)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
+    names = set(clip.model.state_dict())
+    method = open_method(recipe.method)
+    method.prepare(clip.model, recipe, generator_for(seed, "method", 0))
+    weights = TrainedWeights(method, clip.model, recipe)
+    done = weights.resume(state, workers)
+    objective = _Objective(clip, data, recipe, seed, workers)
+    batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
+    loss = math.nan
+    with _kept_in_eval_mode(clip.model), batches:
+        for step in range(done, recipe.steps):
+            total = objective.loss(step, *batches.batch(step))
+            loss = workers.sum(float(total.detach())) / recipe.batch_size
+            _check_finite(loss, step, data.name, recipe)
+            share = workers.size / recipe.batch_size  # DDP divides by the number of workers
+            weights.update(total * share, recipe.learning_rate(step))
+            done = step + 1
             if on_progress:
-                on_progress(step + 1, loss)
-            if on_state and world.rank == 0 and (step + 1) % recipe.save_every_steps == 0 and step + 1 < recipe.steps:
-                on_state(step + 1, _state(parameters, optimizer, step + 1))
-    return FinetuneResult(loss, recipe.steps, time.monotonic() - started)
+                on_progress(done, loss)
+            if on_state and workers.rank == 0 and done < recipe.steps and done % recipe.save_every_steps == 0:
+                on_state(done, weights.state(done))
+    expert = method.merge(clip.model)
+    assert expert.keys() == names, f"method {recipe.method!r} gives other tensors than the base has"
+    return FinetuneResult(expert, loss, recipe.steps, time.monotonic() - started)
+
+
+class _Objective:
+    """The loss of a step, from its images: cross-entropy of the classes' prompts under the recipe's template."""
+
+    def __init__(self, clip: Clip, data: TaskData, recipe: Recipe, seed: int, workers: WorkerGroup) -> None:
+        self._tokens = _tokens(clip, data, recipe).to(clip.device)
+        self._logits = _wrap(_Logits(clip.model), clip.device, workers)
+        self._recipe = recipe
+        self._seed = seed
+
+    def loss(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum over this worker's share [B, 3, H, W] and [B] of the step's batch, a scalar with gradients."""
+        tokens = self._tokens[_template_of(self._seed, step, len(self._tokens))]
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
+            logits = self._logits(images, tokens)
+        return cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing, reduction="sum")
 
 
 class _Logits(nn.Module):
@@ -151,46 +138,23 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] and [C, L] to the frozen scale x cosine, [B, C]."""
+        """[B, 3, H, W] and [C, L] to the model's scale x cosine, [B, C]."""
         image_features = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
         text_features = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
         logits: torch.Tensor = self.model.logit_scale.exp() * image_features @ text_features.T  # type: ignore[operator]
         return logits
 
 
-def _wrap(logits: nn.Module, device: torch.device, world: World) -> nn.Module:
-    if world.size == 1:
+def _wrap(logits: nn.Module, device: torch.device, workers: WorkerGroup) -> nn.Module:
+    if workers.size == 1:
         return logits
     return DistributedDataParallel(logits, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
-
-
-def _trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Both encoders; the logit scale is frozen."""
-    trained = {}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.rsplit(".", 1)[-1] not in _FROZEN)
-        parameter.grad = None
-        if parameter.requires_grad:
-            trained[name] = parameter
-    return trained
-
-
-def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
-    for name, parameter in parameters.items():
-        (decayed if parameter.dim() > 1 and not name.endswith(_TOKEN_TABLES) else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 
 def _tokens(clip: Clip, data: TaskData, recipe: Recipe) -> torch.Tensor:
     """Tokens of every template that training uses, int64 [templates, C, L]."""
     templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
-    return torch.stack(
-        [clip.tokenizer([template.replace("{}", name) for name in data.classes]) for template in templates]
-    )
+    return torch.stack([clip.tokenizer(prompts(data.classes, [template])) for template in templates])
 
 
 def _template_of(seed: int, step: int, num_templates: int) -> int:
@@ -199,50 +163,20 @@ def _template_of(seed: int, step: int, num_templates: int) -> int:
     return int(torch.randint(num_templates, (1,), generator=generator_for(seed, "template", step)))
 
 
+def _check_finite(loss: float, step: int, task: str, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise TrainingDivergedError(
+            f"task {task!r}: the loss is {loss} at step {step} of {recipe.steps} (lr {recipe.learning_rate(step):.2e} "
+            f"there, peak {recipe.lr:.2e}): train it with a lower lr or more warmup_steps"
+        )
+
+
 @contextmanager
 def _kept_in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode: BatchNorm normalises by the base's statistics and does not move them. Gradients flow all the same."""
+    """Eval mode: BatchNorm normalises by the base's statistics and leaves them alone. Gradients flow all the same."""
     model.eval()
     try:
         with torch.enable_grad():
             yield
     finally:
         model.zero_grad(set_to_none=True)
-
-
-def _state(parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, step: int) -> dict[str, torch.Tensor]:
-    tensors = {"step": torch.tensor([step])}
-    for name, parameter in parameters.items():
-        tensors[f"model/{name}"] = parameter.detach()
-        for moment in _MOMENTS:
-            if moment in optimizer.state[parameter]:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    return tensors
-
-
-def _resume(parameters: dict[str, nn.Parameter], optimizer: torch.optim.AdamW, state: Path | None, world: World) -> int:
-    """Load weights and moments; the number of steps done. All ranks get rank 0's."""
-    file = TensorFile(state) if state and world.rank == 0 else None
-    step = world.from_first(int(file.tensor("step")[0]) if file else 0)
-    if step == 0:
-        return 0
-    for name, parameter in parameters.items():
-        _fill(parameter.data, file, f"model/{name}", world)
-        slots: dict[str, Any] = {"step": torch.tensor(float(step), device=parameter.device)}
-        for moment in _MOMENTS:
-            slots[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            _fill(slots[moment], file, f"{moment}/{name}", world)
-        optimizer.state[parameter] = slots
-    logger.info("resumed step=%d", step)
-    return step
-
-
-def _fill(tensor: torch.Tensor, file: TensorFile | None, name: str, world: World) -> None:
-    if file is not None and name in file:
-        stored = file.tensor(name)
-        if stored.shape != tensor.shape:
-            raise StateDictError(f"{file.label}: {name} has shape {list(stored.shape)}, the model {list(tensor.shape)}")
-        tensor.copy_(stored)
-    elif file is not None and name.startswith("model/"):
-        raise StateDictError(f"{file.label} lacks {name}: it is the state of another model")
-    world.copy_from_first(tensor)

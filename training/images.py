@@ -1,11 +1,9 @@
-"""A set of labelled images that are decoded when they are asked for, and what can be wrong with one of them."""
+"""A set of labelled images, decoded on demand."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from fusion.errors import DataError, ImageError
+from fusion.answers.images import decode
+from fusion.errors import DataError
 
 _ERRORS_SHOWN = 8
 
@@ -24,8 +23,8 @@ class Sample:
 
     Attributes:
         label: index into the task's classes.
-        sha256: of the encoded file; of mode, size and pixels where there is no file.
-        origin: what error messages call it: its path, or file and row.
+        sha256: of the encoded file; of mode, size and pixels if there is no file.
+        origin: its name in error messages: its path, or file and row.
         read: its encoded bytes (JPEG, PNG, …).
     """
 
@@ -36,7 +35,7 @@ class Sample:
 
 
 class ImageSet:
-    """Labelled images in a fixed order. Holds no pixels: a folder's images stay on disk until one is asked for."""
+    """Labelled images in a fixed order. Holds no pixels: a folder's images stay on disk until they are used."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = tuple(samples)
@@ -46,7 +45,7 @@ class ImageSet:
         return len(self.samples)
 
     def encoded(self, index: int) -> bytes:
-        """The image's file as it lies in the source. Raises `DataError` when it went away meanwhile."""
+        """The image's file as it is in the source. Raises `DataError` if it cannot be read any more."""
         sample = self.samples[index]
         try:
             return sample.read()
@@ -58,7 +57,7 @@ class ImageSet:
         return decode(self.encoded(index), self.samples[index].origin)
 
     def broken(self) -> list[str]:
-        """Decode every image once; what is wrong with those that can't be."""
+        """Decode every image once, and return what is wrong with those that cannot be decoded."""
 
         def problem_of(index: int) -> str | None:
             try:
@@ -67,25 +66,8 @@ class ImageSet:
                 return str(error)
             return None
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside the interpreter's lock
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
             return [problem for problem in pool.map(problem_of, range(len(self))) if problem]
-
-
-def decode(encoded: bytes, origin: str) -> Image.Image:
-    """Decode an image to RGB. Raises `ImageError` for what is no image or has more pixels than PIL thinks safe."""
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, at PIL's lower limit
-            image = Image.open(io.BytesIO(encoded))
-        if limit is not None and image.width * image.height > limit:
-            raise Image.DecompressionBombError
-        return image.convert("RGB")
-    except Image.DecompressionBombError:
-        raise ImageError(f"{origin} has more than {limit} pixels, too many to decode safely: scale it down") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        what = "is empty" if not encoded else f"is no image that can be decoded ({error})"
-        raise ImageError(f"{origin} {what}: replace or remove it") from error
 
 
 def sha256_of(data: bytes) -> str:
@@ -93,7 +75,7 @@ def sha256_of(data: bytes) -> str:
 
 
 def raise_all(problems: Sequence[str]) -> None:
-    """One `DataError` with every problem, so that a data set is mended in one go. None: nothing happens."""
+    """Raise one `DataError` that lists the problems, so that a data set can be repaired in one go; none: return."""
     if problems:
         more = len(problems) - _ERRORS_SHOWN
         raise DataError("; ".join(problems[:_ERRORS_SHOWN]) + (f"; and {more} more like these" if more > 0 else ""))

@@ -1,6 +1,6 @@
-"""Figures of continual learning, from plain arrays. Accuracies are shares in [0, 1]; what is not defined is NaN.
+"""Figures of continual learning, from plain arrays. Accuracies are fractions in [0, 1]; an undefined figure is NaN.
 
-A[t, i] is the accuracy on task i after session t; rows and columns from 0 here, from 1 in the docs.
+A[t, i] is the accuracy on task i after session t, counted from 0 here and from 1 in the docs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Continual:
     transfer: float
     """Mean over tasks, from the second on, of the mean accuracy before the task was learned."""
     avg: float
-    """Mean over tasks of the mean accuracy over all sessions (over those that have one, where A is triangular)."""
+    """Mean over tasks of the mean accuracy over all sessions (where A is triangular: over those that have one)."""
     last: float
     """Mean accuracy after the last session."""
 
@@ -27,7 +27,7 @@ def continual(accuracy: np.ndarray) -> Continual:
     """Summarise A, float [T, T]. Entries above the diagonal (t < i) may be NaN: then Transfer is NaN too."""
     accuracy = np.asarray(accuracy, dtype=np.float64)
     if accuracy.ndim != 2 or accuracy.shape[0] != accuracy.shape[1] or not accuracy.size:
-        raise ValueError(f"the matrix of accuracies has to be square, one session a task, it is {accuracy.shape}")
+        raise ValueError(f"the matrix of accuracies has to be square, one session per task; it is {accuracy.shape}")
     tasks = range(len(accuracy))
     transfer = float(np.mean([accuracy[:i, i].mean() for i in tasks[1:]])) if len(accuracy) > 1 else math.nan
     return Continual(
@@ -35,25 +35,8 @@ def continual(accuracy: np.ndarray) -> Continual:
     )
 
 
-def accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Share of labels that were predicted. NaN for no images."""
-    if predicted.shape != labels.shape:
-        raise ValueError(f"{predicted.shape} predictions for {labels.shape} labels")
-    return float(np.mean(predicted == labels)) if labels.size else math.nan
-
-
-def routing_accuracy(routed: np.ndarray, own: np.ndarray) -> float:
-    """How often the task that an image was routed to first is its own, over test images of seen tasks. NaN for none.
-
-    Args:
-        routed: int [N], the top-1 task of each image.
-        own: int [N], the task that it comes from.
-    """
-    return accuracy(routed, own)
-
-
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % confidence interval of a share, by Wilson: honest for small tests and shares near 0 and 1. NaN for none."""
+    """95 % Wilson confidence interval of a proportion, sound for small samples and near 0 and 1. NaN if total is 0."""
     if not 0 <= correct <= total:
         raise ValueError(f"{correct} correct of {total}")
     if total == 0:
@@ -62,7 +45,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     share = correct / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    low = 0.0 if correct == 0 else centre - half  # exact at both ends, where rounding would miss the share by a hair
+    low = 0.0 if correct == 0 else centre - half  # exact at both ends, where rounding would just miss it
     return low, 1.0 if correct == total else centre + half
 
 

@@ -10,8 +10,7 @@ from annotated_types import Ge, Gt, Interval
 
 from fusion.options import Options
 from training.augment import Policy
-
-METHODS = ("full",)
+from training.methods import method_names
 
 _ALGORITHM = 1
 """Goes up when the same settings train another expert, so that old experts are not taken for new ones."""
@@ -68,8 +67,8 @@ class Recipe(Options):
             problems.append(f"warmup_steps is {self.warmup_steps}, it must be below steps, which is {self.steps}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas is {self.betas}, it must be two numbers in [0, 1)")
-        if self.method not in METHODS:
-            problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, METHODS))}")
+        if self.method not in method_names():
+            problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, method_names()))}")
         return problems
 
     def learning_rate(self, step: int) -> float:

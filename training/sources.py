@@ -1,7 +1,7 @@
-"""Where a task's images lie: a tree of files in a local folder or an S3 bucket, as class folders or as Parquet.
+"""Reading a task's images: a tree of files in a local folder or an S3 bucket, as class folders or as Parquet.
 
-A tree is a dict from relative path to a function that reads the file, so that the layouts are understood once, whatever
-holds them. Local files stay on disk; objects of a bucket are kept in memory, encoded, once they were read.
+A tree maps relative paths to functions that read the files, so that each layout is parsed by one piece of code, for
+folders and buckets alike. Local files stay on disk; objects of a bucket are kept in memory, encoded, once read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fusion.store import S3Options, open_store
 from training.images import Sample, raise_all, sha256_of
 
 TEST_SHARE = 0.2
-"""Share of the images that goes into the test split of a data set without one."""
+"""Fraction of the images that goes into the test split of a data set that has none."""
 
 
 @dataclass(frozen=True)
 class RawTask:
-    """What a source says about a task, before the caller's own choices. A split is None where there is none."""
+    """What a source says about a task, before the caller's own choices. A split that does not exist is None."""
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] | None
@@ -37,7 +37,7 @@ class RawTask:
 
 @dataclass(frozen=True)
 class Tree:
-    """Files under one root: relative path to reader, and the folders that there are (with empty ones)."""
+    """Files under one root: relative path to reader, and all folders, empty ones too."""
 
     root: str
     files: Mapping[str, Callable[[], bytes]]
@@ -45,14 +45,14 @@ class Tree:
 
 
 def is_test_share(sha256: str) -> bool:
-    """Whether an image belongs to the test split, decided by its content alone: adding images moves no other one."""
+    """Whether an image belongs to the test split: decided by its content alone, so adding images moves no others."""
     return int(sha256[:8], 16) < TEST_SHARE * 2**32
 
 
 def absolute_source(source: str, folder: Path | None = None) -> str:
     """The same source for a process with another working directory: a relative path is made absolute.
 
-    It is relative to `folder` (None: the working directory); URLs and `torchvision:` names stay as they are.
+    It is taken relative to `folder` (None: the working directory). URLs and `torchvision:` names stay as they are.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", source):
         return source
@@ -73,7 +73,7 @@ def read_tree(source: str, options: S3Options | None) -> Tree:
         parents = {"/".join(key.split("/")[:depth]) for key in files for depth in range(1, key.count("/") + 1)}
         return Tree(source.rstrip("/"), files, frozenset(parents))
     if "://" in source and not source.startswith("file://"):
-        raise DataError(f"{source!r} names no data: write a folder, s3://bucket/prefix/ or torchvision:NAME")
+        raise DataError(f"{source!r} is not a source of data: use a folder, s3://bucket/prefix/ or torchvision:NAME")
     root = Path(unquote(urlsplit(source).path)) if source.startswith("file://") else Path(source).expanduser()
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
@@ -94,7 +94,7 @@ def read_tree(source: str, options: S3Options | None) -> Tree:
 
 
 def read_raw(tree: Tree) -> RawTask:
-    """Understand a tree: Parquet where it has a Parquet file at its root, else class folders."""
+    """Parse a tree: as Parquet if it has a Parquet file at its root, else as class folders."""
     if "train.parquet" in tree.files or "test.parquet" in tree.files:
         return _read_parquet(tree)
     return _read_folders(tree)
@@ -146,7 +146,7 @@ def _class_folders(tree: Tree, prefix: str) -> dict[str, list[str]]:
             found[name].append(key)
     if not found:
         raise DataError(
-            f"{tree.root}/{prefix} has no class folders: one folder a class, named like it, with its images inside"
+            f"{tree.root}/{prefix} has no class folders: it needs one folder per class, named after it, with its images"
         )
     return found
 
@@ -165,7 +165,7 @@ def _class_names(
         return tuple(spoken[folder] for folder in folders), {folder: index for index, folder in enumerate(folders)}
     position = {name: index for index, name in enumerate(given)}
     indices = {folder: position.get(folder, position.get(spoken[folder], -1)) for folder in folders}
-    problems = [f"folder {folder} is no class of task.json" for folder, index in indices.items() if index < 0]
+    problems = [f"folder {folder} is not a class of task.json" for folder, index in indices.items() if index < 0]
     problems += [
         f"class {given[index]!r} of task.json has no folder" for index in set(position.values()) - set(indices.values())
     ]
@@ -221,7 +221,7 @@ def _rows(tree: Tree, name: str, num_classes: int) -> list[Sample]:
         label_type
     ):
         raise DataError(
-            f"{path}: 'image' has to be binary (encoded images) and 'label' integer, they are {image_type} and "
+            f"{path}: 'image' has to be binary (encoded images) and 'label' integer; they are {image_type} and "
             f"{label_type}"
         )
     images, labels = table.column("image").to_pylist(), table.column("label").to_pylist()
@@ -229,7 +229,7 @@ def _rows(tree: Tree, name: str, num_classes: int) -> list[Sample]:
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         origin = f"{path} row {row}"
         if label is None or not 0 <= label < num_classes:
-            problems.append(f"{origin} has label {label}, the classes of task.json are 0 to {num_classes - 1}")
+            problems.append(f"{origin} has label {label}; the labels of task.json's classes are 0 to {num_classes - 1}")
         elif image is None:
             problems.append(f"{origin} has no image")
         else:
@@ -239,7 +239,7 @@ def _rows(tree: Tree, name: str, num_classes: int) -> list[Sample]:
 
 
 def _task_json(tree: Tree) -> dict[str, Any]:
-    """`classes` and `templates` of task.json as tuples of strings, where it exists and has them."""
+    """`classes` and `templates` of task.json as tuples of strings, as far as it exists and has them."""
     if "task.json" not in tree.files:
         return {}
     path = f"{tree.root}/task.json"

@@ -1,4 +1,4 @@
-"""The workers that train one task together, and what they exchange beside gradients: numbers, never objects."""
+"""The workers that train one task together, and what they exchange besides gradients: numbers, never objects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import distributed
 
 
 @dataclass(frozen=True)
-class World:
-    """This worker's place among `size` workers of one process group. Alone, every call is free.
+class WorkerGroup:
+    """This worker's place among `size` workers of one process group. With one worker every call is free.
 
     `device` is where the process group moves tensors: `cpu` for gloo, the rank's own `cuda:N` for NCCL.
     """
@@ -28,7 +28,7 @@ class World:
         return int(tensor.item())
 
     def any(self, here: bool) -> bool:
-        """Whether it holds in some rank."""
+        """Whether `here` is true in at least one rank."""
         return self.sum(float(here)) > 0
 
     def sum(self, number: float) -> float:
@@ -40,7 +40,7 @@ class World:
         return float(tensor.item())
 
     def copy_from_first(self, tensor: torch.Tensor) -> None:
-        """Overwrite a tensor (of one shape and dtype everywhere, on any device) with rank 0's."""
+        """Overwrite a tensor with rank 0's. Shape and dtype are the same in all ranks; the device may be any."""
         if self.size > 1:
             moved = tensor.detach().to(self.device).contiguous()
             distributed.broadcast(moved, src=0)

@@ -1,7 +1,8 @@
-"""`torchvision:NAME`: the data sets that torchvision knows, as tasks.
+"""`torchvision:NAME`: torchvision's data sets as tasks.
 
-They lie under `$CONDU_TORCHVISION_ROOT` (default `~/.cache/condu/torchvision`) on every node that trains, and are
-downloaded there when torchvision can. Some of torchvision's readers (CIFAR) unpickle files after comparing their MD5.
+They are read from `$CONDU_TORCHVISION_ROOT` (default `~/.cache/condu/torchvision`) on every node that trains, and
+downloaded to it where torchvision is able to. Some of torchvision's readers (CIFAR) unpickle files after comparing
+their MD5.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _TEMPLATES = {
 
 
 def read_torchvision(source: str) -> RawTask:
-    """Read `torchvision:NAME`, downloading it first where that is possible. Raises `DataError`."""
+    """Read `torchvision:NAME`, downloading it first if necessary and possible. Raises `DataError`."""
     from torchvision import datasets
 
     name = source.removeprefix(PREFIX)
@@ -54,9 +55,7 @@ def read_torchvision(source: str) -> RawTask:
         "VisionDataset",
         "FakeData",
     ):
-        raise DataError(
-            f"torchvision has no data set {name!r}: names are spelled as its classes are, such as torchvision:DTD"
-        )
+        raise DataError(f"torchvision has no data set {name!r}: use the name of its class, such as torchvision:DTD")
     root = Path(
         os.environ.get("CONDU_TORCHVISION_ROOT") or Path.home() / ".cache" / "condu" / "torchvision"
     ).expanduser()
@@ -78,7 +77,7 @@ def read_torchvision(source: str) -> RawTask:
 
 
 def _make(name: str, factory: Callable[..., Any], root: Path, can_download: bool, **arguments: Any) -> Any:
-    """The data set as it lies there, or downloaded once, however many processes of a node ask at the same time."""
+    """The data set as found there, or downloaded once, however many processes of a node ask at the same time."""
     try:
         return factory(str(root), **arguments)
     except (RuntimeError, OSError) as error:
@@ -92,7 +91,7 @@ def _make(name: str, factory: Callable[..., Any], root: Path, can_download: bool
     except Exception as error:  # a dead link, a moved page, a full disk: torchvision and urllib raise many kinds
         raise DataError(
             f"{PREFIX}{name} can't be downloaded ({error}): put it under {root}, in torchvision's own layout, or "
-            "set CONDU_TORCHVISION_ROOT to where it lies"
+            "set CONDU_TORCHVISION_ROOT to the folder that has it"
         ) from error
 
 
@@ -112,7 +111,7 @@ def _classes(name: str, dataset: Any) -> tuple[str, ...]:
 
 
 def _spoken(name: str) -> str:
-    """A class name as a person says it: `annual crop` for AnnualCrop, `7` for `7 - seven`."""
+    """A class name as people say it: `annual crop` for AnnualCrop, `7` for `7 - seven`."""
     name = re.sub(r"^(\d+) - \w+$", r"\1", name)
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() if re.fullmatch(r"(?:[A-Z][a-z]+)+", name) else name
     return re.sub(r"[_/]+", " ", name).strip()
@@ -135,7 +134,7 @@ def _samples(name: str, dataset: Any) -> list[Sample]:
 
 
 def _labels(dataset: Any) -> list[int]:
-    """Labels without decoding an image where the data set keeps them apart, as almost all do."""
+    """Labels, without decoding images if the data set stores labels separately, as almost all do."""
     for attribute in ("targets", "_labels", "labels", "y"):
         values = getattr(dataset, attribute, None)
         if values is not None and len(values) == len(dataset):
@@ -145,7 +144,7 @@ def _labels(dataset: Any) -> list[int]:
 
 
 def _paths(dataset: Any) -> list[Path] | None:
-    """The images' own files, where the data set is one of files."""
+    """The images' own files, if the data set consists of files."""
     for attribute in ("_image_files", "_images"):
         values = getattr(dataset, attribute, None)
         if isinstance(values, Sequence) and len(values) == len(dataset):

@@ -78,16 +78,19 @@ def _predict_from_store(
     top_k: int | None,
     version: int | None,
 ) -> dict[str, Any]:
+    from fusion.answers.clip import preprocess_config
+    from fusion.answers.images import decode
     from fusion.answers.predictor import Predictor
     from fusion.store.node_cache import NodeCache
-    from training.images import decode
 
     predictor = Predictor(NodeCache(open_store(url)))
     given: dict[str, Any] = {"templates": templates} if templates else {}
     space = "task" if task is not None else "labels" if labels else "seen"
     query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, **given)
     view = predictor.view(version)
-    predictions = predictor.predict([decode(data, name) for name, data in files], query, view=view)
+    preprocess = preprocess_config(predictor.shelf.base.clip.preprocess_cfg)
+    decoded = [decode(data, name, preprocess=preprocess) for name, data in files]
+    predictions = predictor.predict(decoded, query, view=view)
     return {
         "version": view.version,
         "label_space": space,

@@ -1,4 +1,4 @@
-"""Pictures that a command leaves: matplotlib without a display."""
+"""Pictures and files that a command leaves: matplotlib without a display, and files written in one step."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class RunReport(Record):
         metrics, matrices: over all sessions, by method and by kind.
         unseen, unseen_gain: never-trained tasks, and what the experts add to the bare base there.
         routing_accuracy: how often the first routed task is the right one; None where no image was routed.
-        bytes_per_task, shared_bytes: stored for a task (mean), and once for all.
+        bytes_per_task, shared_bytes: stored per task (mean), and shared by all tasks.
         checkpoint_bytes: an expert's full state dict.
         fidelity: by task.
         removed: configured tasks that were left out, because they had been removed from the store.
@@ -196,7 +196,7 @@ class MethodFigures(Record):
         accuracy: mean over tasks, the task known.
         loss: accuracy lost to the experts, likewise.
         unseen: never-trained sets over their own labels; None where the method has no rule for them.
-        bytes_per_task, shared_bytes: stored beside the base, for a task (mean) and once for all.
+        bytes_per_task, shared_bytes: stored beside the base: per task (mean), and shared by all tasks.
         total_bytes_per_task: all of it, divided by the number of tasks.
         seconds: to fuse all experts and keep the result on disk.
         note: what a reader should know beside the figures.

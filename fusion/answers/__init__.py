@@ -1,1 +1,1 @@
-"""From images to answers: CLIP, prototypes, label spaces, and the predictor that runs them in one process."""
+"""From images to answers: decoding, CLIP, prototypes, label spaces, and the predictor that runs them in one process."""

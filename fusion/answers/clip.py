@@ -1,4 +1,4 @@
-"""CLIP models as condu uses them: built from a base's description, always in eval mode, unit features out.
+"""CLIP models as condu uses them: built from a base's description, always in eval mode, with unit features.
 
 Letters: B images, C classes, D embedding dimensions, H x W pixels.
 """
@@ -26,22 +26,27 @@ from fusion.tensors import TensorFile
 from fusion.versions.bases import Base
 
 LOGIT_SCALE = 100.0
-"""Logits are 100 x cosine, for every expert: CLIP's own ceiling, and what the paper's rules add up."""
+"""Logits are 100 x cosine for every model: the largest scale that CLIP trains, and what the paper's rules average."""
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
+
+
+def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every class in every template, len(classes) * len(templates) texts: all of the first class, then the second, …"""
+    return [template.replace("{}", name) for name in classes for template in templates]
 
 
 class Clip:
     """One open_clip model in eval mode with its preprocessing and tokenizer.
 
-    BatchNorm statistics must never move (one forward in training mode costs a base its zero-shot), so the model is put
-    in eval mode here, and fine-tuning leaves it there.
+    BatchNorm statistics must never change (one forward in training mode ruins a base's zero-shot accuracy), so the
+    model is put in eval mode here, and fine-tuning keeps it there.
     """
 
     def __init__(self, model: nn.Module, preprocess_cfg: Mapping[str, Any], tokenizer: Any) -> None:
-        self.model = model.eval().to(memory_format=torch.channels_last)  # convolutions on a CPU: a third less time
+        self.model = model.eval().to(memory_format=torch.channels_last)  # a third faster convolutions on a CPU
         self.preprocess_cfg = dict(preprocess_cfg)
-        self.preprocess = image_transform_v2(_preprocess_cfg(preprocess_cfg), is_train=False)
+        self.preprocess = image_transform_v2(preprocess_config(preprocess_cfg), is_train=False)
         self.tokenizer = tokenizer
 
     @property
@@ -81,19 +86,21 @@ class Clip:
         return torch.cat(features)
 
     def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """Zero-shot weights of classes: the mean over templates of unit text features, made unit again, [C, D]."""
-        texts = [template.replace("{}", name) for name in classes for template in templates]
-        features = self.text_features(texts).reshape(len(classes), len(templates), -1).mean(1)
-        return nn.functional.normalize(features, dim=-1)
+        """Zero-shot weights of classes: `prompt_features` made unit again, float32 [C, D]."""
+        return nn.functional.normalize(self.prompt_features(classes, templates), dim=-1)
+
+    def prompt_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """The mean of each class's unit text features over the templates, not unit itself, float32 [C, D]."""
+        return self.text_features(prompts(classes, templates)).reshape(len(classes), len(templates), -1).mean(1)
 
     @property
     def embed_dim(self) -> int:
         return int(self.text_features(["a"]).shape[-1])
 
     def copy_with(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Clip:
-        """A second model of the same architecture whose named tensors are replaced (the others are copied).
+        """A second model of the same architecture with the named tensors replaced and the others copied.
 
-        Tensors are copied one by one as they come, so peak extra memory is the new model and one tensor.
+        Tensors are copied one by one, so peak extra memory is the new model and one tensor.
         """
         model = copy.deepcopy(self.model)
         load_tensors(model, tensors)
@@ -113,7 +120,7 @@ def load_tensors(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) 
 
 
 def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -> Clip:
-    """Build a base's model in fp32 (whatever dtype its file has) and load its weights (None: leave them random).
+    """Build a base's model in fp32, whatever dtype its file has, and load its weights (None: leave them random).
 
     Raises:
         BaseMismatchError: the base has no architecture, or its weights do not fit it.
@@ -147,7 +154,8 @@ def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[
     Args:
         architecture: an open_clip name (`ViT-B-16`), or the path of a JSON file in open_clip's own layout,
             `{"model_cfg": …, "preprocess_cfg": …}`.
-    Raises: ConfigError for a name that open_clip does not know or a file that is not such a description.
+    Raises:
+        ConfigError: open_clip does not know the name, or the file is not such a description.
     """
     path = Path(architecture)
     if path.suffix == ".json":
@@ -172,15 +180,16 @@ def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[
 def _preprocess_dict(model_cfg: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     size = model_cfg["vision_cfg"].get("image_size", 224)
     values = asdict(PreprocessCfg(**{"size": size, **given}))
-    return json.loads(json.dumps(values))  # as the store gives it back: lists, no tuples
+    return json.loads(json.dumps(values))  # as it is read from the store: lists instead of tuples
 
 
-def _preprocess_cfg(values: Mapping[str, Any]) -> PreprocessCfg:
+def preprocess_config(values: Mapping[str, Any]) -> PreprocessCfg:
+    """open_clip's own record of a base's `preprocess_cfg`, whose tuples became lists in JSON."""
     return PreprocessCfg(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 class _quiet_root_logger:
-    """open_clip warns on the root logger that no weights were loaded, which is what we asked for."""
+    """open_clip warns on the root logger that no weights were loaded, which is intended here."""
 
     def __enter__(self) -> None:
         self._level = logging.getLogger().level

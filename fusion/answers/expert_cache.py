@@ -1,7 +1,7 @@
-"""Rebuilt experts in memory: least recently used go first, and a cold expert is built once however many ask for it.
+"""Rebuilt experts in memory: the least recently used are evicted, and concurrent requests for a cold one build it once.
 
-One lock a key, so two cold experts load side by side. An expert that is evicted while a request still uses it lives
-until that request ends: reference counts free it, nothing else.
+One lock per key, so that two cold experts load in parallel. An expert that is evicted while a request uses it stays in
+memory until that request ends: only its reference count frees it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class ExpertCache(Generic[Value]):
 
     def __init__(self, capacity: int) -> None:
         if capacity < 1:
-            raise ConfigError(f"a cache of {capacity} experts can't hold the one in use: take at least 1")
+            raise ConfigError(f"a cache of {capacity} experts cannot hold the one in use: it must hold at least 1")
         self.capacity = capacity
         self._values: OrderedDict[str, Value] = OrderedDict()
         self._building: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: str, build: Callable[[], Value]) -> Value:
-        """The value of a key, built by the first who asks. An error of `build` goes to who ran it; others retry."""
+        """The value of a key, built by the first caller. An error of `build` is raised to that caller; others retry."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

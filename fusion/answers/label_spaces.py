@@ -1,12 +1,12 @@
 """The three label spaces: what a request means, which experts it needs, and how their logits become an answer.
 
-Three steps, so that the same rules serve a plain loop and a cluster: `plan` decides which expert sees which image over
-which classes, somebody runs these jobs, `answer` puts the logits together. No model, no store, no Ray in here.
+Three steps, so that the same rules work in a plain loop and on a cluster: `plan` decides which expert sees which image
+over which classes, the caller runs these jobs, `answer` combines their logits. Free of models, stores and Ray.
 
-- `task`: the caller names the task; its expert alone, over its own classes.
-- `labels`: the caller gives class names; mean of the logits of the base and of the top-K routed experts over them (the
-  paper's zero-shot rule).
-- `seen`: nobody says anything; candidates are the classes of the top-K routed tasks, a class scores the mean of the
+- `task`: the caller names the task; its expert alone answers, over its own classes.
+- `labels`: the caller gives class names; the answer is the mean of the logits of the base and of the top-K routed
+  experts over them (the paper's zero-shot rule).
+- `seen`: the caller gives nothing; candidates are the classes of the top-K routed tasks, a class scores the mean of the
   base's logit and its own expert's logit.
 
 Letters: B images, C classes, D dimensions, T tasks. Source: ConDU (arXiv 2503.10705), inference.
@@ -31,13 +31,13 @@ LABEL_SPACES = ("task", "labels", "seen")
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of some images.
+    """What is asked about some images.
 
     Attributes:
         label_space: `task`, `labels` or `seen`.
         task: with `task` only.
         labels, templates: with `labels` only; templates hold one `{}` each.
-        top_k: how many experts are consulted for an image, at least 1.
+        top_k: how many experts are consulted per image, at least 1.
     """
 
     label_space: str
@@ -47,24 +47,24 @@ class Query:
     top_k: int = PredictOptions.top_k
 
     def check(self, view: View) -> None:
-        """Raises `LabelSpaceError` or `UnknownTaskError` with what is wrong and what would do."""
+        """Raises `LabelSpaceError` or `UnknownTaskError` that says what is wrong and what would be valid."""
         if self.label_space not in LABEL_SPACES:
             raise LabelSpaceError(
-                f"label space {self.label_space!r} does not exist: take 'task' (and name it), "
+                f"label space {self.label_space!r} does not exist: use 'task' (and name it), "
                 "'labels' (and give them) or 'seen'"
             )
         if self.top_k < 1:
-            raise LabelSpaceError(f"top_k is {self.top_k}: at least one expert has to be consulted")
+            raise LabelSpaceError(f"top_k is {self.top_k}: it must be at least 1")
         if self.label_space == "task":
             self._check_task(view)
         elif self.task is not None:
             raise LabelSpaceError(
-                f"label space {self.label_space!r} takes no task: drop task={self.task!r}, or ask in 'task'"
+                f"label space {self.label_space!r} takes no task: drop task={self.task!r}, or use 'task'"
             )
         if self.label_space == "labels":
             self._check_labels()
         elif self.labels:
-            raise LabelSpaceError(f"label space {self.label_space!r} takes no labels: drop them, or ask in 'labels'")
+            raise LabelSpaceError(f"label space {self.label_space!r} takes no labels: drop them, or use 'labels'")
         if self.label_space == "seen" and not view.routable():
             raise LabelSpaceError(f"version {view.version} has no task with classes yet: give labels instead")
 
@@ -75,7 +75,7 @@ class Query:
             raise unknown_task(self.task, view.version, view.tasks)
         if not view.tasks[self.task].classes:
             raise LabelSpaceError(
-                f"task {self.task!r} was fused from plain weights and has no classes: ask in label space 'labels'"
+                f"task {self.task!r} was fused from plain weights and has no classes: use label space 'labels'"
             )
 
     def _check_labels(self) -> None:
@@ -92,7 +92,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Job:
-    """One model over some of the images: `task` None is the base. Gives logits float32 [len(images), len(classes)]."""
+    """One model on some of the images; `task` None is the base. Yields logits, float32 [len(images), len(classes)]."""
 
     task: str | None
     images: tuple[int, ...]
@@ -102,7 +102,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to run to answer a query: `consulted[i]` are the experts of image i, nearest first."""
+    """What has to run to answer a query. `consulted[i]` are the experts for image i, nearest first."""
 
     query: Query
     consulted: tuple[tuple[str, ...], ...]
@@ -115,9 +115,9 @@ class Prediction:
 
     Attributes:
         label: the class.
-        task: whose class it is; None in label space `labels`.
+        task: the task that the class belongs to; None in label space `labels`.
         probability: softmax over the candidates.
-        experts: which were consulted, nearest first.
+        experts: those consulted, nearest first.
         top: up to five (task or None, label, probability), best first.
     """
 
@@ -129,7 +129,7 @@ class Prediction:
 
 
 def needs_base(query: Query) -> bool:
-    """Whether the base has to see the images. Not when the task is named."""
+    """Whether the base has to see the images: always, unless the task is named."""
     return query.label_space != "task"
 
 
@@ -138,7 +138,7 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
 
     Args:
         query: checked against the view.
-        base_features: unit base features, float32 [B, D]; None where `needs_base` says no.
+        base_features: unit base features, float32 [B, D]; None if `needs_base` is False.
         num_images: B.
     """
     everyone = tuple(range(num_images))
@@ -163,12 +163,12 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
             jobs.append(Job(name, images, query.labels, query.templates))
         else:
             task = view.tasks[name]
-            jobs += [Job(who, images, task.classes, task.templates) for who in (None, name)]
+            jobs += [Job(model, images, task.classes, task.templates) for model in (None, name)]
     return Plan(query, consulted, tuple(jobs))
 
 
 def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-    """Put the logits of a plan's jobs together, by the rule of its label space."""
+    """Combine the logits of a plan's jobs, in their order, by the rule of its label space."""
     if plan.query.label_space == "seen":
         return _answer_seen(plan, logits)
     scores, classes = candidate_scores(plan, logits)
@@ -180,7 +180,7 @@ def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
 
 
 def candidate_scores(plan: Plan, logits: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Scores float32 [B, C] over the query's classes, in `task` and `labels`: the mean over who was consulted."""
+    """Scores float32 [B, C] over the query's classes, in `task` and `labels`: the mean over the models consulted."""
     classes = plan.jobs[0].classes
     sums = torch.zeros(len(plan.consulted), len(classes))
     counts = torch.zeros(len(plan.consulted), 1)

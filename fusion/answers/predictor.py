@@ -1,7 +1,7 @@
-"""The predictor: a version that answers, in one process, without Ray and without a cluster.
+"""The predictor: answers from a version in one process, without Ray.
 
-What serving does on many replicas this does in a plain loop, by the same plan and the same rules; evaluation and
-`condu predict --store` run on it.
+It does in a plain loop what the service does on many replicas, by the same plan and the same rules. Evaluation and
+`condu predict --store` use it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ExpertModel:
 
 
 class ModelShelf:
-    """The base and its experts, rebuilt when asked for. Shared by every version of one store; safe between threads."""
+    """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe."""
 
     def __init__(
         self, cache: NodeCache, base: Manifest, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu"
@@ -66,10 +66,11 @@ class Predictor:
     """Answers from one store.
 
     Args:
-        cache: the node's cache before the store.
+        cache: the node's cache of the store.
         capacity: how many rebuilt experts stay in memory.
         device: torch device of all models.
-    Raises: UnknownVersionError when nothing was published yet.
+    Raises:
+        UnknownVersionError: nothing was published yet.
     """
 
     def __init__(self, cache: NodeCache, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu") -> None:
@@ -82,7 +83,7 @@ class Predictor:
         self._newest = self._views.load(newest)
 
     def view(self, version: int | None = None) -> View:
-        """A version; None: the one that was the newest when this was made."""
+        """A version; None: the newest at the time when the predictor was created."""
         if version is None or version == self._newest.version:
             return self._newest
         return self._views.load(self.versions.read(version))

@@ -1,4 +1,4 @@
-"""Prototypes: one unit vector per class, in the base's embedding space, and the routing that they decide.
+"""Prototypes: one unit vector per class, in the base's embedding space, and the routing based on them.
 
 Letters: N or B images, C classes, D embedding dimensions, T tasks.
 """
@@ -17,7 +17,7 @@ def class_prototypes(image_features: torch.Tensor, labels: torch.Tensor, text_fe
     Args:
         image_features: unit base features of the task's training images, un-augmented, float32 [N, D].
         labels: int64 [N].
-        text_features: base text features of its classes over its templates, float32 [C, D].
+        text_features: base text features of its classes, means over its templates, float32 [C, D].
     Returns: float32 [C, D]; a class without images has its text half alone.
     """
     num_classes = text_features.shape[0]

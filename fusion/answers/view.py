@@ -1,4 +1,4 @@
-"""A version as a predictor sees it: what each task tells apart, its prototypes, and the key of its expert."""
+"""A version as a predictor sees it: each task's classes and prototypes, and the key of its expert."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TaskView:
 
     Attributes:
         expert: `task@hash`, the key of its decoupled expert.
-        prototypes: float32 [C, D]; None for a task that was fused from plain weights, which is never routed to.
+        prototypes: float32 [C, D]; None for a task fused from plain weights, to which nothing is routed.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TaskView:
 
 @dataclass(frozen=True)
 class View:
-    """One version, ready to be asked. Tasks in fused order."""
+    """One version, ready to answer. Tasks are in the order in which they were fused."""
 
     manifest: Manifest
     tasks: Mapping[str, TaskView]
@@ -50,7 +50,7 @@ class View:
 
 
 class ViewLoader:
-    """Loads views. Records and prototypes are immutable, so a new version costs only what is new in it."""
+    """Loads views. Records and prototypes are immutable, so a new version costs only what it adds."""
 
     def __init__(self, cache: NodeCache) -> None:
         self._cache = cache
@@ -58,7 +58,7 @@ class ViewLoader:
         self._lock = threading.Lock()
 
     def load(self, manifest: Manifest) -> View:
-        """Raises the store's errors; nothing is kept of a view that could not be read whole."""
+        """Raises the store's errors; nothing is kept of a view that could not be read completely."""
         entries = list(manifest.state.tasks.values())
         missing = [entry for entry in entries if entry.record.key not in self._read]
         with ThreadPoolExecutor(_READ_THREADS) as pool:

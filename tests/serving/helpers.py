@@ -28,7 +28,7 @@ TEMPLATES = ("a {} picture.", "{}.")
 
 
 def publish_tasks(store: Store, tasks: dict[str, tuple[str, ...]] | None = None, *, seed: int = 0) -> Manifest:
-    """Fuse one expert a task, the base plus noise, in mode `signed`; the manifest of the version."""
+    """Fuse one expert per task, the base plus noise, in mode `signed`, and return the version's manifest."""
     newest = Versions(store).newest()
     base = newest.base if newest else tiny_base(store)
     cache = NodeCache(store)

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+import serving
+from cluster.commands.predict import predict
+from fusion.answers.images import FORMATS
 from fusion.answers.label_spaces import Job, Query
 from fusion.answers.predictor import Predictor
 from fusion.answers.view import View
-from fusion.errors import BlobNotFoundError
+from fusion.errors import BlobNotFoundError, ImageError
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import manifest_key
+from serving.dependencies import Caller, Scope, identify
 from tests.serving.helpers import error_of, form_of, pictures, png, publish_tasks
 from tests.serving.plain import PlainModels, PlainService
 
@@ -111,10 +119,10 @@ GOOD = png(pictures("red")[0])
         ([GOOD], {"top_k": "0"}, 422, "top_k"),
         ([GOOD], {"version": "77"}, 404, "no version 77"),
         ([GOOD], {"colour": "red"}, 422, "colour: there is no such field"),
-        ([GOOD, b"not an image", GOOD], {}, 422, "image 2 of 3: 1.png is no image"),
+        ([GOOD, b"not an image", GOOD], {}, 422, "image 2 of 3: 1.png is not an image"),
         ([GOOD, b"", GOOD[:60]], {}, 422, "image 2 of 3: 1.png is empty; image 3 of 3: 2.png is damaged"),
         ([GOOD] * 4, {}, 422, "more than 3 images"),
-        ([], {"task": "colours"}, 415, "can't be read"),
+        ([], {"task": "colours"}, 415, "cannot be read"),
     ],
 )
 def test_a_bad_request_is_refused_with_the_reason_and_the_next_one_is_answered(
@@ -140,13 +148,13 @@ def test_one_image_may_be_the_whole_body(store: Store) -> None:
         assert raw.status_code == 200, raw.text
         got, want = raw.json()["predictions"][0], form.json()["predictions"][0]
         assert got == {**want, "image": "image"}
-        assert "no image" in error_of(await send(b"what", "image/png"))
+        assert "not an image" in error_of(await send(b"what", "image/png"))
         assert "`image`" in error_of(await send(GOOD, "application/x-www-form-urlencoded"))  # curl without -H
 
     run(store, story)
 
 
-def test_a_form_that_is_none_is_refused(store: Store) -> None:
+def test_a_malformed_form_is_refused(store: Store) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         async def send(body: bytes, kind: str) -> httpx.Response:
             return await client.post("/v1/predict", content=body, headers={"Content-Type": kind})
@@ -340,11 +348,90 @@ def test_unknown_routes_and_methods_answer_in_the_same_shape(store: Store) -> No
     run(store, story)
 
 
+def test_a_route_refuses_callers_without_its_scope_and_health_is_open_to_all(store: Store) -> None:
+    async def story() -> None:
+        service = PlainService(store)
+        may: set[Scope] = set()
+        service.http.dependency_overrides[identify] = lambda: Caller("guest", frozenset(may))
+        async with service as client:
+            routes = {
+                Scope.PREDICT: lambda: client.post("/v1/predict", files=form_of([GOOD])),
+                Scope.READ: lambda: client.get("/v1/tasks"),
+            }
+            for scope, ask in routes.items():
+                refused = await ask()
+                assert refused.status_code == 403
+                assert f"guest may not do this: it requires the scope '{scope}'" in error_of(refused)
+                may.add(scope)
+                assert (await ask()).status_code == 200
+                may.clear()
+            paths: dict[str, Any] = (await client.get("/openapi.json")).json()["paths"]
+            for path, methods in paths.items():
+                for method in methods:
+                    status = (await client.request(method, path)).status_code
+                    assert status == (403 if path.startswith("/v1/") else 200), path
+
+    asyncio.run(story())
+
+
+def test_the_service_and_the_command_line_accept_the_same_images(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def encoded(kind: str, size: tuple[int, int] = (36, 36)) -> bytes:
+        body = io.BytesIO()
+        pictures("red")[0].resize(size).save(body, kind)
+        return body.getvalue()
+
+    async def story(client: httpx.AsyncClient) -> None:
+        bodies = [encoded(kind) for kind in FORMATS]
+        paths = [tmp_path / f"image.{kind}" for kind in FORMATS]
+        for path, body in zip(paths, bodies, strict=True):
+            path.write_bytes(body)
+        predict(paths, store=store.url, as_json=True)
+        told = json.loads(capsys.readouterr().out)["predictions"]
+        answer = await client.post("/v1/predict", files=form_of(bodies))
+        assert answer.status_code == 200, answer.text
+        for mine, theirs in zip(answer.json()["predictions"], told, strict=True):
+            assert mine["label"] == theirs["label"]
+            assert mine["probability"] == pytest.approx(theirs["probability"], abs=1e-4)
+        for name, body in (("a.eps", encoded("EPS")), ("thin.png", encoded("PNG", (100_000, 1)))):
+            path = tmp_path / name
+            path.write_bytes(body)
+            answer = await client.post("/v1/predict", files={"image": (str(path), body)})
+            with pytest.raises(ImageError) as refused:
+                predict([path], store=store.url)
+            assert (answer.status_code, error_of(answer)) == (422, str(refused.value))
+
+    run(store, story)
+
+
+def test_page_files_are_part_of_the_package() -> None:
+    setuptools = pytest.importorskip("setuptools")
+    root = Path(serving.__file__).parents[1]
+    with contextlib.chdir(root):
+        distribution = setuptools.Distribution()
+        distribution.parse_config_files(["pyproject.toml"])
+    packed = {path for pattern in distribution.package_data["serving"] for path in (root / "serving").glob(pattern)}
+    assert packed == set((root / "serving" / "pages").iterdir())
+    assert "serving.routes" in distribution.packages
+
+
 def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_field(store: Store) -> None:
     async def story(client: httpx.AsyncClient) -> None:
-        page = (await client.get("/docs")).text
+        answer = await client.get("/docs")
+        page = answer.text
+        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+        assert not re.findall(r"<style|<script>|style=|onclick=", page)  # the policy would block them
         assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", page)
         assert "://" not in page
+        for kind, name in (("text/css", "pages/docs.css"), ("text/javascript", "pages/docs.js")):
+            assert f'"{name}"' in page
+            asset = await client.get(f"/{name}")
+            assert asset.headers["Content-Type"] == f"{kind}; charset=utf-8"
+            assert "://" not in asset.text
+        for name in ("nothing.js", "docs.html", "..%2Fhttp.py"):
+            assert (await client.get(f"/pages/{name}")).status_code == 404
         spec = (await client.get("/openapi.json")).json()
         assert set(spec["paths"]) == {"/v1/predict", "/v1/tasks", "/v1/versions", "/healthz", "/readyz"}
         predict = spec["paths"]["/v1/predict"]["post"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from logging.handlers import MemoryHandler
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +25,7 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from serving.app import APP_NAME, start, stop
 from serving.options import ServiceOptions
+from serving.replicas import BaseReplica
 from tests.serving.helpers import error_of, form_of, free_port, pictures, png, publish_tasks
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -50,6 +55,16 @@ class Running:
             time.sleep(0.05)
 
 
+class TalkingBase(BaseReplica):
+    """The base replica, and a way to make `fusion` log in it."""
+
+    async def log(self, logger: str, message: str) -> list[str]:
+        """Warn; the log files that this replica's Ray Serve writes."""
+        logging.getLogger(logger).warning(message)
+        handlers = logging.getLogger("ray.serve").handlers
+        return [handler.target.baseFilename for handler in handlers if isinstance(handler, MemoryHandler)]
+
+
 @pytest.fixture(scope="module")
 def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
@@ -63,7 +78,9 @@ def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         max_images=8,
         max_queued_requests=16,
     )
-    start(options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.app.BaseReplica", TalkingBase)
+        start(options)
     try:
         yield Running(store, options)
     finally:
@@ -141,6 +158,18 @@ def test_the_operators_pages_answer(service: Running) -> None:
     tasks = service.client.get("/v1/tasks", params={"version": 1}).json()["tasks"]
     assert [task["name"] for task in tasks] == ["colours", "shapes", "pair"]
     assert service.client.get("/v1/versions").json()["versions"][-1]["version"] == 1
+
+
+@pytest.mark.parametrize("logger", ["fusion.store.s3", "serving.watch"])
+def test_what_our_packages_log_in_a_replica_is_in_the_replicas_log(service: Running, logger: str) -> None:
+    from ray import serve
+
+    message = f"a line of {logger}"
+    base = serve.get_deployment_handle("Base", APP_NAME)
+    (path,) = base.log.remote(logger, message).result(timeout_s=20)
+    lines = [line for line in Path(path).read_text().splitlines() if message in line]
+    assert len(lines) == 1
+    assert re.match(rf"WARNING .* {APP_NAME}_Base .*{message}$", lines[0]), lines[0]
 
 
 def test_a_port_in_use_ends_the_start_with_a_clear_error(service: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +277,7 @@ def test_stopping_lets_requests_in_flight_finish(service: Running) -> None:
         stop()
     assert 200 in outcomes
     assert 503 in outcomes  # turned away while those in flight finished
-    # what comes once the app is gone finds no route, then nobody; no prediction was begun and given up
+    # requests after the app is gone find no route, then no server; no prediction was started and abandoned
     assert not {status for status in outcomes if isinstance(status, int)} - {200, 404, 503}
     with pytest.raises(httpx.ConnectError):
         service.predict("red")

@@ -1,4 +1,4 @@
-"""The version in hand, against a real store."""
+"""The version being served, against a real store."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ def test_a_new_version_is_staged_before_it_is_swapped_in(local_store: Store) -> 
     assert staged == [(None, 1), (1, 2)]
 
 
-def test_a_damaged_newest_version_keeps_the_one_in_hand(local_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_newest_version_leaves_the_old_one_served(
+    local_store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
     publish_tasks(local_store, {"a": ("red",)})
 
     async def story() -> None:
@@ -103,7 +105,7 @@ def test_a_damaged_newest_version_keeps_the_one_in_hand(local_store: Store, capl
     asyncio.run(story())
 
 
-def test_a_new_version_with_a_damaged_record_keeps_the_one_in_hand(local_store: Store) -> None:
+def test_a_new_version_with_a_damaged_record_leaves_the_old_one_served(local_store: Store) -> None:
     publish_tasks(local_store, {"a": ("red",)})
 
     async def story() -> None:
@@ -124,7 +126,7 @@ def test_a_new_version_with_a_damaged_record_keeps_the_one_in_hand(local_store: 
     asyncio.run(story())
 
 
-def test_a_store_that_does_not_answer_keeps_the_version_in_hand(
+def test_a_store_that_does_not_answer_leaves_the_version_served(
     local_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_tasks(local_store, {"a": ("red",)})
@@ -260,7 +262,7 @@ def test_a_pinned_version_whose_blobs_are_gone_is_gone_and_a_kept_one_is_damaged
     asyncio.run(story())
 
 
-def test_an_emptied_store_is_reported_and_what_is_in_hand_goes_on(local_store: Store, tmp_path: Path) -> None:
+def test_an_emptied_store_is_reported_and_its_version_is_served_on(local_store: Store, tmp_path: Path) -> None:
     publish_tasks(local_store, {"a": ("red",)})
 
     async def story() -> None:

@@ -16,20 +16,20 @@ from tests.tiny import MODEL_CFG, PREPROCESS_CFG
 from tests.training.test_finetune import SHARED_RECIPE
 from training.data import load_task_data
 from training.finetune import finetune
-from training.worker_group import World
+from training.worker_group import WorkerGroup
 
 
 def main(folder: Path, source: str, name: str, state: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
-    world = World(distributed.get_world_size(), distributed.get_rank())
+    workers = WorkerGroup(distributed.get_world_size(), distributed.get_rank())
     base = Base(BlobRef("", "0" * 64, 0), "tiny", MODEL_CFG, PREPROCESS_CFG)
     clip = build_clip(base, TensorFile(folder / "base.safetensors"))
-    assert world.sum(world.rank + 1) == 3
-    assert world.any(world.rank == 1)
-    known_to_first = Path(state) if state and world.rank == 0 else None
-    finetune(clip, load_task_data("colours", source), SHARED_RECIPE, seed=5, state=known_to_first, world=world)
-    write_tensors(folder / f"{name}-{world.rank}.safetensors", dict(clip.model.state_dict()))
+    assert workers.sum(workers.rank + 1) == 3
+    assert workers.any(workers.rank == 1)
+    known_to_first = Path(state) if state and workers.rank == 0 else None
+    finetune(clip, load_task_data("colours", source), SHARED_RECIPE, seed=5, state=known_to_first, workers=workers)
+    write_tensors(folder / f"{name}-{workers.rank}.safetensors", dict(clip.model.state_dict()))
     distributed.destroy_process_group()
 
 

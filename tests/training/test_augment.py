@@ -19,11 +19,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("policy", ["none", "crop", "draw"])
-def test_the_generator_alone_decides(policy: Policy, flip: bool) -> None:
+def test_the_result_depends_on_the_generator_alone(policy: Policy, flip: bool) -> None:
     augmentation = Augmentation(policy, flip, SIZE)
     images = batch(augmentation)
     first = augmentation.apply(images, augmentation.draw(64, generator()))
-    torch.manual_seed(123)  # the global generator has no part in it
+    torch.manual_seed(123)  # the global generator plays no part
     assert torch.equal(first, augmentation.apply(images, augmentation.draw(64, generator())))
     assert first.shape == (64, 3, *SIZE)
     assert first.min() >= 0
@@ -64,7 +64,7 @@ def test_a_drawing_s_surroundings_stay_white() -> None:
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-def test_a_crop_has_its_pixels_from_a_larger_canvas() -> None:
+def test_a_crop_takes_its_pixels_from_a_larger_canvas() -> None:
     augmentation = Augmentation("crop", False, (224, 224))
     assert augmentation.canvas == (256, 256)
     ramp = torch.linspace(0, 1, 256).expand(8, 3, 256, 256).contiguous()

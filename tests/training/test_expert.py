@@ -25,7 +25,7 @@ def one_thread() -> None:
 
 
 class Killed(BaseException):
-    """Stands for a SIGKILL: nothing of ours catches it."""
+    """Stands for a SIGKILL: no code of ours catches it."""
 
 
 def kill_at(step: int):  # type: ignore[no-untyped-def]
@@ -64,11 +64,11 @@ def test_a_second_call_trains_nothing(local_store: Store, tmp_path: Path) -> Non
     data = load_task_data("colours", tiny_task(tmp_path / "colours", num_train=4))
     first = train_expert(local_store, cache, base, data, RECIPE, seed=0)
     assert train_expert(local_store, cache, base, data, RECIPE, seed=0, progress=kill_at(1)) == first
-    with pytest.raises(Killed):  # while another seed is another expert
+    with pytest.raises(Killed):  # another seed is another expert
         train_expert(local_store, cache, base, data, RECIPE, seed=1, progress=kill_at(1))
 
 
-def test_a_killed_training_goes_on_from_its_state_and_ends_with_the_same_bytes(
+def test_a_killed_training_resumes_from_its_state_and_ends_with_the_same_bytes(
     local_store: Store, tmp_path: Path
 ) -> None:
     base, cache = tiny_base(local_store), NodeCache(local_store)
@@ -89,7 +89,7 @@ def test_a_killed_training_goes_on_from_its_state_and_ends_with_the_same_bytes(
     assert train_expert(local_store, cache, base, data, undisturbed, seed=0).expert.sha256 == resumed.expert.sha256
 
 
-def test_a_damaged_state_costs_its_steps_and_nothing_else(local_store: Store, tmp_path: Path) -> None:
+def test_a_damaged_state_costs_only_its_steps(local_store: Store, tmp_path: Path) -> None:
     base, cache = tiny_base(local_store), NodeCache(local_store)
     data = load_task_data("colours", tiny_task(tmp_path / "colours", num_train=4))
     with pytest.raises(Killed):

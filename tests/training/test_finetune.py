@@ -23,14 +23,14 @@ from training.batches import Sampler
 from training.data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Precision, Recipe
-from training.worker_group import World
+from training.worker_group import WorkerGroup
 
 RECIPE = Recipe(
     steps=16, batch_size=16, lr=1e-3, warmup_steps=3, label_smoothing=0.1, augment="draw", train_templates="all"
 )
 SHARED_RECIPE = replace(RECIPE, batch_size=15, save_every_steps=7, eps=1e-3)
-"""For two workers: shares of 8 and 7. With a small eps AdamW makes full steps of gradients that are but rounding errors
-(an attention's key bias has no other), and then sums taken in another order end elsewhere."""
+"""For two workers: shares of 8 and 7. With a small eps AdamW makes full steps for gradients that are only rounding
+errors (an attention's key bias has no others), and then another order of summation gives other weights."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -87,7 +87,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_does_not(
 
 
 @pytest.mark.parametrize(("augment", "balanced"), [("draw", True), ("crop", False)])
-def test_a_resumed_training_ends_with_the_very_weights_of_an_undisturbed_one(
+def test_a_resumed_training_ends_with_exactly_the_weights_of_an_undisturbed_one(
     new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path, augment: Policy, balanced: bool
 ) -> None:
     recipe = replace(RECIPE, save_every_steps=5, augment=augment, balanced=balanced, clip_grad=1.0, weight_decay=0.01)
@@ -111,14 +111,14 @@ def test_a_resumed_training_ends_with_the_very_weights_of_an_undisturbed_one(
     assert_same(tensors_of(undisturbed), tensors_of(resumed))
 
 
-def test_threads_that_decode_ahead_change_nothing(new_clip: Callable[[], Clip], data: TaskData) -> None:
+def test_decoding_ahead_in_threads_changes_nothing(new_clip: Callable[[], Clip], data: TaskData) -> None:
     alone, ahead = new_clip(), new_clip()
     finetune(alone, data, replace(RECIPE, steps=6), seed=0)
     finetune(ahead, data, replace(RECIPE, steps=6), seed=0, num_loader_threads=3)
     assert_same(tensors_of(alone), tensors_of(ahead))
 
 
-def test_tokens_that_the_task_never_uses_stay_exactly_the_base_s(new_clip: Callable[[], Clip], data: TaskData) -> None:
+def test_tokens_that_the_task_never_uses_keep_the_base_s_values(new_clip: Callable[[], Clip], data: TaskData) -> None:
     clip = new_clip()
     before = tensors_of(clip)
     finetune(clip, data, replace(RECIPE, weight_decay=0.1), seed=0)
@@ -140,7 +140,7 @@ def test_the_logit_scale_is_frozen_and_both_encoders_move(new_clip: Callable[[],
     assert still <= {"logit_scale", "attn_mask"}
 
 
-def test_batch_norm_statistics_stay_the_base_s(local_store: Store, data: TaskData) -> None:
+def test_batch_norm_statistics_keep_the_base_s_values(local_store: Store, data: TaskData) -> None:
     base = tiny_base(local_store, model_cfg=BATCH_NORM_CFG)
     clip = build_clip(base, NodeCache(local_store).tensors(base.weights))
     before = tensors_of(clip)
@@ -166,12 +166,12 @@ def test_a_state_of_another_model_is_refused(new_clip: Callable[[], Clip], data:
         finetune(new_clip(), data, RECIPE, seed=0, state=tmp_path / "state.safetensors")
 
 
-def test_more_workers_than_images_a_step_are_refused(new_clip: Callable[[], Clip], data: TaskData) -> None:
+def test_more_workers_than_images_per_step_are_refused(new_clip: Callable[[], Clip], data: TaskData) -> None:
     with pytest.raises(ConfigError, match="batch_size 2 is smaller than 3 workers"):
-        finetune(new_clip(), data, replace(RECIPE, batch_size=2), seed=0, world=World(3, 0))
+        finetune(new_clip(), data, replace(RECIPE, batch_size=2), seed=0, workers=WorkerGroup(3, 0))
 
 
-def test_every_image_comes_once_an_epoch() -> None:
+def test_every_image_comes_once_per_epoch() -> None:
     sampler = Sampler(np.arange(10) % 3, batch_size=4, seed=0, balanced=False)
     drawn = torch.cat([sampler.batch(step) for step in range(5)]).tolist()
     assert sorted(drawn[:10]) == sorted(drawn[10:20]) == list(range(10))
@@ -187,8 +187,8 @@ def test_balanced_draws_rare_classes_as_often_as_frequent_ones() -> None:
 
 
 @pytest.mark.processes
-def test_two_workers_train_what_one_does(new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path) -> None:
-    """Two real processes over gloo; one of them resumes, the other gets the state from it."""
+def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path) -> None:
+    """Two real processes over gloo; one of them resumes, the other receives the state from it."""
     alone = new_clip()
     write_tensors(tmp_path / "base.safetensors", tensors_of(alone))
 

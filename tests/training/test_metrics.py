@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from training.metrics import accuracy, continual, routing_accuracy, wilson_interval
+from training.metrics import continual, wilson_interval
 
 
 def test_a_matrix_worked_by_hand() -> None:
@@ -19,7 +19,7 @@ def test_a_matrix_worked_by_hand() -> None:
     assert figures.last == pytest.approx(2.0 / 3)
 
 
-def test_a_lone_task_has_no_transfer() -> None:
+def test_transfer_is_undefined_for_a_single_task() -> None:
     figures = continual(np.array([[0.5]]))
     assert math.isnan(figures.transfer)
     assert figures.avg == figures.last == 0.5
@@ -33,13 +33,13 @@ def test_a_triangular_matrix_averages_what_it_has() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 0), (4,)])
-def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+def test_a_matrix_that_is_not_square_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="square"):
         continual(np.zeros(shape))
 
 
 @given(arrays(np.float64, (5, 5), elements=st.floats(0, 1)))
-def test_the_definitions_spelled_out(matrix: np.ndarray) -> None:
+def test_the_figures_follow_their_definitions(matrix: np.ndarray) -> None:
     tasks = range(5)
     transfer = np.mean([np.mean([matrix[t, i] for t in range(i)]) for i in tasks if i > 0])
     figures = continual(matrix)
@@ -58,17 +58,9 @@ def test_wilson_agrees_with_the_textbook() -> None:
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_encloses_the_share_and_narrows_with_more_images(counts: tuple[int, int]) -> None:
+def test_wilson_encloses_the_proportion_and_narrows_with_more_images(counts: tuple[int, int]) -> None:
     correct, total = counts
     low, high = wilson_interval(correct, total)
     assert 0 <= low <= correct / total <= high <= 1
     wide, narrow = high - low, np.diff(wilson_interval(4 * correct, 4 * total))[0]
     assert narrow < wide
-
-
-def test_shares() -> None:
-    assert accuracy(np.array([1, 2, 3]), np.array([1, 0, 3])) == pytest.approx(2 / 3)
-    assert routing_accuracy(np.array([0, 0]), np.array([0, 1])) == 0.5
-    assert math.isnan(accuracy(np.array([]), np.array([])))
-    with pytest.raises(ValueError, match="predictions"):
-        accuracy(np.zeros(2), np.zeros(3))

@@ -61,7 +61,9 @@ def test_an_unknown_name_is_refused(root: Path) -> None:
         load_task_data("dtd", "torchvision:Dtd")
 
 
-def test_a_data_set_that_can_t_be_had_says_where_to_put_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_that_can_t_be_downloaded_names_the_folder_for_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
@@ -77,5 +79,5 @@ def test_a_data_set_that_can_t_be_had_says_where_to_put_it(root: Path, monkeypat
     [("AnnualCrop", "annual crop"), ("7 - seven", "7"), ("apple_pie", "apple pie"), ("T-shirt/top", "T-shirt top"),
      ("707-320", "707-320"), ("Abyssinian", "abyssinian"), ("DC-10", "DC-10")],
 )  # fmt: skip
-def test_class_names_are_made_words(written: str, said: str) -> None:
+def test_class_names_become_words(written: str, said: str) -> None:
     assert _spoken(written) == said

@@ -1,7 +1,7 @@
-"""The queue that lanes take their tasks from. It runs as an actor, and holds nothing that the store lacks for long.
+"""The queue that lanes take their tasks from. It runs as an actor, and what it holds is soon in the store as well.
 
-Restarted, it finds finished tasks by their records and cut-short ones by their attempts; a lane that is still training
-names its task with its next word of progress. Every method may run twice.
+After a restart it finds finished tasks by their records and interrupted ones by their attempts; a lane that is still
+training names its task when it next reports progress. Every method may run twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ State = Literal["waiting", "training", "done", "failed"]
 
 @dataclass(frozen=True)
 class TaskJob:
-    """One task to train: where its data lies, not the data. `classes` and `templates` are the caller's own, or None."""
+    """One task to train: where its data lies, not the data. `classes` and `templates` replace the source's if given."""
 
     name: str
     source: str
@@ -46,7 +46,7 @@ class TaskJob:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A job whose data was read once: the identity its expert will have, and attempts that earlier runs left behind."""
+    """A job whose data was read once: the identity that its expert will have, and attempts left by earlier runs."""
 
     job: TaskJob
     identity: str
@@ -58,12 +58,12 @@ class TaskStatus:
     """Where one task stands.
 
     Attributes:
-        identity: of its expert, whose record is in the store once `state` is `done`; empty when the data can't be read.
-        step, steps: done and in all.
+        identity: of its expert, whose record is in the store once `state` is `done`; empty if the data can't be read.
+        step, steps: steps done, and in total.
         loss: of the last step that was reported.
-        attempts: of this run.
+        attempts: in this run.
         reason: why it failed.
-        lane, worker: the lane that trains it (or did), and rank 0's host and process id.
+        lane, worker: the lane that trains it or did so last, and host and process id of its rank 0.
         seconds: since a lane took it; its training time once it is done.
     """
 
@@ -90,7 +90,7 @@ class TaskQueue:
     Args:
         address: of the store that keeps records and attempts.
         tasks: all of them.
-        max_attempts: trainings of one task that may be cut short (a killed worker, a crash) before it counts as failed.
+        max_attempts: how often the training of a task may be cut short (a killed worker, a crash) before it has failed.
     """
 
     def __init__(self, address: StoreAddress, tasks: Sequence[PlannedTask], max_attempts: int) -> None:
@@ -106,9 +106,9 @@ class TaskQueue:
         self._closed = False
 
     def take(self, lane: str, worker: str) -> int:
-        """Index of the next task for a lane, or -1 when there is none left. A restarted lane gets its own task back."""
+        """Index of the next task for a lane, or -1 if none is left. A restarted lane gets its own task back."""
         self._lanes.add(lane)
-        own = self._in_hand(lane)
+        own = self._task_of(lane)
         for index in ([] if own is None else [own]) + self._waiting():
             if self._closed:
                 break
@@ -129,7 +129,7 @@ class TaskQueue:
         return -1
 
     def progress(self, lane: str, worker: str, index: int, step: int, loss: float) -> bool:
-        """Note where a lane is. False: nobody waits for it any more, it should stop."""
+        """Note where a lane is. False: the run has ended, and the lane should stop."""
         if not self._statuses[index].settled:
             self._taken.setdefault(index, time.monotonic())
             self._set(index, state="training", lane=lane, worker=worker, step=step, loss=loss)
@@ -143,26 +143,26 @@ class TaskQueue:
             self._set(index, state="done", step=steps, reason=None, seconds=self._seconds(index))
 
     def failed(self, lane: str, index: int, reason: str) -> None:
-        """The task can't be trained; the lane goes on with the next. The first reason is kept."""
+        """The task can't be trained; the lane continues with the next. The first reason is kept."""
         self._crashes.pop(lane, None)
         if not self._statuses[index].settled:
             self._set(index, state="failed", reason=reason, seconds=self._seconds(index))
 
     def crashed(self, lane: str, error: str) -> bool:
-        """Note that a lane's workers died. True: give the lane up, it dies of something else than one task.
+        """Note that a lane's workers died. True: give the lane up, because no single task is the cause.
 
-        A task that kills its workers is set aside after `max_attempts`, which starts the count again; so a longer row
-        of crashes has another cause (a node without the packages, a store that is gone): no restart will mend it.
+        A task that kills its workers is set aside after `max_attempts`, which resets the count; so a longer run of
+        crashes has another cause (a node without the packages, a store that is gone) that no restart will fix.
         """
         self._crash[lane] = error
         self._crashes[lane] = self._crashes.get(lane, 0) + 1
         give_up = self._closed or self._crashes[lane] > self._max_attempts
-        if give_up and (own := self._in_hand(lane)) is not None:
+        if give_up and (own := self._task_of(lane)) is not None:
             self._set(own, state="waiting", lane=None, worker=None)  # another lane may have more luck
         return give_up
 
     def close(self) -> None:
-        """Hand out nothing more, and let lanes stop at their next word of progress."""
+        """Hand out no more tasks, and make lanes stop when they next report progress."""
         self._closed = True
 
     def statuses(self) -> list[TaskStatus]:
@@ -173,10 +173,10 @@ class TaskQueue:
         ]
 
     def lanes_seen(self) -> set[str]:
-        """Lanes that ever came for a task: the others wait for resources."""
+        """Lanes that have ever asked for a task: the others wait for resources."""
         return set(self._lanes)
 
-    def _in_hand(self, lane: str) -> int | None:
+    def _task_of(self, lane: str) -> int | None:
         for index, status in enumerate(self._statuses):
             if status.state == "training" and status.lane == lane:
                 return index

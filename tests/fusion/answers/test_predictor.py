@@ -1,4 +1,4 @@
-"""The predictor: a version that answers, the same way whoever rebuilds its experts."""
+"""The predictor: answers from a version, the same however its experts are rebuilt."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_a_task_that_was_cut_short_too_often_fails_with_its_last_error(queue: Ta
     assert failed.reason == "its training was cut short 2 times, the last time: worker 0: out of memory"
 
 
-def test_a_worker_that_dies_before_it_counts_itself_is_counted_all_the_same(queue: TaskQueue) -> None:
+def test_a_worker_that_dies_before_counting_its_attempt_is_still_counted(queue: TaskQueue) -> None:
     assert [queue.take("a", "host:1") for _ in range(3)] == [0, 0, 1]
 
 
@@ -73,13 +73,13 @@ def test_attempts_of_earlier_runs_do_not_count(local_store: Store) -> None:
     assert TaskQueue(StoreAddress(local_store.url), [task], 1).take("a", "host:1") == 0
 
 
-def test_a_lane_that_dies_without_getting_anywhere_is_given_up_and_its_task_goes_to_another(queue: TaskQueue) -> None:
+def test_a_lane_that_dies_without_progress_is_given_up_and_its_task_goes_to_another(queue: TaskQueue) -> None:
     queue.take("a", "host:1")
     assert [queue.crashed("a", "no module named condu") for _ in range(3)] == [False, False, True]
     assert queue.take("b", "host:2") == 0
 
 
-def test_a_finished_task_starts_the_count_of_crashes_again(queue: TaskQueue) -> None:
+def test_a_finished_task_resets_the_count_of_crashes(queue: TaskQueue) -> None:
     queue.take("a", "host:1")
     assert [queue.crashed("a", "x") for _ in range(2)] == [False, False]
     queue.done("a", 0)

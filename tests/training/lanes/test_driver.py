@@ -22,7 +22,7 @@ from tests.tiny import SHAPES, tiny_base, tiny_task
 from training.data import load_task_data
 from training.expert import train_expert
 from training.lanes.capacity import LaneOptions
-from training.lanes.run import run_lanes
+from training.lanes.driver import run_lanes
 from training.lanes.task_queue import TaskJob, TaskStatus
 from training.recipe import Recipe
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 @dataclass
-class House:
+class Site:
     """A store with a base, and a folder for tasks."""
 
     store: Store
@@ -49,19 +49,19 @@ class House:
         return {s.name: s for s in run_lanes(StoreAddress(self.store.url), self.base, jobs, options, on_status)}
 
 
-def house_in(folder: Path) -> House:
+def site_in(folder: Path) -> Site:
     store = open_store(f"file://{folder}/store")
-    return House(store, tiny_base(store), folder)
+    return Site(store, tiny_base(store), folder)
 
 
 def test_two_lanes_train_what_can_be_trained_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
-    house = house_in(tmp_path)
+    site = site_in(tmp_path)
     diverging = Recipe(steps=20, lr=1e30, warmup_steps=2, augment="none")
-    jobs = [house.job(name, seed=number) for number, name in enumerate(["one", "two", "three"])]
-    jobs.insert(1, house.job("diverging", diverging))
+    jobs = [site.job(name, seed=number) for number, name in enumerate(["one", "two", "three"])]
+    jobs.insert(1, site.job("diverging", diverging))
     jobs.append(TaskJob("absent", str(tmp_path / "nowhere"), QUICK))
     seen: list[list[TaskStatus]] = []
-    done = house.run(jobs, LaneOptions(lanes=2), seen.append)
+    done = site.run(jobs, LaneOptions(lanes=2), seen.append)
     assert list(done) == ["one", "diverging", "two", "three", "absent"]
     assert {name: status.state for name, status in done.items()} == {
         "one": "done", "two": "done", "three": "done", "diverging": "failed", "absent": "failed"
@@ -69,22 +69,22 @@ def test_two_lanes_train_what_can_be_trained_and_a_second_run_trains_nothing(tmp
     assert "the loss is" in (done["diverging"].reason or "")
     assert "nowhere does not exist" in (done["absent"].reason or "")
     for name in ("one", "two", "three"):
-        record = find_expert(house.store, done[name].identity)
+        record = find_expert(site.store, done[name].identity)
         assert record is not None
         assert record.task == name
-        assert num_attempts(house.store, record.identity) == 0
+        assert num_attempts(site.store, record.identity) == 0
     assert len({status.lane for status in done.values() if status.lane}) == 2
     assert seen[0][0].state == "waiting"
     assert seen[0][-1].state == "failed"  # broken data is known before anything starts
 
-    files = {info.key for info in house.store.list("")}
-    again = house.run([job for job in jobs if job.name in ("one", "two", "three")], LaneOptions(lanes=2))
+    files = {info.key for info in site.store.list("")}
+    again = site.run([job for job in jobs if job.name in ("one", "two", "three")], LaneOptions(lanes=2))
     assert {status.state for status in again.values()} == {"done"}
-    assert {info.key for info in house.store.list("")} == files
+    assert {info.key for info in site.store.list("")} == files
 
 
 def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    house = house_in(tmp_path)
+    site = site_in(tmp_path)
     killed: dict[str, set[str]] = {"steady": set(), "poisoned": set()}
 
     def kill(statuses: list[TaskStatus]) -> None:
@@ -98,8 +98,8 @@ def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(status.worker.rsplit(":", 1)[1]), signal.SIGKILL)
 
-    jobs = [house.job("poisoned", LONG), house.job("steady", LONG, seed=1), house.job("quick", seed=2)]
-    done = house.run(jobs, LaneOptions(lanes=2, max_attempts=2), kill)
+    jobs = [site.job("poisoned", LONG), site.job("steady", LONG, seed=1), site.job("quick", seed=2)]
+    done = site.run(jobs, LaneOptions(lanes=2, max_attempts=2), kill)
     assert {name: status.state for name, status in done.items()} == {
         "poisoned": "failed", "steady": "done", "quick": "done"
     }  # fmt: skip
@@ -108,38 +108,38 @@ def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(
     assert done["steady"].attempts == 2
 
     torch.set_num_threads(1)
-    other = house_in(tmp_path / "undisturbed")
+    other = site_in(tmp_path / "undisturbed")
     data = load_task_data("steady", jobs[1].source)
     undisturbed = train_expert(other.store, NodeCache(other.store), other.base, data, LONG, seed=0)
-    record = find_expert(house.store, done["steady"].identity)
+    record = find_expert(site.store, done["steady"].identity)
     assert record is not None
     assert record.expert.sha256 == undisturbed.expert.sha256
     assert record.metrics["final_loss"] == undisturbed.metrics["final_loss"]
 
 
 def test_workers_of_one_lane_share_a_task(tmp_path: Path) -> None:
-    house = house_in(tmp_path)
-    done = house.run([house.job("one"), house.job("two", seed=1)], LaneOptions(lanes=1, workers=2))
+    site = site_in(tmp_path)
+    done = site.run([site.job("one"), site.job("two", seed=1)], LaneOptions(lanes=1, workers=2))
     assert {status.state for status in done.values()} == {"done"}
-    record = find_expert(house.store, done["two"].identity)
+    record = find_expert(site.store, done["two"].identity)
     assert record is not None
     torch.set_num_threads(1)
-    other = house_in(tmp_path / "alone")
+    other = site_in(tmp_path / "alone")
     data = load_task_data("two", str(tmp_path / "two"))
     alone = train_expert(other.store, NodeCache(other.store), other.base, data, QUICK, seed=0)
     assert record.metrics["final_loss"] == pytest.approx(alone.metrics["final_loss"], rel=1e-2)
 
 
-def test_a_base_that_the_store_lacks_is_missed_before_anything_starts(tmp_path: Path) -> None:
-    house = house_in(tmp_path)
-    house.store.delete(house.base.weights.key)
+def test_a_base_that_the_store_lacks_is_reported_before_anything_starts(tmp_path: Path) -> None:
+    site = site_in(tmp_path)
+    site.store.delete(site.base.weights.key)
     with pytest.raises(BlobNotFoundError, match="has no base"):
-        house.run([house.job("one")], LaneOptions())
+        site.run([site.job("one")], LaneOptions())
 
 
 def test_a_demand_that_the_cluster_can_t_meet_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    house = house_in(tmp_path)
+    site = site_in(tmp_path)
     with pytest.raises(ConfigError, match=r"needs 1 GPU per worker, the largest node of this cluster has 0 GPU"):
-        house.run([house.job("one")], LaneOptions(num_gpus=1))
+        site.run([site.job("one")], LaneOptions(num_gpus=1))
     with pytest.raises(ConfigError, match=r"needs 100 CPU per worker"):
-        house.run([house.job("two")], LaneOptions(num_cpus=100))
+        site.run([site.job("two")], LaneOptions(num_cpus=100))

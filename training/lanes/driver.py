@@ -1,8 +1,9 @@
-"""Lanes: a few Ray Train trainers that work through many tasks, since starting one costs 7-15 s and 1.6 GB.
+"""The driver of a run: starts lanes, a few Ray Train trainers that share many tasks, and watches them.
 
-A lane is one `TorchTrainer`, driven by a thread here, whose workers take tasks from a queue actor until it is empty.
-Everything that counts (records, states, attempts) is in the store: a killed worker is restarted by Ray Train and goes
-on from the last state, a killed driver is started again and finds what is done.
+Starting a trainer costs 7-15 s and 1.6 GB, so each one trains many tasks. A lane is one `TorchTrainer`, driven by a
+thread here, whose workers take tasks from a queue actor until it is empty. Everything that counts (records, states,
+attempts) is in the store: Ray Train restarts a killed worker, which resumes from the last state; a killed driver is
+started again and finds what is done.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
 from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
-from training.lanes.lane import CrashReporter, LaneConfig, LaneError, one_line
-from training.lanes.status import queue_prefix
+from training.lanes.crashes import CrashReporter, LaneError, one_line
+from training.lanes.lane_config import LaneConfig
+from training.lanes.status_query import queue_prefix
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
-from training.lanes.worker import run_worker
-from training.malloc import WORKER_ENVIRONMENT
+from training.lanes.worker_loop import run_worker
+from training.malloc import MALLOC_ENVIRONMENT
 from training.sources import absolute_source
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,9 @@ logger = logging.getLogger(__name__)
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
 _TRAIN_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: most of a lane's start-up is waiting for this poll
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # 600 s by default: longer than most trainings
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s by default: short where several lanes start on few cores
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # default 2 s: most of a lane's start-up is waiting for this poll
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # default 600 s: longer than most trainings
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # default 60 s: short where several lanes start on few cores
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 
@@ -59,19 +61,20 @@ def run_lanes(
     *,
     reserved: Mapping[str, float] | None = None,
 ) -> list[TaskStatus]:
-    """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless nothing is left to train.
+    """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless there is nothing to train.
 
     Args:
-        address: of the store that has the base and gets the experts.
+        address: of the store that has the base and receives the experts.
         base: what to fine-tune.
         jobs: the tasks, in the order in which they are wanted.
         options: lanes and their resources.
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
-        reserved: what the caller's own actor holds of the cluster, so that `auto` leaves it.
-    Returns: the last statuses, each `done` or `failed`.
+        reserved: what the caller's own actor holds of the cluster: `auto` does not count it.
+    Returns:
+        The last statuses, each `done` or `failed`.
     Raises:
-        ConfigError: a lane's demand is more than the cluster has.
+        ConfigError: a lane demands more than the cluster has.
         BlobNotFoundError: the store does not have the base.
         LaneError: no lane ran within `startup_timeout_s`.
     """
@@ -112,9 +115,9 @@ def run_lanes(
 def plan_tasks(
     address: StoreAddress, base: Base, jobs: Sequence[TaskJob]
 ) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
-    """Read every task's data once: a status for each, and by index those that have to be trained.
+    """Read every task's data once. Returns a status for each, and by index the tasks that have to be trained.
 
-    So broken data is reported before anything starts, and a task whose expert exists costs no Ray at all.
+    So broken data is reported before anything starts, and a run whose experts all exist needs no Ray.
     """
     store = address.open()
 
@@ -154,11 +157,11 @@ class _Lanes:
         self._folder = Path(tempfile.mkdtemp(prefix="condu-lanes-"))
         for name, value in _TRAIN_SETTINGS.items():
             os.environ.setdefault(name, value)
-        if len(ray.nodes()) == 1:  # there is no other node to flee to, and the watcher is one more process a lane
+        if len(ray.nodes()) == 1:  # there is no other node to move to, and the watcher is one more process per lane
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         if options.quiet:
             logging.getLogger("ray.train").setLevel(logging.WARNING)
-        nonce = secrets.token_hex(4)  # Ray Train resumes by name: no two runs share one
+        nonce = secrets.token_hex(4)  # Ray Train resumes by name, so no two runs may share one
         self._threads = []
         for number in range(num_lanes):
             name = f"condu-{nonce}-lane-{number}"
@@ -182,7 +185,7 @@ class _Lanes:
         return any(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """Let lanes end. One that still waits for resources is not waited for: it will find the queue closed."""
+        """Let lanes end, without waiting for those that still wait for resources: they will find the queue closed."""
         ray.get(self._queue.close.remote())
         seen = ray.get(self._queue.lanes_seen.remote())
         deadline = time.monotonic() + _WIND_DOWN_S
@@ -208,7 +211,7 @@ class _Lanes:
                 storage_path=str(self._folder),
                 failure_config=FailureConfig(max_failures=-1),  # attempts are counted per task, in the store
                 callbacks=[CrashReporter(config.queue, name)],  # type: ignore[list-item]
-                worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                worker_runtime_env={"env_vars": MALLOC_ENVIRONMENT},
                 logging_config=LoggingConfig(log_level="WARNING" if options.quiet else "INFO"),
             ),
         )
@@ -228,6 +231,7 @@ def _watch(
     merged: Callable[[], list[TaskStatus]],
     report: Callable[[list[TaskStatus]], None],
 ) -> None:
+    """Report about twice a second until all tasks are settled or no lane is left."""
     started, seen = time.monotonic(), False
     while lanes.alive():
         statuses = merged()

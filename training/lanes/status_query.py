@@ -1,4 +1,4 @@
-"""How the lanes of a store stand, for who did not start them."""
+"""How the lanes of a store stand, asked from a process that did not start them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _KIND = "queue-v2"
 
 
 def queue_prefix(store_url: str) -> str:
-    """How the names of a store's queue actors begin (`Store.url`): every run has one."""
+    """How the names of a store's queue actors begin (`Store.url`). Every run has one queue."""
     return f"{actor_name(_KIND, store_url)}-"
 
 
 def find_statuses(store_url: str, *, timeout_s: float) -> list[list[TaskStatus]]:
-    """The tasks that lanes of this cluster were given for a store (`Store.url`), one list a run.
+    """The tasks that lanes of this cluster were given for a store (`Store.url`), one list per run.
 
     A queue that does not answer within `timeout_s` is left out: its run is ending.
     """

@@ -1,17 +1,13 @@
-"""What a lane's trainer has to know in its controller. Imports little, for each controller is a process of its own."""
+"""What becomes of a lane whose workers died. Imports little, because each lane's controller is a process of its own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.train import UserCallback
 
 from fusion.errors import ConduError
-from fusion.store.address import StoreAddress
-from fusion.versions.bases import Base
-from training.lanes.task_queue import TaskJob
 
 _LONGEST_LINE = 400
 
@@ -22,22 +18,8 @@ class LaneError(ConduError):
     http_status = 503
 
 
-@dataclass(frozen=True)
-class LaneConfig:
-    """What a worker needs to know: names and settings, no data and no weights."""
-
-    lane: str
-    queue: Any
-    jobs: tuple[TaskJob, ...]
-    base: Base
-    address: StoreAddress
-    num_threads: int
-    num_loader_threads: int
-    gpu_share: float
-
-
 class CrashReporter(UserCallback):
-    """Runs in the controller: tells the queue of dead workers, and ends a lane that dies of itself."""
+    """Runs in the lane's controller: reports dead workers to the queue, and ends the lane if the queue gives it up."""
 
     def __init__(self, queue: Any, lane: str) -> None:
         self._queue = queue

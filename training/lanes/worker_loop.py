@@ -18,9 +18,9 @@ from fusion.errors import BaseMismatchError, DataError, StateDictError
 from training.data import TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
-from training.lanes.lane import LaneConfig
+from training.lanes.lane_config import LaneConfig
 from training.lanes.task_queue import TaskJob
-from training.worker_group import World
+from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PROGRESS_INTERVAL_S = 0.4
 
 
 class LaneClosedError(RuntimeError):
-    """Nobody waits for this lane any more."""
+    """The run that started this lane has ended."""
 
 
 def run_worker(config: dict[str, Any]) -> None:
@@ -37,17 +37,17 @@ def run_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     torch.set_num_threads(lane.num_threads)
-    if device.type == "cuda" and lane.gpu_share < 1:  # Ray books fractions, it does not enforce them
+    if device.type == "cuda" and lane.gpu_share < 1:  # Ray books fractions without enforcing them
         torch.cuda.set_per_process_memory_fraction(lane.gpu_share, device)
-    world = World(context.get_world_size(), context.get_world_rank(), str(device))
+    workers = WorkerGroup(context.get_world_size(), context.get_world_rank(), str(device))
     worker = f"{socket.gethostname()}:{os.getpid()}"
     cache = lane.address.open_cache()
     while True:
-        index = world.from_first(_call(lane, "take", worker) if world.rank == 0 else 0)
+        index = workers.from_first(_call(lane, "take", worker) if workers.rank == 0 else 0)
         if index < 0:
             return
         job = lane.jobs[index]
-        data = _load(lane, job, index, world)
+        data = _load(lane, job, index, workers)
         if data is None:
             continue
         try:
@@ -58,29 +58,29 @@ def run_worker(config: dict[str, Any]) -> None:
                 data,
                 job.recipe,
                 seed=job.seed,
-                world=world,
-                progress=_reporter(lane, worker, index, job) if world.rank == 0 else None,
+                workers=workers,
+                progress=_reporter(lane, worker, index, job) if workers.rank == 0 else None,
                 device=str(device),
                 num_loader_threads=lane.num_loader_threads,
             )
         except (TrainingDivergedError, BaseMismatchError, StateDictError) as error:  # in every rank alike
             _call(lane, "failed", index, str(error))
         except DataError as error:
-            if world.size > 1:  # the others wait for this rank: only a restart frees them, and attempts are counted
+            if workers.size > 1:  # the others wait for this rank: only a restart frees them, and attempts are counted
                 raise
             _call(lane, "failed", index, str(error))
         else:
             _call(lane, "done", index)
 
 
-def _load(lane: LaneConfig, job: TaskJob, index: int, world: World) -> TaskData | None:
-    """The task's data, or None when some rank can't read it: it may lie on one node and not on another."""
+def _load(lane: LaneConfig, job: TaskJob, index: int, workers: WorkerGroup) -> TaskData | None:
+    """The task's data, or None if any rank can't read it: it may lie on one node and not on another."""
     data = None
     try:
-        data = job.load(lane.address.options, verify=False)  # the driver did
+        data = job.load(lane.address.options, verify=False)  # the driver has verified it
     except DataError as error:
         _call(lane, "failed", index, f"on {socket.gethostname()}: {error}")
-    return None if world.any(data is None) else data
+    return None if workers.any(data is None) else data
 
 
 def _reporter(lane: LaneConfig, worker: str, index: int, job: TaskJob) -> Callable[[int, float], None]:

@@ -1,0 +1,30 @@
+"""How OpenAPI describes the errors of a route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serving.schemas import ErrorResponse
+
+_DESCRIPTIONS = {
+    404: "No such task or version",
+    410: "The version is gone",
+    413: "The body is too large",
+    415: "The body is neither a form nor an image",
+    422: "An image or a field that cannot be used; the message names it",
+    429: "Overloaded: nothing was computed, retry after `Retry-After` seconds",
+    503: "No version yet, or the store does not answer",
+    504: "No answer in time",
+}
+
+ErrorResponses = dict[int | str, dict[str, Any]]
+
+
+def all_errors() -> ErrorResponses:
+    """`responses` of a route that can fail in every way."""
+    return errors(*_DESCRIPTIONS)
+
+
+def errors(*statuses: int) -> ErrorResponses:
+    """`responses` of a route that fails with these statuses."""
+    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
