@@ -8,10 +8,11 @@ BUILD := .venv-build
 BUILD_READY := $(BUILD)/.ready
 BUILD_CACHE ?= $(HOME)/.cache/condu/build
 MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-fusion soak base data clean
+.PHONY: help setup demo test check quick-tests lint bench bench-fusion soak base data clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -32,8 +33,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (about 8 minutes on 2 cores)
 	@$(BIN)/condu demo
 
-test: lint  ## Lint, types and all tests (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not soak"
+test: lint  ## Lint, types and all tests (under 15 minutes on 2 cores)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak"
+
+check: $(READY)  ## Lint, types and the tests without Ray, S3 and other processes (under 2 minutes on 2 cores)
+	@$(MAKE) --no-print-directory -j 2 lint quick-tests
+
+quick-tests: $(READY)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not (soak or ray or s3 or processes)"
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check $(SOURCES)

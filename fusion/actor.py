@@ -6,7 +6,9 @@ partition) race for one manifest key like any two publishers, so exactly-once co
 
 It executes one call at a time, and callers take turns (`fusion.turns`). The queue is not kept either: when the actor
 dies, every waiting call is sent again. Callers then queue in the order in which their calls arrive, including the one
-that was being served, and the calls of one caller keep their order.
+that was being served, and the calls of one caller keep their order: with each call a client sends the lowest of its
+numbers that has no answer yet, and the actor waits for that one. Such a number is true only when it is sent, so the
+client repeats a call itself: Ray would repeat what was true at first.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -35,7 +37,7 @@ from fusion.store.address import StoreAddress
 from fusion.turns import Turns, Waiting
 from fusion.versions.bases import Base
 
-_KIND = "fusion-v3"
+_KIND = "fusion-v4"
 """Part of the actor's name, so that an actor of an older release, which still runs its old code, is never called."""
 
 _MAX_ATTEMPTS = 5
@@ -92,19 +94,30 @@ class FusionActor:
         self._progress = FusionProgress(os.getpid())
         self._started = self._stage_started = 0.0
 
-    @ray.method(concurrency_group="fuse")
+    @ray.method(concurrency_group="fuse", max_task_retries=0)
     async def fuse(
-        self, caller: str, number: int, base: Base, experts: Sequence[ExpertToFuse], options: Mapping[str, Any]
+        self,
+        caller: str,
+        number: int,
+        first: int,
+        base: Base,
+        experts: Sequence[ExpertToFuse],
+        options: Mapping[str, Any],
     ) -> int:
         """Fuse experts (references into the store) and return the version that holds them. May run twice.
 
         Args:
-            caller, number: see `Turns.submit`.
+            caller, number, first: see `Turns.submit`.
             options: those of `fuse_experts`.
         """
         tasks = tuple(expert.task for expert in experts)
         work = partial(self._fuse, caller, tasks, base, experts, options)
-        return int(await asyncio.wrap_future(self._turns.submit(caller, number, tasks, work)))
+        return int(await asyncio.wrap_future(self._turns.submit(caller, number, tasks, work, first=first)))
+
+    @ray.method(concurrency_group="watch")
+    async def settle(self, caller: str, first: int) -> None:
+        """See `Turns.settle`."""
+        self._turns.settle(caller, first)
 
     @ray.method(concurrency_group="watch")
     async def progress(self) -> FusionProgress:
@@ -170,7 +183,8 @@ class FusionClient:
         self.caller = f"{socket.gethostname()}:{os.getpid()}-{secrets.token_hex(2)}"
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._numbers = itertools.count()
-        self._lock = threading.Lock()
+        self._unanswered: set[int] = set()
+        self._lock = threading.RLock()
         self._held: Any = None
 
     def start(self, *, timeout_s: float) -> None:
@@ -179,7 +193,7 @@ class FusionClient:
         Raises `StoreUnavailableError` if it does not have them after `timeout_s`.
         """
         try:
-            self._call("pid", timeout_s=timeout_s)
+            self._call(lambda actor: actor.pid.remote(), timeout_s=timeout_s)
         except GetTimeoutError:
             needs = ", ".join(f"{name} {value:g}" for name, value in self._resources.items() if value)
             raise StoreUnavailableError(
@@ -192,22 +206,42 @@ class FusionClient:
 
         Raises `StoreUnavailableError` when the actor died five times during this one call.
         """
-        return int(self._call("fuse", self.caller, next(self._numbers), base, list(experts), options))
+        with self._lock:
+            number = next(self._numbers)
+            self._unanswered.add(number)
+
+        def send(actor: Any) -> Any:
+            return actor.fuse.remote(self.caller, number, min(self._unanswered), base, list(experts), options)
+
+        try:
+            return int(self._call(send))
+        finally:
+            self._settle(number)
 
     def pid(self) -> int:
         """Process id of the living actor."""
-        return int(self._call("pid"))
+        return int(self._call(lambda actor: actor.pid.remote()))
 
     def progress(self) -> FusionProgress:
         """What the actor is doing."""
-        progress: FusionProgress = self._call("progress")
+        progress: FusionProgress = self._call(lambda actor: actor.progress.remote())
         return progress
 
-    def _call(self, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+    def _settle(self, number: int) -> None:
+        """A call has its answer: tell the actor, where later calls may be waiting for that number after a restart."""
+        with self._lock:
+            self._unanswered.discard(number)
+            if self._unanswered and number < min(self._unanswered):
+                self._handle().settle.remote(self.caller, min(self._unanswered))
+
+    def _call(self, send: Callable[[Any], Any], *, timeout_s: float | None = None) -> Any:
         for attempt, pause_s in zip(range(1, _MAX_ATTEMPTS + 1), delays_s(0.2), strict=False):
+            handle = None
             try:
-                handle = self._handle()
-                return ray.get(getattr(handle, method).remote(*args), timeout=timeout_s)
+                with self._lock:  # so that numbers are sent in the order in which they were true
+                    handle = self._handle()
+                    answer = send(handle)
+                return ray.get(answer, timeout=timeout_s)
             except RayTaskError as error:
                 if own := own_cause(error):
                     raise own from None

@@ -35,11 +35,13 @@ def type_imports() -> dict[str, str]:
     }
 
 
+@pytest.mark.processes
 def test_importing_it_imports_nothing_else() -> None:
     others = {"numpy", "fusion", "training", "serving", "cluster", "pydantic", "typer", *HEAVY}
     assert not imported_after("import condu; dir(condu)") & others
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "name",
     ["open_store", "NodeCache", "StoreAddress", "put_base", "fuse_experts", "DecoupledExpert", "Versions", "rollback",
@@ -64,6 +66,7 @@ def test_every_error_that_stands_in_the_house_can_be_caught_by_its_name() -> Non
     assert errors <= set(condu.__all__)
 
 
+@pytest.mark.processes
 def test_the_command_and_the_package_tell_one_version() -> None:
     command = [sys.executable, "-m", "cluster.cli", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

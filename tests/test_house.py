@@ -93,6 +93,7 @@ def test_nothing_that_is_read_is_unpickled() -> None:
         assert not names & {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load"}, path
 
 
+@pytest.mark.processes
 def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"

@@ -44,6 +44,7 @@ def test_a_session_is_found_while_it_lasts_and_nobody_else_can_read_its_token(ru
     assert list(runtime.iterdir()) == []
 
 
+@pytest.mark.processes
 def test_a_file_of_a_process_that_is_gone_or_whose_pid_was_reused_is_removed(runtime: Path, tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from fusion.store import open_store
 from fusion.versions.history import Versions
 from tests.e2e.project import Project
@@ -14,39 +12,34 @@ from tests.golden import Golden
 from tests.plugins.disk import PAGE_BYTES, SmallDisk
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("full"))
-
-
 def test_fuse_on_a_full_disk_says_so_and_the_same_command_then_publishes(
-    project: Project, small_disk: SmallDisk, tmp_path: Path
+    bare: Project, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     base, experts = Golden("iterative_t2").write(tmp_path)
     store = small_disk.folder / "store"
     command = ("fuse", "--store", store, "--base", base, "--expert", f"a={experts[0]}")
     for leave_pages in (0, base.stat().st_size // PAGE_BYTES + 3):  # none for the base, none for the blobs
         small_disk.fill(leave_pages=leave_pages)
-        refused(project, *command, code=1, says="the disk is full: free space there, then run it again")
+        refused(bare, *command, code=1, says="the disk is full: free space there, then run it again")
         assert Versions(open_store(str(store))).newest() is None
     small_disk.clear()
-    assert project.condu(*command).returncode == 0
+    assert bare.condu_here(*command).returncode == 0
     assert Versions(open_store(str(store))).newest_number() == 1
 
 
 def test_export_onto_a_full_disk_says_so_and_leaves_no_file(
-    project: Project, small_disk: SmallDisk, tmp_path: Path
+    bare: Project, small_disk: SmallDisk, tmp_path: Path
 ) -> None:
     base, experts = Golden("iterative_t2").write(tmp_path)
     store = tmp_path / "store"
-    assert project.condu("fuse", "--store", store, "--base", base, "--expert", f"a={experts[0]}").returncode == 0
+    assert bare.condu_here("fuse", "--store", store, "--base", base, "--expert", f"a={experts[0]}").returncode == 0
     out = small_disk.folder / "out.safetensors"
     command = ("export", "--store", store, "--task", "a", out)
     for leave_pages in (0, 1):
         small_disk.fill(leave_pages=leave_pages)
-        refused(project, *command, code=1, says="the disk is full: free space there, then run it again")
+        refused(bare, *command, code=1, says="the disk is full: free space there, then run it again")
         assert [path.name for path in small_disk.folder.iterdir()] == ["filler"]
-    refused(project, *command[:-1], small_disk.folder, code=2, says="is a folder: name the file to write")
+    refused(bare, *command[:-1], small_disk.folder, code=2, says="is a folder: name the file to write")
     small_disk.clear()
-    assert project.condu(*command).returncode == 0
+    assert bare.condu_here(*command).returncode == 0
     assert [path.name for path in small_disk.folder.iterdir()] == ["out.safetensors"]

@@ -27,7 +27,7 @@ def experts(project: Project) -> list[str]:
 
 
 def fuse(project: Project, *arguments: str | Path) -> str:
-    done = project.condu("fuse", "--store", project.folder / "plain", *arguments)
+    done = project.condu_here("fuse", "--store", project.folder / "plain", *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,7 +52,7 @@ def test_a_store_is_fused_anew_in_another_mode_from_its_archive(project: Project
     versions = Versions(open_store(str(project.folder / "plain")))
     assert [versions.read(n).mode["name"] for n in (1, 2, 3)] == ["iterative", "joint", "signed"]
     out = project.folder / "a.safetensors"
-    done = project.condu("export", "--store", project.folder / "plain", "--task=a", out)
+    done = project.condu_here("export", "--store", project.folder / "plain", "--task=a", out)
     assert done.returncode == 0, done.stderr
     exported, expert, base = (load_file(project.folder / f"{name}.safetensors") for name in ("a", "a-0", "base-0"))
     for name in ("visual.conv.weight", "text.proj"):
@@ -89,6 +89,7 @@ def test_fusing_anew_nothing_says_so(project: Project) -> None:
     refused(project, "fuse", "--store", "empty", "--from-archive", code=1, says="nothing was published")
 
 
+@pytest.mark.processes
 def test_fusing_needs_neither_torch_nor_ray(project: Project, experts: list[str]) -> None:
     """They take seconds to import, many times what fusing a small model takes."""
     code = (

@@ -18,18 +18,21 @@ from tests.fusion.test_golden import assert_version_is
 from tests.golden import FILES, Golden
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("golden"))
-
-
-@pytest.mark.parametrize("separately", [False, True], ids=["one command", "a process a task"])
+@pytest.mark.parametrize(
+    "separately",
+    [
+        pytest.param(False, id="one command"),
+        pytest.param(True, id="a process a task", marks=pytest.mark.processes),
+    ],
+)
 @pytest.mark.parametrize("stem", FILES)
 def test_fuse_and_export_agree_with_the_reference(
-    stem: str, separately: bool, store_url: str, project: Project, tmp_path: Path
+    stem: str, separately: bool, store_url: str, bare: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the fixture of the S3 store sets this process's environment: the command gets the same
-    project.env |= {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    s3 = {key: value for key, value in os.environ.items() if key.startswith("AWS_")}
+    monkeypatch.setattr(bare, "env", {**bare.env, **s3})
+    fuse = bare.condu if separately else bare.condu_here
     golden = Golden(stem)
     base, experts = golden.write(tmp_path)
     named = [f"--expert={task}={path}" for task, path in zip(golden.tasks, experts, strict=True)]
@@ -37,7 +40,7 @@ def test_fuse_and_export_agree_with_the_reference(
     results = []
     for group in [[one] for one in named] if separately else [named]:
         line = ["--store", store_url, "--base", base, *group, "--mode", golden.mode, *each, "--json"]
-        done = project.condu("fuse", *line)
+        done = fuse("fuse", *line)
         assert done.returncode == 0, done.stderr
         results += json.loads(done.stdout)
     if golden.mode == "joint":
@@ -50,7 +53,7 @@ def test_fuse_and_export_agree_with_the_reference(
     last = golden.session(golden.num_tasks - 1)
     for i in (0, golden.num_tasks - 1):
         out = tmp_path / f"{i}.safetensors"
-        done = project.condu("export", "--store", store_url, "--base", base, "--task", golden.tasks[i], out)
+        done = bare.condu_here("export", "--store", store_url, "--base", base, "--task", golden.tasks[i], out)
         assert done.returncode == 0, done.stderr
         exported = load_file(out)
         for name, mask in last.masks[i].items():

@@ -16,6 +16,8 @@ from fusion.versions.history import Versions
 from tests.e2e.project import FAST, Project
 from tests.tiny import SHAPES, tiny_task
 
+pytestmark = pytest.mark.ray
+
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s

@@ -63,6 +63,7 @@ def test_a_missing_or_broken_configuration_is_named(shared: Project) -> None:
     refused(shared, "run", "broken.yaml", code=2, says="broken.yaml is not YAML")
 
 
+@pytest.mark.ray
 def test_bad_data_fails_its_task_with_a_reason_and_the_others_go_on(project: Project) -> None:
     broken = tiny_task(project.folder / "data" / "broken", seed=3)
     victim = next((Path(broken) / "train" / "red").iterdir())
@@ -99,7 +100,7 @@ def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Pat
     refused(shared, *good, "--mode", "joint", "--bits", "2", code=2, says="--bits 2 has no effect")
     (tmp_path / "pickled.safetensors").write_bytes(b"\x80\x04K\x01.")
     refused(shared, *good[:-1], f"a={tmp_path}/pickled.safetensors", code=1, says="reads safetensors only")
-    assert shared.condu(*good).returncode == 0
+    assert shared.condu_here(*good).returncode == 0
     refused(shared, "fuse", "--store", store, "--expert", f"a={experts[1]}", code=1, says="task name 'a' is taken")
     write_tensors(tmp_path / "other.safetensors", {"x": __import__("torch").zeros(2)})
     refused(
@@ -161,6 +162,7 @@ def test_predict_refuses_what_it_can_not_answer(shared: Project, tmp_path: Path)
     refused(shared, "predict", tmp_path / "text.png", "--store", tmp_path / "x", code=1, says="nothing was published")
 
 
+@pytest.mark.ray
 def test_a_cluster_that_is_not_there_or_too_small_is_told(project: Project) -> None:
     project.write_config(ray={"address": "127.0.0.1:1"})
     done = project.condu("run", "condu.yaml")

@@ -1,4 +1,4 @@
-"""`condu run`, `add-task`, `versions`, `export`, `predict`: the main line, through the command line."""
+"""`condu run`, `versions`, `export`, `predict`: the main line, through the command line."""
 
 from __future__ import annotations
 
@@ -48,23 +48,6 @@ def test_a_second_run_trains_nothing_and_publishes_nothing(finished: Project) ->
     assert Versions(finished.store).all_numbers() == versions
 
 
-def test_a_task_is_added_without_the_old_tasks_data(finished: Project, tmp_path: Path) -> None:
-    data = tiny_task(tmp_path / "two", classes=("red", "blue"), seed=9)
-    hidden = finished.folder / "data"
-    hidden.rename(finished.folder / "data-away")
-    try:
-        done = finished.condu("add-task", "condu.yaml", "two", "--data", data)
-    finally:
-        (finished.folder / "data-away").rename(hidden)
-    assert done.returncode == 0, done.stdout + done.stderr
-    newest = Versions(finished.store).newest()
-    assert newest is not None
-    assert list(newest.state.tasks)[:3] == ["colours", "shapes", "two"]
-    again = finished.condu("add-task", "condu.yaml", "two", "--data", data, "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["version"] == newest.version
-
-
 def test_other_data_under_a_taken_name_is_refused_before_it_is_trained(finished: Project, tmp_path: Path) -> None:
     other = tiny_task(tmp_path / "other", classes=SHAPES, seed=77)
     before = experts(finished)
@@ -87,7 +70,7 @@ def test_an_exported_expert_is_the_decoupled_one_and_loads_in_plain_open_clip(
     from safetensors.torch import load_file
 
     out = tmp_path / "colours.safetensors"
-    done = finished.condu("export", "--store", finished.store_url, "--task", "colours", "--version", "2", out)
+    done = finished.condu_here("export", "--store", finished.store_url, "--task", "colours", "--version", "2", out)
     assert done.returncode == 0, done.stderr
     cache = NodeCache(finished.store, tmp_path / "cache")
     manifest = Versions(finished.store).read(2)
@@ -129,7 +112,7 @@ def test_predict_answers_from_the_store(finished: Project) -> None:
         (("--labels", "red,circle"), "labels"),
         ((), "seen"),
     ):
-        done = finished.condu("predict", image, "--store", finished.store_url, *arguments, "--json")
+        done = finished.condu_here("predict", image, "--store", finished.store_url, *arguments, "--json")
         assert done.returncode == 0, done.stderr
         answer = json.loads(done.stdout)
         assert answer["label_space"] == space
@@ -138,10 +121,10 @@ def test_predict_answers_from_the_store(finished: Project) -> None:
 
 
 def test_versions_are_listed_and_shown(finished: Project) -> None:
-    listed = json.loads(finished.condu("versions", "list", "--store", finished.store_url, "--json").stdout)
+    listed = json.loads(finished.condu_here("versions", "list", "--store", finished.store_url, "--json").stdout)
     assert [version["version"] for version in listed][:2] == [1, 2]
     assert listed[1]["parent"] == {"version": 1, "sha256": listed[0]["sha256"]}
-    shown = finished.condu("versions", "show", "1", "--store", finished.store_url)
+    shown = finished.condu_here("versions", "show", "1", "--store", finished.store_url)
     assert "colours" in shown.stdout
     assert "signed (bits 2)" in shown.stdout
 
@@ -153,7 +136,7 @@ def test_doctor_finds_a_sound_store(finished: Project) -> None:
 
 
 @pytest.mark.parametrize("command", [(), ("run",), ("fuse",), ("export",), ("versions",), ("serve",), ("predict",)])
-def test_every_command_explains_itself(command: tuple[str, ...], finished: Project) -> None:
-    done = finished.condu(*command, "--help")
+def test_every_command_explains_itself(command: tuple[str, ...], bare: Project) -> None:
+    done = bare.condu_here(*command, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout

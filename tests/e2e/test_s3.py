@@ -6,12 +6,15 @@ import json
 import secrets
 from pathlib import Path
 
+import pytest
+
 from fusion.store import open_store
 from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.s3_server import S3Server
 
 
+@pytest.mark.ray
 def test_the_whole_goes_through_s3(s3_server: S3Server, tmp_path: Path, monkeypatch: object) -> None:
     url = f"s3://{s3_server.bucket}/{secrets.token_hex(6)}"
     project = Project(tmp_path / "project", store=url, env=dict(s3_server.env))

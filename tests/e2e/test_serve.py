@@ -52,10 +52,10 @@ def service(finished: Project) -> Iterator[tuple[str, subprocess.Popen[str]]]:
 def test_the_command_line_asks_the_service(service: tuple[str, subprocess.Popen[str]], finished: Project) -> None:
     url, _ = service
     image = next((finished.folder / "data" / "colours" / "test" / "blue").iterdir())
-    done = finished.condu("predict", image, "--server", url, "--task", "colours", "--json")
+    done = finished.condu_here("predict", image, "--server", url, "--task", "colours", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["predictions"][0]["label"] == "blue"
-    wrong = finished.condu("predict", image, "--server", url, "--task", "colour")
+    wrong = finished.condu_here("predict", image, "--server", url, "--task", "colour")
     assert wrong.returncode == 1
     assert "did you mean colours" in " ".join(wrong.stderr.split())
 
@@ -73,7 +73,7 @@ def test_the_service_gives_the_exported_experts_probabilities(
     model_folder = tmp_path / "model"
     model_folder.mkdir()
     out = model_folder / "open_clip_model.safetensors"
-    assert finished.condu("export", "--store", finished.store_url, "--task", "colours", out).returncode == 0
+    assert finished.condu_here("export", "--store", finished.store_url, "--task", "colours", out).returncode == 0
     (model_folder / "open_clip_config.json").write_bytes((finished.folder / "tiny.json").read_bytes())
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model_folder}")
     model.eval()
@@ -99,22 +99,32 @@ def test_the_service_gives_the_exported_experts_probabilities(
         assert told == pytest.approx(dict(zip(task["classes"], row.tolist(), strict=True)), abs=1e-4)
 
 
-def test_a_task_that_is_added_is_served_without_a_restart(
+def test_a_task_is_added_without_the_old_tasks_data_and_served_without_a_restart(
     service: tuple[str, subprocess.Popen[str]], finished: Project, tmp_path: Path
 ) -> None:
     url, _ = service
     data = tiny_task(tmp_path / "late", classes=("green", "yellow"), seed=11)
-    done = finished.condu("add-task", "condu.yaml", "late", "--data", data)
+    hidden = finished.folder / "data"
+    hidden.rename(finished.folder / "data-away")
+    try:
+        done = finished.condu("add-task", "condu.yaml", "late", "--data", data)
+    finally:
+        (finished.folder / "data-away").rename(hidden)
     assert done.returncode == 0, done.stdout + done.stderr
-    newest = Versions(finished.store).newest_number()
+    newest = Versions(finished.store).newest()
+    assert newest is not None
+    assert list(newest.state.tasks)[:3] == ["colours", "shapes", "late"]
     deadline = time.monotonic() + 30
-    while httpx.get(f"{url}/v1/tasks", timeout=10).json()["version"] != newest:
+    while httpx.get(f"{url}/v1/tasks", timeout=10).json()["version"] != newest.version:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     image = next((Path(data) / "test" / "green").iterdir())
     answer = httpx.post(f"{url}/v1/predict", data={"task": "late"}, files={"image": image.read_bytes()}, timeout=60)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["version"] == newest
+    assert answer.json()["version"] == newest.version
+    again = finished.condu("add-task", "condu.yaml", "late", "--data", data, "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["version"] == newest.version
 
 
 def test_ctrl_c_stops_the_service_and_leaves_nothing_running(

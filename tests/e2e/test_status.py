@@ -20,7 +20,7 @@ from tests.e2e.test_kills import kill_session, wait_for
 
 
 def ask(project: Project, *arguments: str) -> dict[str, Any]:
-    done = project.condu("status", *(arguments or ("condu.yaml",)), "--json")
+    done = project.condu_here("status", *(arguments or ("condu.yaml",)), "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     return told
@@ -59,6 +59,7 @@ def trains_beside_a_version(told: dict[str, Any]) -> bool:
     return bool(training(told)) and fused(told) == 1 and told["store"]["newest"] is not None
 
 
+@pytest.mark.ray
 def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(project: Project) -> None:
     tasks = [{"name": name, "data": data} for name, data in project.tasks.items()]
     tasks[1]["steps"] = 100_000  # the first is fused while this one trains
@@ -88,7 +89,7 @@ def test_a_run_is_seen_while_it_trains_and_fuses_and_killed_it_is_seen_no_more(p
         token = json.loads(file.read_text())["token"]
         assert token
         assert token not in json.dumps(told)
-        shown = project.condu("status", "condu.yaml").stdout
+        shown = project.condu_here("status", "condu.yaml").stdout
         assert "version 1" in shown
         assert "/100000" in shown
     finally:
@@ -127,7 +128,7 @@ def test_when_nothing_is_running_the_store_is_still_shown(finished: Project) -> 
     assert told["store"]["newest"]["age_s"] >= 0
     assert told["store"]["experts"]["finished"] >= 2
     assert told["store"]["experts"]["unfinished"] == []
-    shown = finished.condu("status", "condu.yaml")
+    shown = finished.condu_here("status", "condu.yaml")
     assert shown.returncode == 0
     assert "nothing is running" in shown.stdout
 
@@ -148,6 +149,7 @@ def test_a_cluster_that_does_not_answer_is_reported_in_seconds_beside_the_store(
     assert "ray.address: '127.0.0.1:9' can't be used" in session["problem"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("file_mode", "folder_mode"), [(0o644, 0o700), (0o600, 0o755)])
 def test_a_session_file_that_others_could_have_read_or_written_is_not_used(
     file_mode: int, folder_mode: int, project: Project
@@ -166,6 +168,6 @@ def test_a_session_file_that_others_could_have_read_or_written_is_not_used(
     assert "can't be used" in ask(project)["sessions"][0]["problem"], "a proper one is used"
     file.chmod(file_mode)
     folder.chmod(folder_mode)
-    done = project.condu("status", "condu.yaml", "--json")
+    done = project.condu_here("status", "condu.yaml", "--json")
     assert json.loads(done.stdout)["sessions"] == []
     assert "this user's alone" in done.stderr

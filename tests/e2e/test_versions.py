@@ -29,7 +29,9 @@ class FusedStore:
         self.base = base
         self.experts = dict(zip(golden.tasks, experts, strict=True))
         named = [f"--expert={task}={path}" for task, path in self.experts.items()]
-        done = self.project.condu("fuse", "--store", self.url, "--base", base, *named, "--mode", "iterative", "--each")
+        done = self.project.condu_here(
+            "fuse", "--store", self.url, "--base", base, *named, "--mode", "iterative", "--each"
+        )
         assert done.returncode == 0, done.stderr
 
     def says(self, *arguments: str, code: int = 0) -> str:
@@ -82,7 +84,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     flip_a_byte(fused.store, key)
     (finding,) = fused.json("verify", code=1)["findings"]
     assert (finding["key"], finding["versions"]) == (key, [10, 11, 12])
-    bad = fused.project.condu("versions", "verify", "--store", fused.url)
+    bad = fused.project.condu_here("versions", "verify", "--store", fused.url)
     assert bad.returncode == 1
     assert f"versions 10-12: {fused.url}/{key} is damaged" in bad.stdout
 
@@ -120,17 +122,19 @@ def test_what_can_not_be_done_is_refused_with_what_can(tmp_path: Path) -> None:
 
 
 def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: Project) -> None:
-    newest = json.loads(finished.condu("versions", "show", "--store", finished.store_url, "--json").stdout)["version"]
+    newest = json.loads(finished.condu_here("versions", "show", "--store", finished.store_url, "--json").stdout)[
+        "version"
+    ]
     try:
-        removed = finished.condu("versions", "remove-task", "shapes", "--store", finished.store_url)
+        removed = finished.condu_here("versions", "remove-task", "shapes", "--store", finished.store_url)
         assert removed.returncode == 0, removed.stderr
         done = finished.condu("run", "condu.yaml", "--no-evaluate", "--json")
         assert done.returncode == 0, done.stderr
         assert "skipped shapes: it was removed" in " ".join(done.stderr.split())
         assert json.loads(done.stdout)["removed"] == ["shapes"]
         assert list(json.loads(done.stdout)["tasks"]) == ["colours"]
-        # what gc deletes under `experts/` costs no training, and a report does without it
-        collected = finished.condu("versions", "gc", "--experts", "--store", finished.store_url, "--json")
+        # what gc takes of `experts/` costs no training, and a report does without
+        collected = finished.condu_here("versions", "gc", "--experts", "--store", finished.store_url, "--json")
         gone = [item["key"] for item in json.loads(collected.stdout)["experts"]]
         assert gone, collected.stdout
         again = finished.condu("run", "condu.yaml", "--readd", "--json")
@@ -139,10 +143,10 @@ def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: P
         assert {task["name"]: task["expert"] is None for task in report["tasks"]} == {"colours": True, "shapes": False}
         assert all(task["fused"]["signed"] > 90 for task in report["tasks"] if task["name"] == "colours")
     finally:
-        back = finished.condu("versions", "rollback", str(newest), "--store", finished.store_url)
+        back = finished.condu_here("versions", "rollback", str(newest), "--store", finished.store_url)
         assert back.returncode == 0, back.stderr
 
 
 @pytest.mark.parametrize("command", ["rollback", "remove-task", "pin", "unpin", "verify", "gc", "list", "show"])
-def test_every_subcommand_explains_itself(command: str, tmp_path: Path) -> None:
-    refused(Project(tmp_path), "versions", command, "--help", code=0, says="")
+def test_every_subcommand_explains_itself(command: str, bare: Project) -> None:
+    refused(bare, "versions", command, "--help", code=0, says="")

@@ -222,7 +222,7 @@ def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_ne
     calls.add(client, gate.expert, base)
     calls.wait_for(at_the_gate)
     other = FusionClient(StoreAddress(local_store.url, cache_folder=tmp_path / "cache"), num_cpus=0.1)
-    for caller, task, seed in ((client, "a1", 1), (client, "a2", 2), (other, "b1", 3)):
+    for caller, task, seed in ((client, "a1", 1), (client, "a2", 2), (client, "a3", 3), (other, "b1", 4)):
         calls.add(caller, random_expert(tmp_path, path, task, seed=seed), base)
         calls.wait_for(lambda progress, seed=seed: len(progress.waiting) == seed)  # type: ignore[misc]
     killed = client.pid()
@@ -231,10 +231,10 @@ def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_ne
     calls.finish()
     newest = Versions(local_store).newest()
     assert newest is not None
-    assert newest.version == 3
-    assert set(newest.state.tasks) == {"a1", "a2", "b1"}
+    assert newest.version == 4
+    assert set(newest.state.tasks) == {"a1", "a2", "a3", "b1"}
     tasks = list(newest.state.tasks)
-    assert tasks.index("a1") < tasks.index("a2"), "a caller's own calls keep their order"
+    assert tasks.index("a1") < tasks.index("a2") < tasks.index("a3"), "a caller's own calls keep their order"
 
 
 @pytest.mark.parametrize(("num_cpus", "threads"), [(0, "1"), (0.1, "1"), (2, "2")])

@@ -23,8 +23,9 @@ class Line:
         began.wait()
         self.results: list[Future[None]] = []
 
-    def add(self, caller: str, number: int) -> Future[None]:
-        self.results.append(self.turns.submit(caller, number, (f"{caller}{number}",), self._noting(caller, number)))
+    def add(self, caller: str, number: int, *, first: int | None = None) -> Future[None]:
+        work = self._noting(caller, number)
+        self.results.append(self.turns.submit(caller, number, (f"{caller}{number}",), work, first=first))
         return self.results[-1]
 
     def _noting(self, caller: str, number: int) -> Callable[[], None]:
@@ -59,6 +60,33 @@ def test_a_callers_own_jobs_go_in_the_order_of_their_numbers_whenever_they_arriv
     for number in (3, 1, 2):
         line.add("b", number)
     assert line.run() == ["b1", "b2", "b3"]
+
+
+def test_a_job_waits_for_its_callers_lower_numbers_that_are_still_to_arrive(line: Line) -> None:
+    """As after the death of an actor: the jobs come again, in any order."""
+    line.go.set()
+    line.first.result(timeout=30)
+    line.add("b", 3, first=1)
+    line.add("b", 2, first=1)
+    line.add("c", 5, first=5).result(timeout=30)
+    assert [waiting.what for waiting in line.turns.waiting()] == [("b2",), ("b3",)]
+    line.add("b", 1, first=1)
+    assert line.run() == ["c5", "b1", "b2", "b3"]
+
+
+def test_a_job_waits_no_longer_for_numbers_that_are_settled_before_or_after_it_arrives(line: Line) -> None:
+    line.go.set()
+    late = line.add("b", 7, first=4)
+    line.turns.settle("b", 6)
+    line.add("c", 0).result(timeout=30)
+    assert not late.done(), "6 has no answer yet"
+    line.turns.settle("b", 7)
+    late.result(timeout=30)
+    line.turns.settle("d", 3)
+    line.add("d", 3, first=1).result(timeout=30)
+    line.turns.settle("d", 2)  # told late: what is known stays known
+    line.add("d", 4, first=2).result(timeout=30)
+    assert line.order == ["c0", "b7", "d3", "d4"]
 
 
 def test_waiting_jobs_are_listed_in_the_order_in_which_they_will_run(line: Line) -> None:

@@ -186,6 +186,7 @@ def test_balanced_draws_rare_classes_as_often_as_frequent_ones() -> None:
     assert np.bincount(drawn).tolist() == [100, 100, 100]
 
 
+@pytest.mark.processes
 def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path) -> None:
     """Two real processes over gloo; one of them resumes, the other receives the state from it."""
     alone = new_clip()

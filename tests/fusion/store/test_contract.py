@@ -255,6 +255,7 @@ def test_a_store_is_pickled_as_its_url(any_store: Store) -> None:
     assert copy.get("blobs/ab/one") == b"x"
 
 
+@pytest.mark.processes
 def test_a_store_works_on_both_sides_of_a_fork(any_store: Store) -> None:
     any_store.put_if_absent("blobs/ab/parent", b"parent")
     child = os.fork()

@@ -43,6 +43,7 @@ def failing(number: int):  # type: ignore[no-untyped-def]
     return fail
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("body", ["bytes", "scratch"])
 def test_a_writer_killed_before_the_link_leaves_no_object(store: LocalStore, body: str) -> None:
     command = [sys.executable, "-c", KILLED_BEFORE_THE_LINK, store.url, body]

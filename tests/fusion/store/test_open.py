@@ -73,6 +73,7 @@ def test_contradicting_options_are_named_all_at_once() -> None:
         S3Options(addressing_style="host", sse_kms_key_id="key", max_attempts=0)  # type: ignore[arg-type]
 
 
+@pytest.mark.processes
 def test_a_local_store_needs_no_boto3() -> None:
     code = "import sys, fusion.store as s; s.open_store('/x'); sys.exit(bool({'boto3', 'botocore'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

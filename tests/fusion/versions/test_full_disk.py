@@ -120,6 +120,7 @@ def fuse_without_room_for_scratch(url: str, folder: Path, scratch: Path, disk: S
     assert fuse_experts(NodeCache(store, folder / "cache"), base, [expert], mode=MODES[-1]).manifest.version == 2
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("num_bytes", [0, 100, 1000])
 def test_a_limit_on_the_size_of_files_is_reported_like_a_full_disk(num_bytes: int, tmp_path: Path) -> None:
     assert ended(start(write_under_a_limit, tmp_path, num_bytes)) == 0

@@ -17,6 +17,7 @@ from tests.fusion.faults import StruckStore, copy_store, read_whole, same
 from tests.fusion.vectors import cache_of, random_base, random_expert
 from tests.processes import ended, start
 
+pytestmark = pytest.mark.processes
 MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "signed", "bits": 1}]
 MANIFEST = ("put_if_absent", manifest_key(3))
 

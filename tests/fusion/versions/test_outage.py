@@ -21,6 +21,7 @@ from tests.fusion.faults import StruckStore, read_whole
 from tests.fusion.vectors import random_base, random_expert
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.s3
 PUT = "put_if_absent"
 SIGNED: dict[str, Any] = {"name": "signed", "bits": 2}
 

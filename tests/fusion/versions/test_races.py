@@ -212,6 +212,7 @@ def test_an_acknowledged_blob_that_is_not_there_is_never_named(local_store: Stor
     assert Versions(local_store).all_numbers() == [1]
 
 
+@pytest.mark.processes
 def test_a_killed_collection_leaves_every_kept_version_whole(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, [f"t{i}" for i in range(6)], mode=ITERATIVE)
     orphans = [f"blobs/00/{i:064x}-0123456789abcdef" for i in range(400)]

@@ -17,6 +17,7 @@ from tests.fusion.faults import read_whole
 from tests.fusion.vectors import random_base, random_expert
 from tests.processes import barrier, ended, start
 
+pytestmark = pytest.mark.processes
 MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "signed", "bits": 2}]
 
 
