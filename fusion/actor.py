@@ -6,9 +6,9 @@ partition) race for one manifest key like any two publishers, so exactly-once co
 
 It executes one call at a time, and callers take turns (`fusion.turns`). The queue is not kept either: when the actor
 dies, every waiting call is sent again. Callers then queue in the order in which their calls arrive, including the one
-that was being served, and the calls of one caller keep their order: with each, its client sends the lowest number of
-its calls that has no answer yet, and the actor waits for that one. The client itself sends calls again, because Ray
-would repeat the arguments of the first time, and they may be out of date.
+that was being served, and the calls of one caller keep their order: with each call a client sends the lowest of its
+numbers that has no answer yet, and the actor waits for that one. Such a number is true only when it is sent, so the
+client repeats a call itself: Ray would repeat what was true at first.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class FusionClient:
         return progress
 
     def _settle(self, number: int) -> None:
-        """Note that a call has its answer. A restarted actor may be holding calls that were sent before that."""
+        """A call has its answer: tell the actor, where later calls may be waiting for that number after a restart."""
         with self._lock:
             self._unanswered.discard(number)
             if self._unanswered and number < min(self._unanswered):
@@ -238,7 +238,7 @@ class FusionClient:
         for attempt, pause_s in zip(range(1, _MAX_ATTEMPTS + 1), delays_s(0.2), strict=False):
             handle = None
             try:
-                with self._lock:  # sent in the order in which it was true
+                with self._lock:  # so that numbers are sent in the order in which they were true
                     handle = self._handle()
                     answer = send(handle)
                 return ray.get(answer, timeout=timeout_s)

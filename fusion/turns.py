@@ -56,8 +56,8 @@ class Turns:
             caller: a name that no other caller has.
             number: number of the job among this caller's: lower ones run first, whenever they arrive.
             what: description of the job, for `waiting`.
-            first: the lowest number of this caller that has no answer yet. This job waits for that one, and for those
-                in between, until they have arrived or `settle` says that they will not. None: it waits for no other.
+            first: the lowest number of this caller that has no answer yet. This job waits for it and those in between,
+                until they have arrived or `settle` says that they will not. None: it waits for no other.
         """
         job = _Job(number, next(self._arrivals), caller, what, work, Future())
         with self._changed:
@@ -66,7 +66,7 @@ class Turns:
         return job.result
 
     def settle(self, caller: str, first: int) -> None:
-        """Do not wait for jobs of this caller below the number `first`: they have their answers."""
+        """Wait for none of this caller's jobs below the number `first`: they have their answers."""
         with self._changed:
             self._expect(caller, first)
 
@@ -106,13 +106,13 @@ class Turns:
             return job
 
     def _expect(self, caller: str, number: int) -> None:
-        """Let jobs of the caller up to this number run: none below it is still to arrive."""
+        """The caller's next job has this number, or a higher one if that is known already."""
         self._next_number[caller] = max(number, self._next_number.get(caller, 0))
         self._line_up(caller)
         self._changed.notify()
 
     def _line_up(self, caller: str) -> None:
-        """Queue the caller if it has a job that waits for no other of its own."""
+        """Let a caller stand in line that has a job which waits for no other of its own."""
         ready = caller in self._jobs and self._jobs[caller][0].number <= self._next_number[caller]
         if ready and caller not in self._line and caller != self._served:
             self._line.append(caller)

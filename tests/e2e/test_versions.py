@@ -133,7 +133,7 @@ def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: P
         assert "skipped shapes: it was removed" in " ".join(done.stderr.split())
         assert json.loads(done.stdout)["removed"] == ["shapes"]
         assert list(json.loads(done.stdout)["tasks"]) == ["colours"]
-        # what gc deletes under `experts/` costs no training, and a report does without it
+        # what gc takes of `experts/` costs no training, and a report does without
         collected = finished.condu_here("versions", "gc", "--experts", "--store", finished.store_url, "--json")
         gone = [item["key"] for item in json.loads(collected.stdout)["experts"]]
         assert gone, collected.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusion.disk import replacing
+from fusion.disk import replace_file, replacing
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
