@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fusion.modes import modes
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fusion", "training", "serving", "cluster", "condu")
@@ -65,6 +68,13 @@ def test_the_rooms_of_fusion_import_those_below() -> None:
         for name in imports(path):
             if name.startswith("fusion."):
                 assert floor[name.split(".")[1]] <= floor[room], f"{path} imports {name}"
+
+
+def test_no_code_outside_the_modes_names_one() -> None:
+    names = re.compile(rf"\b({'|'.join(modes())})\b")
+    for path in modules():
+        if path.parent != ROOT / "fusion" / "modes":
+            assert not names.search(path.read_text()), path
 
 
 def test_ray_is_imported_only_where_it_runs() -> None:

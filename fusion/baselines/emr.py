@@ -4,7 +4,7 @@ Elect, per element: the sign gamma of the sum of the task vectors, and the large
 together they are tau. Mask: m_i = [delta_i * tau > 0]. Rescale, by one number per task for the whole vector:
 lambda_i = sum |delta_i| / sum |m_i * tau|. The model of task i is theta_0 + lambda_i * m_i * tau.
 
-Election and masks are those of condu's one-shot unification of all task vectors (`Kernels.joint`). The rescaler
+Election and masks are those of condu's one-shot unification of all task vectors (`Kernels.unify_all`). The rescaler
 differs: there it is a ratio of sums of means per tensor, so that small tensors count as much as large ones. Stored: tau
 in fp32 for all tasks; one bit per parameter and one number per task. Peak memory: one tensor, twice per task.
 """
@@ -35,7 +35,9 @@ class Emr:
         own_T, masked_T = np.zeros(len(experts)), np.zeros(len(experts))
         for name in base.fused_names():
             deltas_TN = np.stack(task_vectors(base, experts, name))
-            unified_N, planes_TB, masked_ST, own_ST, _ = kernels.joint(deltas_TN, _whole(deltas_TN[0]), dtype="float32")
+            unified_N, planes_TB, masked_ST, own_ST, _ = kernels.unify_all(
+                deltas_TN, _whole(deltas_TN[0]), dtype="float32"
+            )
             shelf.put(f"unified/{name}", unified_N)
             for task, plane_B in zip(experts, planes_TB, strict=True):
                 shelf.put(f"mask/{name}", plane_B, task=task)

@@ -29,7 +29,7 @@ LEVEL_BINS_PER_UNIT = 256.0
 class Kernels(Protocol):
     """The operations that the modes are built from. Safe to call from several threads at once."""
 
-    def iterative(
+    def unify_next(
         self,
         tau_N: np.ndarray,
         last_flip_N: np.ndarray,
@@ -71,10 +71,10 @@ class Kernels(Protocol):
         sessions_T: np.ndarray,
         starts_S: np.ndarray,
     ) -> np.ndarray:
-        """sum m_i |tau|, float64 [S, T]. Without `last_flip_N` the planes hold as written (`joint`)."""
+        """sum m_i |tau|, float64 [S, T]. Without `last_flip_N` the planes hold as written."""
         ...
 
-    def joint(
+    def unify_all(
         self, deltas_TN: np.ndarray, starts_S: np.ndarray, *, dtype: StateDtype
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Unify all task vectors at once.
@@ -82,7 +82,7 @@ class Kernels(Protocol):
         f = +1 if sum_i delta_i > 0 else -1; m_i = delta_i f > 0; tau = f max_i m_i |delta_i|.
 
         Returns: tau, float32 [N]; planes, uint8 [T, B]; sum m_i |tau| and sum |delta_i|, float64 [S, T] each; and the
-            two sums about rounding, as from `iterative`.
+            two sums about rounding, as from `unify_next`.
         """
         ...
 

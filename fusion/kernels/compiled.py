@@ -194,7 +194,7 @@ def round_in_place(values_N, rounding):  # type: ignore[no-untyped-def]
             values_N[i] = min(max(values_N[i], -_FLOAT16_MAX), _FLOAT16_MAX)
 
 
-# Modes with masks: `iterative` and `joint`. Source: ConDU (arXiv 2503.10705), unify and decouple.
+# Modes with masks. Source: ConDU (arXiv 2503.10705), unify and decouple.
 
 
 @_compiled
@@ -225,7 +225,7 @@ def _mark_flips(tau_N, fused_N, last_flip_N, session):  # type: ignore[no-untype
 
 
 @_compiled
-def iterative(  # type: ignore[no-untyped-def]
+def unify_next(  # type: ignore[no-untyped-def]
     tau_N,
     last_flip_N,
     delta_N,
@@ -239,7 +239,7 @@ def iterative(  # type: ignore[no-untyped-def]
     norms_S,
     squares_2,
 ):
-    """One session of mode `iterative` over a chunk: see `fusion.kernels.Kernels.iterative`."""
+    """A new task vector unified with the old tasks, over a chunk: see `fusion.kernels.Kernels.unify_next`."""
     num_groups, num_tasks = patterns_GN.shape[0], scales_ST.shape[1]
     sums_GP = np.zeros((num_groups, 256), np.float32)
     maxima_GP = np.zeros((num_groups, 256), np.float32)
@@ -291,8 +291,8 @@ def masked_sums(tau_N, patterns_GN, starts_S, masked_ST):  # type: ignore[no-unt
 
 
 @_compiled
-def joint(deltas_TN, starts_S, rounding, tau_N, planes_TB, masked_ST, norms_ST, squares_2):  # type: ignore[no-untyped-def]
-    """Mode `joint` over a chunk: see `fusion.kernels.Kernels.joint`."""
+def unify_all(deltas_TN, starts_S, rounding, tau_N, planes_TB, masked_ST, norms_ST, squares_2):  # type: ignore[no-untyped-def]
+    """All task vectors over a chunk, unified at once: see `fusion.kernels.Kernels.unify_all`."""
     zero = np.float32(0)
     num_tasks = deltas_TN.shape[0]
     up_N, mask_N, sizes_N = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
@@ -346,7 +346,7 @@ def decouple(tau_N, last_flip_N, plane_B, session, scales_S, starts_S, delta_N):
             delta_N[j] = scale * tau_N[j] if kept else zero
 
 
-# Mode `signed`: fitting, encoding and decoding signs and levels.
+# Signs and levels: fitting, encoding and decoding.
 
 
 @_compiled
@@ -380,7 +380,7 @@ def level_histogram(delta_N, profile_N, scales_S, starts_S, step, bins_per_unit,
 
 @_compiled
 def fit_levels(histogram_P2, num_levels, max_rounds):  # type: ignore[no-untyped-def]
-    """Lloyd's levels of a histogram: see `fusion.modes.signed.fit_levels`."""
+    """Lloyd's levels: weighted means of the ratios in each cell, float64 [num_levels], ascending."""
     used = 0
     total = 0.0
     num_bins = histogram_P2.shape[0]

@@ -19,7 +19,7 @@ class CpuKernels:
     def __init__(self) -> None:
         self._buffers = threading.local()
 
-    def iterative(
+    def unify_next(
         self,
         tau_N: np.ndarray,
         last_flip_N: np.ndarray,
@@ -35,7 +35,7 @@ class CpuKernels:
         plane_B = np.empty(planes_TB.shape[1], np.uint8)
         masked_ST = np.zeros((starts_S.size - 1, planes_TB.shape[0] + 1))
         norms_S, squares_2 = np.zeros(starts_S.size - 1), np.zeros(2)
-        compiled.iterative(
+        compiled.unify_next(
             tau_N,
             last_flip_N,
             delta_N,
@@ -63,7 +63,7 @@ class CpuKernels:
         compiled.masked_sums(tau_N, self._patterns(planes_TB, last_flip_N, sessions_T), starts_S, masked_ST)
         return masked_ST
 
-    def joint(
+    def unify_all(
         self, deltas_TN: np.ndarray, starts_S: np.ndarray, *, dtype: StateDtype
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         num_tasks, size = deltas_TN.shape
@@ -71,7 +71,7 @@ class CpuKernels:
         planes_TB = np.empty((num_tasks, (size + 7) // 8), np.uint8)
         masked_ST, norms_ST = (np.zeros((starts_S.size - 1, num_tasks)) for _ in range(2))
         squares_2 = np.zeros(2)
-        compiled.joint(deltas_TN, starts_S, ROUNDING[dtype], tau_N, planes_TB, masked_ST, norms_ST, squares_2)
+        compiled.unify_all(deltas_TN, starts_S, ROUNDING[dtype], tau_N, planes_TB, masked_ST, norms_ST, squares_2)
         return tau_N, planes_TB, masked_ST, norms_ST, squares_2
 
     def decouple(

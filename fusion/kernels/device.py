@@ -27,7 +27,7 @@ class DeviceKernels:
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
 
-    def iterative(
+    def unify_next(
         self,
         tau_N: np.ndarray,
         last_flip_N: np.ndarray,
@@ -82,7 +82,7 @@ class DeviceKernels:
         ]
         return np.stack(columns, axis=1) if columns else np.zeros((starts_S.size - 1, 0))
 
-    def joint(
+    def unify_all(
         self, deltas_TN: np.ndarray, starts_S: np.ndarray, *, dtype: StateDtype
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         deltas = [self._up(delta_N) for delta_N in deltas_TN]

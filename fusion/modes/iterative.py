@@ -1,7 +1,7 @@
 """Mode `iterative`: the paper's own. Each session unifies the decoupled old tasks with the new task vector.
 
 It needs the last version and the new expert, nothing else. In closed form one pass over tau, delta and the planes does
-it (`Kernels.iterative`), and planes are written once: an old mask loses a bit exactly where the sign of tau changes, so
+it (`Kernels.unify_next`), and planes are written once: an old mask loses a bit where the sign of tau changes, so
     m_i at session t = (plane written at session i) and [last_flip <= i].
 
 Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify and decouple.
@@ -74,7 +74,7 @@ class Iterative(MaskedMode):
                     tau_N, flip_N = np.zeros(chunk.size, np.float32), np.zeros(chunk.size, flip_dtype)
                     planes_TB, sessions_T = np.zeros((0, chunk.num_bytes), np.uint8), np.zeros(0, np.int64)
                     scales_ST = np.zeros((starts_S.size - 1, 0), np.float32)
-                plane_B, masked_ST, norms_S, squares_2 = bench.kernels.iterative(
+                plane_B, masked_ST, norms_S, squares_2 = bench.kernels.unify_next(
                     tau_N, flip_N, delta_N, planes_TB, sessions_T, scales_ST, starts_S,
                     session=session, dtype=self.dtype,
                 )  # fmt: skip

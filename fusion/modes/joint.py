@@ -63,7 +63,7 @@ class Joint(MaskedMode):
                 for expert, delta_N in zip(experts, deltas_TN, strict=True):
                     expert.vector.delta(chunk, bench.buffers, out_N=delta_N)
                 starts_S = segments(chunk, self.scales)
-                tau_N, planes_TB, masked_ST, norms_ST, squares_2 = bench.kernels.joint(
+                tau_N, planes_TB, masked_ST, norms_ST, squares_2 = bench.kernels.unify_all(
                     deltas_TN, starts_S, dtype=self.dtype
                 )
                 unified.write(chunk.name, stored(tau_N, self.dtype), start=chunk.start)

@@ -60,7 +60,7 @@ def masks_of(state: dict[str, Any]) -> list[np.ndarray]:
 def run(kernels: Kernels, state: dict[str, Any], session: int, dtype: StateDtype) -> tuple[np.ndarray, ...]:
     tau, flips = state["tau_N"].copy(), state["last_flip_N"].copy()
     rest = {key: value for key, value in state.items() if key not in ("tau_N", "last_flip_N")}
-    return tau, flips, *kernels.iterative(tau, flips, **rest, session=session, dtype=dtype)
+    return tau, flips, *kernels.unify_next(tau, flips, **rest, session=session, dtype=dtype)
 
 
 sizes = st.sampled_from([1, 7, 8, 9, 63, 64, 65, 1000, 4095, 4096, 4097, 9001])
@@ -141,7 +141,7 @@ def test_more_than_255_sessions_take_two_bytes_of_last_flip(kernels: Kernels) ->
 def test_joint_is_the_definition(kernels: Kernels, seed: int, num_tasks: int, size: int) -> None:
     random = np.random.default_rng(seed)
     deltas = np.stack([random_values(random, size) for _ in range(num_tasks)])
-    tau, planes, masked, norms, _ = kernels.joint(deltas, np.array([0, size]), dtype="float32")
+    tau, planes, masked, norms, _ = kernels.unify_all(deltas, np.array([0, size]), dtype="float32")
     expected_tau, masks = reference.unify(list(deltas))
     np.testing.assert_array_equal(tau, expected_tau)
     for plane, mask in zip(planes, masks, strict=True):

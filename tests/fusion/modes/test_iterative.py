@@ -29,7 +29,7 @@ def in_closed_form(deltas: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], li
     for session, delta in enumerate(deltas, 1):
         written = np.array(planes, np.uint8).reshape(len(planes), (size + 7) // 8)
         now, starts = np.array([scales], np.float32), np.array([0, size])
-        plane, masked, norm, _ = kernels.iterative(
+        plane, masked, norm, _ = kernels.unify_next(
             unified, flips, delta, written, np.arange(1, session), now, starts, session=session, dtype="float32"
         )
         planes.append(plane)
