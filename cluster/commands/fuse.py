@@ -112,7 +112,10 @@ def _tell(store: Store, results: Sequence[FuseResult], reports: Sequence[Fidelit
         if result.fused:
             mode_name = result.manifest.mode["name"]
             fused = ", ".join(result.fused)
-            console.print(f"version [bold]{result.manifest.version}[/] in {store.url}: fused {fused} ({mode_name})")
+            console.print(
+                f"version [bold]{result.manifest.version}[/] in {store.url}: fused {fused} ({mode_name})",
+                soft_wrap=True,
+            )
     for found in reports:
         console.print(fidelity_table(found))
 
@@ -142,7 +145,7 @@ def export(
     if as_json:
         print_json({"task": task, "version": manifest.version, "file": str(out), "bytes": num_bytes})
     else:
-        console.print(f"{out}: task {task} of version {manifest.version}, {human_bytes(num_bytes)}")
+        console.print(f"{out}: task {task} of version {manifest.version}, {human_bytes(num_bytes)}", soft_wrap=True)
 
 
 def read_version(store: Store, number: int | None) -> Manifest:

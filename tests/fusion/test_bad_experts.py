@@ -79,12 +79,15 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         with_tensors(lambda t: (t.pop("bias"), t.update(a=torch.zeros(1), logit_scale=torch.zeros(2)))),
         r"bias is missing; a is not in the base; logit_scale has shape \[2\], the base has \[\]",
     ),
-    "a file cut in its header": (lambda path: cut(path, 100), r"not a complete safetensors file.*copied again"),
+    "a file cut in its header": (
+        lambda path: cut(path, 100),
+        r"not a complete safetensors file.*copy a truncated file again",
+    ),
     "a file cut in its last tensor": (lambda path: cut(path, path.stat().st_size - 1), r"not a complete safetensors"),
     "an empty file": (lambda path: cut(path, 0), r"not a complete safetensors file"),
     "a pickle under another name": (
         lambda path: torch.save({"bias": torch.zeros(3)}, path),
-        r"reads safetensors only: a PyTorch pickle",
+        r"reads safetensors only: convert a PyTorch pickle",
     ),
     "a bare pickle": (lambda path: path.write_bytes(pickle.dumps({"bias": 1})), r"reads safetensors only"),
     "a folder": (become_a_folder, r"is a folder.*name the \.safetensors file"),

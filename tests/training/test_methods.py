@@ -62,7 +62,7 @@ def test_methods_are_found_by_their_files(toy: Recipe) -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="'projection' is unknown: choose from full"):
         open_method("projection")
-    with pytest.raises(ConfigError, match="method is 'projection', it can be 'full'"):
+    with pytest.raises(ConfigError, match="method is 'projection', it must be 'full'"):
         Recipe(method="projection")
 
 

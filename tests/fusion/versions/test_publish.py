@@ -101,18 +101,24 @@ def test_a_damaged_manifest_is_found_and_named(damage: str, three_versions: Stor
     assert Versions(three_versions).read(2).version == 2
 
 
-def test_a_manifest_of_a_later_format_requires_an_upgrade(three_versions: Store) -> None:
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [("condu/3", "upgrade condu"), ("condu/1", "before the first release. Fuse the experts again")],
+)
+def test_a_manifest_of_another_format_is_refused_with_what_to_do(
+    three_versions: Store, written: str, advice: str
+) -> None:
     import hashlib
 
     from fusion.store.blobs import canonical_json
 
     value = json.loads(three_versions.get(manifest_key(3)))
     value.pop("sha256")
-    value["format"] = "condu/2"
+    value["format"] = written
     value["sha256"] = hashlib.sha256(canonical_json(value)).hexdigest()
     three_versions.delete(manifest_key(3))
     three_versions.put_if_absent(manifest_key(3), canonical_json(value))
-    with pytest.raises(FormatError, match="upgrade condu"):
+    with pytest.raises(FormatError, match=advice):
         Versions(three_versions).newest()
 
 
