@@ -98,8 +98,8 @@ class TensorFile:
             self._fd = os.open(path, os.O_RDONLY)
         except (SafetensorError, OSError) as error:
             raise StateDictError(
-                f"{self.label}: not a complete safetensors file ({error}). condu reads safetensors only: convert a "
-                "PyTorch pickle (.pt, .pth, .bin) first, and copy a truncated file again"
+                f"{self.label}: not a complete safetensors file ({error}). condu reads safetensors only: a PyTorch "
+                "pickle (.pt, .pth, .bin) must be converted first, and a truncated file copied again"
             ) from error
         weakref.finalize(self, os.close, self._fd)
         header_bytes = int.from_bytes(os.pread(self._fd, 8, 0), "little")

@@ -7,15 +7,19 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from cluster.cli import main
 from fusion.store import Store, open_store
+from tests.serving.helpers import free_port
 from tests.tiny import COLOURS, MODEL_CFG, PREPROCESS_CFG, SHAPES, tiny_base, tiny_parquet, tiny_task
 
 CONDU = Path(sys.executable).parent / "condu"
@@ -119,5 +123,31 @@ class Project:
             command, cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
         )
 
+    @contextmanager
+    def service(self) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        """`condu serve` on a free port, once it is ready: its URL and its process. Nothing of it outlives the block."""
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        process = self.start("serve", "condu.yaml", "--port", str(port))
+        try:
+            deadline = time.monotonic() + 200
+            while not _is_ready(url):
+                assert process.poll() is None, self.log()
+                assert time.monotonic() < deadline, self.log()
+                time.sleep(0.2)
+            yield url, process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)  # it led a session of its own
+
     def log(self) -> str:
         return (self.folder / "log.txt").read_text()
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False

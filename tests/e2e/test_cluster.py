@@ -69,8 +69,7 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
     assert done.returncode == 0, done.stdout + done.stderr
     assert "trained before" in done.stdout
 
-    process = cluster.start("serve", "condu.yaml", "--port", "8473")
-    try:
+    with cluster.service() as (_, process):
         told = ask_until(cluster, process, serves)
         (session,) = told["sessions"]
         assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
@@ -78,8 +77,6 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
         assert not training(told), "the killed run left nothing behind"
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, cluster.log()
-    finally:
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
     (session,) = ask(cluster)["sessions"]
     assert (session["service"], "problem" in session) == (None, False)
 

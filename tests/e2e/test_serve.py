@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,34 +18,10 @@ from tests.e2e.project import Project
 from tests.tiny import tiny_task
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def service(finished: Project) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    port = free_port()
-    process = finished.start("serve", "condu.yaml", "--port", str(port))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            assert process.poll() is None, finished.log()
-            assert time.monotonic() < deadline, finished.log()
-            time.sleep(0.2)
-        yield url, process
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    with finished.service() as running:
+        yield running
 
 
 def test_the_command_line_asks_the_service(service: tuple[str, subprocess.Popen[str]], finished: Project) -> None:
