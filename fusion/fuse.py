@@ -1,4 +1,4 @@
-"""Fusing experts into the store: from references to a published version, in one call that may be repeated at any point.
+"""Fusing experts into the store: from references to a published version, in one call that may be repeated.
 
 Fusing an expert that the newest version already holds is a no-op; another expert under a taken name is refused unless
 `replace` says so. Errors before the commit leave nothing behind.
@@ -19,7 +19,7 @@ from fusion.chunks import map_chunks
 from fusion.errors import BaseMismatchError, BlobNotFoundError, ConfigError, TaskNameError, UnknownVersionError
 from fusion.kernels import StateDtype, available_cores, load_kernels
 from fusion.memory import PeakMemory
-from fusion.modes import NewExpert, Workbench, in_words, open_mode
+from fusion.modes import Mode, NewExpert, Workbench, in_words, open_mode
 from fusion.store.blobs import BlobRef, put_file
 from fusion.store.node_cache import NodeCache
 from fusion.task_vectors import ExpertVector
@@ -34,7 +34,7 @@ from fusion.versions.state import FusedState
 
 @dataclass(frozen=True)
 class ExpertToFuse:
-    """An expert as a caller hands it over: weights in the store, or a local file, and what it is good for."""
+    """An expert as a caller provides it: weights in the store or in a local file, and the classes that it knows."""
 
     task: str
     weights: BlobRef | Path
@@ -52,12 +52,12 @@ class FuseCost:
     """What a fuse took.
 
     Attributes:
-        seconds: from the call to the published version, with every hash and every fsync.
-        pass_seconds: the part of it that went into passes over the elements: reading, arithmetic, writing.
-        peak_bytes: resident memory of the process at its highest.
-        extra_bytes: what it grew by.
+        seconds: from the call to the published version, including every hash and fsync.
+        pass_seconds: the part spent in passes over the elements: reading, arithmetic, writing.
+        peak_bytes: peak resident memory of the process.
+        extra_bytes: its growth during the call.
         written: every blob that was written.
-        rounding: relative error of what was kept in fewer than 32 bits, by what it is.
+        rounding: relative error of each thing that was stored in fewer than 32 bits.
     """
 
     seconds: float = 0.0
@@ -70,7 +70,7 @@ class FuseCost:
 
 @dataclass(frozen=True)
 class FuseResult:
-    """The version that holds the experts, which of them were fused now or had been before, and what it took."""
+    """The version that holds the experts, which of them were fused now and which had been before, and the cost."""
 
     manifest: Manifest
     fused: tuple[str, ...]
@@ -91,78 +91,100 @@ def fuse_experts(
     device: str = "cpu",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> FuseResult:
-    """Fuse experts in their order, one session each (or one for all: as the mode has it), and publish one version.
+    """Fuse experts in the order given, in one session each or in one for all, as the mode does; publish one version.
 
     Args:
-        cache: the node's cache before the store.
+        cache: this node's cache of the store.
         base: theta_0, already in the store (`put_base`).
         experts: at least one; names must differ.
         mode: settings of the mode, its name and options; must be the store's.
         archive: keep each expert for good, named by its record. A mode that needs the archive always does.
         archive_dtype: what of it is kept: `float32` the expert's file, else its task vector in that dtype.
         replace: allow another expert under a name that is taken; it counts as a new session.
-        created: who, why, which configuration: goes into the manifest.
+        created: who fused, why, and from which configuration, for the manifest.
         device: where the arithmetic is done, a device of torch.
-        on_stage: told what is being done (`verify`, `fuse`, `publish`).
+        on_stage: called with each stage as it begins: `verify`, `fuse`, `publish`.
     Raises:
-        TaskNameError: ill-formed, doubled or taken.
-        BaseMismatchError, ConfigError: the store has another base or mode.
-        StateDictError: an expert that is no expert of this base, or not finite.
+        TaskNameError: a name is malformed, given twice or taken.
+        BaseMismatchError, ConfigError: the store has a different base or mode.
+        StateDictError: an expert does not match the base, or is not finite.
     """
-    if not experts:
-        raise ConfigError("there is no expert to fuse")
-    names = [check_task_name(expert.task) for expert in experts]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise TaskNameError(f"task name {doubled[0]!r} is given twice: a name is a task's only key")
+    names = _checked_names(experts)
     method = open_mode(mode)
     meter = _Meter()
     versions = Versions(cache.store)
     on_stage("verify")
     hashes = _verify(cache, base, experts, versions.newest(), device)
-    fused: list[str] = []
+    kept = archive_dtype if archive or method.needs_archive else None
+    draft = _FuseDraft(cache, base, list(zip(experts, hashes, strict=True)), method, kept, replace)
 
     def build(parent: Manifest | None, nonce: str) -> Draft | None:
         on_stage("fuse")
-        bench = meter.bench = Workbench(cache, cache.tensors(base.weights), nonce, device=device)
-        state = parent.state if parent else FusedState()
+        meter.bench = Workbench(cache, cache.tensors(base.weights), nonce, device=device)
+        made = draft.build(meter.bench, parent)
+        if made is not None:
+            on_stage("publish")
+        return made
+
+    why = f"fuse {', '.join(names[:8])}{' …' if len(names) > 8 else ''}"
+    manifest = publish(versions, build, written=meter.written, created={"kind": "fuse", "why": why, **(created or {})})
+    assert manifest is not None, "experts were given, so a version holds them"
+    fused = tuple(draft.fused)
+    return FuseResult(manifest, fused, tuple(name for name in names if name not in fused), meter.cost())
+
+
+def _checked_names(experts: Sequence[ExpertToFuse]) -> list[str]:
+    """The tasks' names. Raises `ConfigError` where there is no expert, `TaskNameError`."""
+    if not experts:
+        raise ConfigError("there is no expert to fuse")
+    names = [check_task_name(expert.task) for expert in experts]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise TaskNameError(f"task name {doubled[0]!r} is given twice: a name is a task's only key")
+    return names
+
+
+@dataclass
+class _FuseDraft:
+    """What one call of `fuse_experts` wants the next version to be, whatever the newest one is by then.
+
+    Attributes:
+        experts: with the sha256 of each one's file.
+        archive: the dtype that originals are archived in; None: they are not.
+        fused: the tasks that the last draft fuses; the others were there already.
+    """
+
+    cache: NodeCache
+    base: Base
+    experts: Sequence[tuple[ExpertToFuse, str]]
+    method: Mode
+    archive: StateDtype | None
+    replace: bool
+    fused: list[str] = field(default_factory=list)
+
+    def build(self, bench: Workbench, parent: Manifest | None) -> Draft | None:
+        """The version to publish on top of `parent`; None where that one holds every expert."""
         if parent:
-            check_parent(parent, base, method.settings(), cache.store.url)
-        new = []
-        for expert, sha256 in zip(experts, hashes, strict=True):
+            check_parent(parent, self.base, self.method.settings(), self.cache.store.url)
+        state, new = parent.state if parent else FusedState(), []
+        for expert, sha256 in self.experts:
             entry = state.tasks.get(expert.task)
             if entry and entry.expert_sha256 == sha256:
                 continue
-            if entry and not replace:
+            if entry and not self.replace:
                 assert parent is not None
                 raise TaskNameError(
-                    f"task name {expert.task!r} is taken in version {parent.version} of {cache.store.url} by another "
-                    "expert: choose another name, or replace the old one with --replace"
+                    f"task name {expert.task!r} is taken in version {parent.version} of {self.cache.store.url} by "
+                    "another expert: choose another name, or replace the old one with --replace"
                 )
             if entry:
                 state = state.without(expert.task)
-            kept = archive_dtype if archive or method.needs_archive else None
-            new.append(_prepare(bench, expert, sha256, base, archive=kept))
-        fused[:] = [expert.task for expert in new]
+            new.append(_prepare(bench, expert, sha256, self.base, archive=self.archive))
+        self.fused = [expert.task for expert in new]
         if not new:
             return None
-        removed = tuple(n for n in (parent.removed if parent else ()) if n not in fused)
-        known = parent.base if parent and parent.base.model_cfg else base
-        draft = Draft(known, method.settings(), method.fuse(bench, state, new), removed)
-        on_stage("publish")
-        return draft
-
-    manifest = publish(
-        versions,
-        build,
-        written=meter.written,
-        created={
-            "kind": "fuse",
-            "why": f"fuse {', '.join(names[:8])}{' …' if len(names) > 8 else ''}",
-            **(created or {}),
-        },
-    )
-    assert manifest is not None, "experts were given, so a version holds them"
-    return FuseResult(manifest, tuple(fused), tuple(name for name in names if name not in fused), meter.cost())
+        removed = tuple(name for name in (parent.removed if parent else ()) if name not in self.fused)
+        known = parent.base if parent and parent.base.model_cfg else self.base
+        return Draft(known, self.method.settings(), self.method.fuse(bench, state, new), removed)
 
 
 def rebuild_from_archive(
@@ -172,31 +194,31 @@ def rebuild_from_archive(
     created: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> FuseResult:
-    """Publish the newest version's tasks fused anew from their archived task vectors, in this or another mode.
+    """Publish the newest version's tasks rebuilt from their archived task vectors, in the same mode or another one.
 
-    Nothing of the old shared state is left in it: what tasks that were removed or replaced had put into tau or a
-    profile is gone, and older versions keep their own mode.
+    Nothing of the old shared state remains in it, including traces of tasks that were removed or replaced. Older
+    versions keep their own mode.
 
-    Raises: UnknownVersionError where nothing was published; ConfigError, naming every task, where one has no archive.
+    Raises: UnknownVersionError when nothing was published; ConfigError, naming the tasks, when archives are missing.
     """
     method = open_mode(mode)
     meter = _Meter()
 
     def build(parent: Manifest | None, nonce: str) -> Draft:
         if parent is None:
-            raise UnknownVersionError(f"nothing was published in {cache.store.url} yet: there is nothing to fuse anew")
+            raise UnknownVersionError(f"nothing was published in {cache.store.url} yet: there is nothing to rebuild")
         bench = meter.bench = Workbench(cache, cache.tensors(parent.base.weights), nonce, device=device)
         entries = parent.state.tasks
         if missing := [task for task, entry in entries.items() if bench.record(entry).archive is None]:
             raise ConfigError(
                 f"the original task vectors of {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''} were not "
-                f"archived in {cache.store.url}, so they can't be fused anew: fuse these experts again with --replace "
+                f"archived in {cache.store.url}, so they can't be rebuilt: fuse these experts again with --replace "
                 "--archive, or start a new store"
             )
         experts = [bench.archived(task, entry) for task, entry in entries.items()]
         return Draft(parent.base, method.settings(), method.rebuild(bench, experts), parent.removed)
 
-    why = f"fuse anew from the archive, {in_words(method.settings())}"
+    why = f"rebuild from the archive, {in_words(method.settings())}"
     manifest = publish(
         Versions(cache.store), build, written=meter.written, created={"kind": "rebuild", "why": why, **(created or {})}
     )
@@ -205,7 +227,7 @@ def rebuild_from_archive(
 
 
 class _Meter:
-    """Follows the attempts of one call: the newest one's workbench, the time, the memory."""
+    """Follows the attempts of one call: the latest workbench, time and memory."""
 
     def __init__(self) -> None:
         self.bench: Workbench | None = None
@@ -229,9 +251,9 @@ class _Meter:
 def _verify(
     cache: NodeCache, base: Base, experts: Sequence[ExpertToFuse], parent: Manifest | None, device: str
 ) -> list[str]:
-    """The sha256 of every expert. On the way, side by side, what the fuse is going to read is verified.
+    """The sha256 of every expert. In parallel, what the fuse is going to read is verified and the kernels are loaded.
 
-    So are the kernels loaded, which takes as long as hashing 400 MB.
+    Loading the kernels takes as long as hashing 400 MB.
     """
     needed = [parent.state.shared[name] for name in parent.state.reads] if parent else []
     jobs: list[Callable[[], Any]] = [partial(load_kernels, device)]
@@ -242,7 +264,7 @@ def _verify(
 
 
 def _verify_if_there(cache: NodeCache, ref: BlobRef) -> None:
-    with suppress(BlobNotFoundError):  # gc took it: there is a newer version, and who builds on that looks again
+    with suppress(BlobNotFoundError):  # gc took it: there is a newer version, and the draft is built on that
         cache.path(ref)
 
 
@@ -254,7 +276,7 @@ def _sha256(weights: BlobRef | Path) -> str:
 
 
 def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str) -> None:
-    """Refuse to build on a version of another base or mode. Raises `BaseMismatchError`, `ConfigError`."""
+    """Refuse to build on a version with another base or mode. Raises `BaseMismatchError`, `ConfigError`."""
     if parent.base.sha256 != base.sha256:
         raise BaseMismatchError(
             f"{url} holds experts of base {parent.base.sha256[:12]}…, this one is of {base.sha256[:12]}…: "
@@ -263,7 +285,7 @@ def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str
     if dict(parent.mode) != dict(mode):
         raise ConfigError(
             f"{url} is fused with mode {in_words(parent.mode)}, not {in_words(mode)}: use the same one or another "
-            "store, or fuse everything anew in that mode with `condu fuse --from-archive`"
+            "store, or rebuild everything in that mode with `condu fuse --from-archive`"
         )
 
 
