@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fusion.answers.clip import Clip, build_clip, prompts
+from fusion.answers.options import PredictOptions
 from fusion.answers.predictor import ExpertModel
 from fusion.answers.view import ViewLoader
 from fusion.baselines import Baseline, fuse_baseline, open_baseline
@@ -85,7 +86,7 @@ class CompareJob:
         method: of `all_methods`.
         tasks, records: as configured, in fused order, and the record of each one's expert.
         unseen: never-trained test sets, by name and source.
-        top_k: experts consulted by condu's modes for a never-trained image.
+        predict: how condu's modes answer for a never-trained image.
     """
 
     method: str
@@ -95,7 +96,7 @@ class CompareJob:
     records: tuple[ExpertRecord, ...]
     unseen: tuple[TaskJob, ...]
     options: CompareOptions
-    top_k: int
+    predict: PredictOptions
 
 
 @dataclass(frozen=True)
@@ -201,10 +202,11 @@ def _mode(job: CompareJob, mode: Mode, cache: NodeCache, clip: Clip, scratch: St
     )
     experts = []
     for task, record in _pairs(job):
-        if record.prototypes:
-            scratch.put_if_absent(record.prototypes.key, cache.path(record.prototypes))
+        for ref in (record.prototypes, record.evidence):
+            if ref:
+                scratch.put_if_absent(ref.key, cache.path(ref))
         weights = cache.path(record.expert)
-        experts.append(ExpertToFuse(task.name, weights, record.classes, record.templates, record.prototypes))
+        experts.append(replace(ExpertToFuse.from_record(record), task=task.name, weights=weights))
     own = NodeCache(scratch)
     start = time.perf_counter()
     manifest = fuse_experts(own, base, experts, mode=mode.settings()).manifest
@@ -228,7 +230,7 @@ def _unseen_by_label_space(job: CompareJob, own: NodeCache, manifest: Manifest, 
     view = ViewLoader(own).load(manifest)
     found = {}
     for test in _unseen(job):
-        measured = measure_set(own, load_set(clip, test), [view], kinds=("unknown",), top_k=job.top_k)
+        measured = measure_set(own, load_set(clip, test), [view], kinds=("unknown",), predict=job.predict)
         right = measured.right["unknown"][0]
         assert right is not None, "label space `labels` always answers"
         found[test.name] = right

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusion.answers.clip import Clip, build_clip
+from fusion.answers.options import PredictOptions
 from fusion.answers.view import ViewLoader
 from fusion.errors import VersionGoneError
 from fusion.store import open_store
@@ -42,7 +43,7 @@ class MeasureJob:
     task: TaskJob
     expert: BlobRef | None
     kinds: tuple[str, ...]
-    top_k: int
+    predict: PredictOptions
     trained: bool = True
     modes: tuple[tuple[str, str], ...] = ()
 
@@ -73,9 +74,9 @@ def measure(job: MeasureJob) -> MeasuredSet:
     versions, views = Versions(cache.store), ViewLoader(cache)
     sessions = [views.load(versions.read(number)) for number in job.sessions]
     return MeasuredSet(
-        sessions=measure_set(cache, loaded, sessions, kinds=job.kinds, top_k=job.top_k),
+        sessions=measure_set(cache, loaded, sessions, kinds=job.kinds, predict=job.predict),
         expert=measure_weights(cache, loaded, job.expert) if job.expert else None,
-        modes={mode: _measure_mode(url, loaded, job.top_k) for mode, url in job.modes},
+        modes={mode: _measure_mode(url, loaded, job.predict) for mode, url in job.modes},
     )
 
 
@@ -105,12 +106,12 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
     return [found[t] for t in sorted(found)]
 
 
-def _measure_mode(url: str, loaded: LoadedSet, top_k: int) -> np.ndarray:
+def _measure_mode(url: str, loaded: LoadedSet, predict: PredictOptions) -> np.ndarray:
     cache = NodeCache(open_store(url))
     manifest = Versions(cache.store).newest()
     assert manifest is not None
     view = ViewLoader(cache).load(manifest)
-    right = measure_set(cache, loaded, [view], kinds=("known",), top_k=top_k).right["known"][0]
+    right = measure_set(cache, loaded, [view], kinds=("known",), predict=predict).right["known"][0]
     assert right is not None
     return right
 

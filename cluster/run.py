@@ -176,7 +176,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
     common: dict[str, Any] = {
         "address": config.address,
         "base": run.base,
-        "top_k": config.predict.top_k,
+        "predict": config.predict,
     }
     tasks = {job.name: job for job in jobs(config)}
     work = [

@@ -41,10 +41,11 @@ class ExpertToFuse:
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     prototypes: BlobRef | None = None
+    evidence: BlobRef | None = None
 
     @classmethod
     def from_record(cls, record: ExpertRecord) -> ExpertToFuse:
-        return cls(record.task, record.expert, record.classes, record.templates, record.prototypes)
+        return cls(record.task, record.expert, record.classes, record.templates, record.prototypes, record.evidence)
 
 
 @dataclass(frozen=True)
@@ -298,9 +299,20 @@ def _prepare(
     kept = None
     if archive:
         kept = archive_expert(bench, vector, expert.weights, sha256, base_sha256=base.sha256, dtype=archive)
-    prototypes = expert.prototypes
-    if prototypes is not None:  # experts/ is kept by policy, a version's blobs as long as the version
-        prototypes = put_file(cache.store, cache.path(prototypes), nonce=bench.nonce)
-        bench.written.append(prototypes)
-    describe = {"classes": expert.classes, "templates": expert.templates, "prototypes": prototypes, "archive": kept}
+    describe = {
+        "classes": expert.classes,
+        "templates": expert.templates,
+        "prototypes": _copied(bench, expert.prototypes),
+        "archive": kept,
+        "evidence": _copied(bench, expert.evidence),
+    }
     return NewExpert(vector, expert.task, sha256, describe)
+
+
+def _copied(bench: Workbench, ref: BlobRef | None) -> BlobRef | None:
+    """A blob of an expert as a blob of a version: `experts/` is kept by policy, a version's as long as the version."""
+    if ref is None:
+        return None
+    copy = put_file(bench.cache.store, bench.cache.path(ref), nonce=bench.nonce)
+    bench.written.append(copy)
+    return copy

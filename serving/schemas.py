@@ -97,9 +97,14 @@ class ImagePrediction(BaseModel):
     image: str = Field(description="The file's name as uploaded")
     label: str
     task: str | None = Field(description="The task that the class belongs to; null in label space `labels`")
-    probability: float = Field(description="Softmax over all candidates")
+    probability: float = Field(description="Of the label, among all candidates")
     experts: list[str] = Field(description="The experts that were consulted, nearest first")
     top: list[Candidate] = Field(description="Up to five candidates, best first")
+    rule: str | None = Field(description="The rule that combined base and experts; null in label space `task`")
+    familiarity: float | None = Field(
+        description="How usual the image is for what was learned, 0 to 1: 5 % of the learned tasks' own images are "
+        "below 0.05. Null where the rule cannot tell"
+    )
 
     @classmethod
     def of(cls, name: str, answer: Prediction) -> ImagePrediction:
@@ -111,6 +116,8 @@ class ImagePrediction(BaseModel):
             probability=answer.probability,
             experts=list(answer.experts),
             top=top,
+            rule=answer.rule,
+            familiarity=answer.familiarity,
         )
 
 

@@ -12,12 +12,14 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from fusion.answers.label_spaces import Job, Prediction, Query, answer, needs_base, plan
+from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
+from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
@@ -76,7 +78,8 @@ class Service:
     def query(self, fields: PredictFields) -> Query:
         """The query that a request's fields mean, within the limits of this service. Raises `LabelSpaceError`."""
         limits = self.options
-        return fields.query(default_top_k=limits.top_k, max_top_k=limits.max_top_k, max_texts=limits.max_texts)
+        query = fields.query(default_top_k=limits.top_k, max_top_k=limits.max_top_k, max_texts=limits.max_texts)
+        return replace(query, rule=limits.rule)
 
     async def predict(self, uploads: Sequence[Upload], query: Query, version: int | None = None) -> PredictResponse:
         """Answers for the images, in their order, all from one version (None: the one being served).

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from fusion.answers.clip import Clip
-from fusion.answers.label_spaces import Plan, Prediction, Query, answer, plan
+from fusion.answers.label_spaces import Plan, Prediction, Query
+from fusion.answers.options import PredictOptions
 from fusion.answers.predictor import ExpertModel
+from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
 from fusion.decouple import decoupled_tensors
 from fusion.store.blobs import BlobRef
@@ -73,21 +75,21 @@ def load_set(base: Clip, test: TaskData) -> LoadedSet:
 
 
 def measure_set(
-    cache: NodeCache, loaded: LoadedSet, views: Sequence[View], *, kinds: Sequence[str] = KINDS, top_k: int
+    cache: NodeCache, loaded: LoadedSet, views: Sequence[View], *, kinds: Sequence[str] = KINDS, predict: PredictOptions
 ) -> SetMeasure:
     """Measure versions on one test set.
 
     Args:
         views: session by session.
         kinds: which matrices.
-        top_k: experts consulted for an image in `labels` and `seen`.
+        predict: how images are answered in `labels` and `seen`.
     """
     test = loaded.test
     questions = [
         (kind, t, query, plan(query, views[t], loaded.features, num_images=len(test.test)))
         for kind in kinds
         for t, view in enumerate(views)
-        if (query := _query(kind, test, view, top_k)) is not None
+        if (query := _query(kind, test, view, predict)) is not None
     ]
     answers = _answers(cache, loaded, [(views[t], steps) for _, t, _, steps in questions])
     right: dict[str, list[np.ndarray | None]] = {kind: [None] * len(views) for kind in kinds}
@@ -95,7 +97,7 @@ def measure_set(
     for (kind, t, query, steps), predictions in zip(questions, answers, strict=True):
         right[kind][t] = _right(predictions, test, with_task=query.label_space == "seen")
         if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
-            routed = np.array([consulted[0] == test.name for consulted in steps.consulted])
+            routed = np.array([name == test.name for name in steps.routed])
     return SetMeasure(
         name=test.name,
         num_classes=len(test.classes),
@@ -124,13 +126,14 @@ def load_pixels(base: Clip, test: TaskData) -> torch.Tensor:
     return base.pixels([test.test.image(i) for i in range(len(test.test))])
 
 
-def _query(kind: str, test: TaskData, view: View, top_k: int) -> Query | None:
+def _query(kind: str, test: TaskData, view: View, predict: PredictOptions) -> Query | None:
     learned = test.name in view.tasks
     if kind == "known" and learned:
         return Query("task", task=test.name)
     if kind == "union":
-        return Query("seen", top_k=top_k) if learned else None
-    return Query("labels", labels=tuple(test.classes), templates=tuple(test.templates), top_k=top_k)
+        return Query("seen", top_k=predict.top_k, rule=predict.rule) if learned else None
+    labels, templates = tuple(test.classes), tuple(test.templates)
+    return Query("labels", labels=labels, templates=templates, top_k=predict.top_k, rule=predict.rule)
 
 
 def _answers(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Plan]]) -> list[list[Prediction]]:

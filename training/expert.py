@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fusion.answers.clip import Clip, build_clip
+from fusion.answers.evidence import measure_evidence
 from fusion.answers.prototypes import class_prototypes
 from fusion.errors import DamagedBlobError
 from fusion.store import Store
@@ -80,7 +81,7 @@ def train_expert(
     if first:
         count_attempt(store, identity)
     clip = build_clip(base, cache.tensors(base.weights), device=device)
-    prototypes = _put_prototypes(store, identity, clip, data) if first else None  # needs the base, so before training
+    seen = _put_base_view(store, identity, clip, data) if first else None  # needs the base, so before training
     result = finetune(
         clip,
         data,
@@ -93,7 +94,7 @@ def train_expert(
         num_loader_threads=num_loader_threads,
     )
     if first:
-        record = _put_record(store, identity, base, data, result, prototypes)
+        record = _put_record(store, identity, base, data, result, seen)
     workers.from_first(0)  # a barrier: every rank finds the record
     return record or _existing_record(store, identity)
 
@@ -105,9 +106,15 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
 
 
 def _put_record(
-    store: Store, identity: str, base: Base, data: TaskData, result: FinetuneResult, prototypes: BlobRef | None
+    store: Store,
+    identity: str,
+    base: Base,
+    data: TaskData,
+    result: FinetuneResult,
+    seen: tuple[BlobRef, BlobRef] | None,
 ) -> ExpertRecord:
     """Write the weights, then the record that names them; then remove what only an unfinished training needs."""
+    prototypes, evidence = seen or (None, None)
     record = ExpertRecord(
         identity=identity,
         task=data.name,
@@ -122,6 +129,7 @@ def _put_record(
             "seconds": result.seconds,
             "num_train": float(len(data.train)),
         },
+        evidence=evidence,
     )
     record = put_expert(store, record)
     drop_training_state(store, identity)
@@ -154,13 +162,18 @@ def _state_path(store: Store, cache: NodeCache, identity: str) -> Path | None:
         return None
 
 
-def _put_prototypes(store: Store, identity: str, clip: Clip, data: TaskData) -> BlobRef:
-    """Prototypes of the task's classes from un-augmented training images and all templates, float32 [C, D]."""
+def _put_base_view(store: Store, identity: str, clip: Clip, data: TaskData) -> tuple[BlobRef, BlobRef]:
+    """What the task looks like to the base: prototypes and evidence, from un-augmented training images."""
     text_features = clip.prompt_features(data.classes, data.templates)
     images = data.train
     batches = torch.arange(len(images)).split(_FEATURE_BATCH)
     features = [
         clip.image_features(clip.pixels([images.image(index) for index in batch.tolist()])) for batch in batches
     ]
-    prototypes = class_prototypes(torch.cat(features), torch.from_numpy(images.labels), text_features)
-    return _put_tensors(store, identity, "prototypes", {"prototypes": prototypes})
+    image_features, labels = torch.cat(features).cpu(), torch.from_numpy(images.labels)
+    prototypes = class_prototypes(image_features, labels, text_features.cpu())
+    evidence = measure_evidence(image_features, labels, len(data.classes))
+    return (
+        _put_tensors(store, identity, "prototypes", {"prototypes": prototypes}),
+        _put_tensors(store, identity, "evidence", evidence.tensors()),
+    )

@@ -97,7 +97,7 @@ def _jobs(run: Run, methods: Sequence[str], options: CompareOptions, config: Pat
             records=records,
             unseen=tuple(TaskJob(task.name, task.data) for task in run.config.unseen),
             options=options,
-            top_k=run.config.predict.top_k,
+            predict=run.config.predict,
         )
         for method in methods
     ]

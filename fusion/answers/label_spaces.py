@@ -1,27 +1,19 @@
-"""The three label spaces: what a request means, which experts it needs, and how their logits become an answer.
-
-Three steps, so that the same rules work in a plain loop and on a cluster: `plan` decides which expert sees which image
-over which classes, the caller runs these jobs, `answer` combines their logits. Free of models, stores and Ray.
+"""The three label spaces: what a request means, and the records between question and answer.
 
 - `task`: the caller names the task; its expert alone answers, over its own classes.
-- `labels`: the caller gives class names; the answer is the mean of the logits of the base and of the top-K routed
-  experts over them (the paper's zero-shot rule).
-- `seen`: the caller gives nothing; candidates are the classes of the top-K routed tasks, a class scores the mean of the
-  base's logit and its own expert's logit.
+- `labels`: the caller gives class names; the base and experts answer over them.
+- `seen`: the caller gives nothing; the classes of all tasks compete.
 
-Letters: B images, C classes, D dimensions, T tasks. Source: ConDU (arXiv 2503.10705), inference.
+Which experts answer in `labels` and `seen`, and how their logits are combined, is a rule's to say (`answers.rules`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.options import PredictOptions
-from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
 from fusion.versions.manifest import unknown_task
@@ -37,7 +29,8 @@ class Query:
         label_space: `task`, `labels` or `seen`.
         task: with `task` only.
         labels, templates: with `labels` only; templates hold one `{}` each.
-        top_k: how many experts are consulted per image, at least 1.
+        top_k: how many experts the rule `mean` consults per image, at least 1.
+        rule: how `labels` and `seen` are answered, a name in `answers.rules`.
     """
 
     label_space: str
@@ -45,6 +38,7 @@ class Query:
     labels: tuple[str, ...] = ()
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     top_k: int = PredictOptions.top_k
+    rule: str = PredictOptions.rule
 
     def check(self, view: View) -> None:
         """Raises `LabelSpaceError` or `UnknownTaskError` that says what is wrong and what would be valid."""
@@ -102,11 +96,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What has to run to answer a query. `consulted[i]` are the experts for image i, nearest first."""
+    """What has to run to answer a query.
+
+    Attributes:
+        consulted: for each image the experts that see it, nearest first.
+        routed: for each image the task that it most likely belongs to; None where there is none, or it was named.
+        rule: the rule that made the plan and combines its logits; None in label space `task`.
+        context: what the rule knows of the images beside the logits to come.
+    """
 
     query: Query
     consulted: tuple[tuple[str, ...], ...]
     jobs: tuple[Job, ...]
+    routed: tuple[str | None, ...] = ()
+    rule: Any = None
+    context: Any = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +120,12 @@ class Prediction:
     Attributes:
         label: the class.
         task: the task that the class belongs to; None in label space `labels`.
-        probability: softmax over the candidates.
+        probability: of the label, among the candidates.
         experts: those consulted, nearest first.
         top: up to five (task or None, label, probability), best first.
+        rule: the rule that combined the models; None in label space `task`.
+        familiarity: how usual the image is for what was learned: the best conformal p-value over the likely tasks, in
+            [0, 1]; None where the rule has no evidence to tell it from.
     """
 
     label: str
@@ -126,91 +133,10 @@ class Prediction:
     probability: float
     experts: tuple[str, ...]
     top: tuple[tuple[str | None, str, float], ...]
+    rule: str | None = None
+    familiarity: float | None = None
 
 
 def needs_base(query: Query) -> bool:
     """Whether the base has to see the images: always, unless the task is named."""
     return query.label_space != "task"
-
-
-def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_images: int) -> Plan:
-    """Decide which experts see which images.
-
-    Args:
-        query: checked against the view.
-        base_features: unit base features, float32 [B, D]; None if `needs_base` is False.
-        num_images: B.
-    """
-    everyone = tuple(range(num_images))
-    if query.label_space == "task":
-        assert query.task is not None
-        task = view.tasks[query.task]
-        job = Job(task.name, everyone, task.classes, task.templates)
-        return Plan(query, ((task.name,),) * num_images, (job,))
-    assert base_features is not None
-    prototypes = view.routable()
-    names = list(prototypes)
-    best = top_tasks(route_scores(base_features, prototypes), query.top_k).tolist()
-    consulted = tuple(tuple(names[i] for i in row) for row in best)
-    jobs = []
-    if query.label_space == "labels":
-        jobs.append(Job(None, everyone, query.labels, query.templates))
-    for name in names:
-        images = tuple(i for i in everyone if name in consulted[i])
-        if not images:
-            continue
-        if query.label_space == "labels":
-            jobs.append(Job(name, images, query.labels, query.templates))
-        else:
-            task = view.tasks[name]
-            jobs += [Job(model, images, task.classes, task.templates) for model in (None, name)]
-    return Plan(query, consulted, tuple(jobs))
-
-
-def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-    """Combine the logits of a plan's jobs, in their order, by the rule of its label space."""
-    if plan.query.label_space == "seen":
-        return _answer_seen(plan, logits)
-    scores, classes = candidate_scores(plan, logits)
-    task = plan.query.task
-    return [
-        _prediction([(task, name) for name in classes], row, experts)
-        for row, experts in zip(scores, plan.consulted, strict=True)
-    ]
-
-
-def candidate_scores(plan: Plan, logits: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Scores float32 [B, C] over the query's classes, in `task` and `labels`: the mean over the models consulted."""
-    classes = plan.jobs[0].classes
-    sums = torch.zeros(len(plan.consulted), len(classes))
-    counts = torch.zeros(len(plan.consulted), 1)
-    for job, values in zip(plan.jobs, logits, strict=True):
-        images = torch.tensor(job.images)
-        sums.index_add_(0, images, values)
-        counts.index_add_(0, images, torch.ones(len(job.images), 1))
-    return sums / counts, classes
-
-
-def _answer_seen(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-    # jobs come in pairs (base, expert) over one task's classes
-    candidates: list[list[tuple[str | None, str]]] = [[] for _ in plan.consulted]
-    scores: list[list[torch.Tensor]] = [[] for _ in plan.consulted]
-    for k in range(0, len(plan.jobs), 2):
-        job = plan.jobs[k + 1]
-        for image, row in zip(job.images, (logits[k] + logits[k + 1]) / 2, strict=True):
-            candidates[image] += [(job.task, name) for name in job.classes]
-            scores[image].append(row)
-    return [
-        _prediction(names, torch.cat(rows), experts)
-        for names, rows, experts in zip(candidates, scores, plan.consulted, strict=True)
-    ]
-
-
-def _prediction(
-    candidates: Sequence[tuple[str | None, str]], scores: torch.Tensor, experts: tuple[str, ...]
-) -> Prediction:
-    probabilities = scores.softmax(0)
-    best = probabilities.topk(min(5, len(candidates)))
-    top = tuple((*candidates[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True))
-    task, label, probability = top[0]
-    return Prediction(label, task, probability, experts, top)

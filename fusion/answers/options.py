@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
@@ -17,5 +17,8 @@ DEFAULT_CACHED_EXPERTS = 8
 class PredictOptions(Options):
     """How an image is answered where a request does not say."""
 
+    rule: Literal["mean", "matched"] = "mean"
+    """How images of no named task are answered. `mean`: the paper's rule. `matched`: experts answer for the labels that
+    they were taught and the images that look like theirs, the base for everything else."""
     top_k: Annotated[int, Ge(1)] = 4
-    """Experts consulted for an image of no named task."""
+    """Experts consulted for an image of no named task, by the rule `mean`."""

@@ -14,8 +14,9 @@ from PIL import Image
 
 from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
 from fusion.answers.expert_cache import ExpertCache
-from fusion.answers.label_spaces import Job, Prediction, Query, answer, needs_base, plan
+from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
 from fusion.answers.options import DEFAULT_CACHED_EXPERTS
+from fusion.answers.rules import answer, plan
 from fusion.answers.view import View, ViewLoader
 from fusion.decouple import decoupled_tensors
 from fusion.store.node_cache import NodeCache

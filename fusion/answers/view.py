@@ -1,4 +1,4 @@
-"""A version as a predictor sees it: each task's classes and prototypes, and the key of its expert."""
+"""A version as a predictor sees it: each task's classes, prototypes and evidence, and the key of its expert."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
+from fusion.answers.evidence import Evidence
+from fusion.answers.router import Router
 from fusion.store.blobs import get_json
 from fusion.store.node_cache import NodeCache
 from fusion.versions.manifest import Manifest
 from fusion.versions.state import TaskEntry, TaskRecord, expert_key
 
 _READ_THREADS = 8
+_Read = tuple[TaskRecord, torch.Tensor | None, Evidence | None]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class TaskView:
     Attributes:
         expert: `task@hash`, the key of its decoupled expert.
         prototypes: float32 [C, D]; None for a task fused from plain weights, to which nothing is routed.
+        evidence: None for a task that was learned before evidence was kept, or fused from plain weights.
     """
 
     name: str
@@ -31,6 +35,7 @@ class TaskView:
     templates: tuple[str, ...]
     expert: str
     prototypes: torch.Tensor | None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class View:
 
     manifest: Manifest
     tasks: Mapping[str, TaskView]
+    router: Router | None = None
+    """Of the tasks that have classes; None unless all of them have evidence."""
 
     @property
     def version(self) -> int:
@@ -54,7 +61,7 @@ class ViewLoader:
 
     def __init__(self, cache: NodeCache) -> None:
         self._cache = cache
-        self._read: dict[str, tuple[TaskRecord, torch.Tensor | None]] = {}
+        self._read: dict[str, _Read] = {}
         self._lock = threading.Lock()
 
     def load(self, manifest: Manifest) -> View:
@@ -73,13 +80,23 @@ class ViewLoader:
                 templates=record.templates,
                 expert=expert_key(manifest.base.sha256, manifest.state, name),
                 prototypes=prototypes,
+                evidence=evidence,
             )
-            for name, (record, prototypes) in zip(manifest.state.tasks, read, strict=True)
+            for name, (record, prototypes, evidence) in zip(manifest.state.tasks, read, strict=True)
         }
-        return View(manifest, tasks)
+        return View(manifest, tasks, _router(tasks))
 
-    def _load(self, entry: TaskEntry) -> tuple[TaskRecord, torch.Tensor | None]:
+    def _load(self, entry: TaskEntry) -> _Read:
         record = TaskRecord.from_json(get_json(self._cache.store, entry.record))
-        if record.prototypes is None:
-            return record, None
-        return record, self._cache.tensors(record.prototypes).tensor("prototypes").clone()
+        prototypes = evidence = None
+        if record.prototypes is not None:
+            prototypes = self._cache.tensors(record.prototypes).tensor("prototypes").clone()
+        if record.evidence is not None:
+            evidence = Evidence.from_file(self._cache.tensors(record.evidence))
+        return record, prototypes, evidence
+
+
+def _router(tasks: Mapping[str, TaskView]) -> Router | None:
+    evidence = {name: task.evidence for name, task in tasks.items() if task.classes}
+    known = {name: one for name, one in evidence.items() if one is not None}
+    return Router(known) if known and len(known) == len(evidence) else None

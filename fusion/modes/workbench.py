@@ -36,7 +36,7 @@ class NewExpert:
     task: str
     expert_sha256: str
     describe: Mapping[str, Any]
-    """`classes`, `templates`, `prototypes`, `archive` of the record to be."""
+    """`classes`, `templates`, `prototypes`, `archive`, `evidence` of the record to be."""
 
 
 class Workbench:
@@ -135,6 +135,7 @@ class Workbench:
             "classes": record.classes,
             "templates": record.templates,
             "prototypes": record.prototypes,
+            "evidence": record.evidence,
             "archive": record.archive,
         }
         vector = open_archive(self.base, self.cache.tensors(record.archive))

@@ -29,6 +29,7 @@ class ExpertRecord:
         expert: full state dict theta_i, safetensors, fp32.
         prototypes: safetensors with `prototypes`, float32 [C, D] in the base's embedding space; None for an expert
             that came without images.
+        evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
         metrics: final loss, seconds, and anything else that the training reports.
     """
 
@@ -40,6 +41,7 @@ class ExpertRecord:
     expert: BlobRef
     prototypes: BlobRef | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    evidence: BlobRef | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +58,7 @@ class ExpertRecord:
                 expert=BlobRef.from_json(value["expert"]),
                 prototypes=BlobRef.from_json(value["prototypes"]) if value["prototypes"] else None,
                 metrics=dict(value["metrics"]),
+                evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"not an expert's record: {error!r} is missing or of another type") from error

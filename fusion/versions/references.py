@@ -67,7 +67,7 @@ def record_refs(manifest: Manifest) -> list[BlobRef]:
 
 def refs_of(record: TaskRecord) -> list[BlobRef]:
     """The objects that a record names."""
-    return [ref for ref in (record.trigger, record.prototypes, record.archive) if ref]
+    return [ref for ref in (record.trigger, record.prototypes, record.archive, record.evidence) if ref]
 
 
 def named_by(manifest: Manifest, records: Mapping[BlobRef, TaskRecord]) -> set[BlobRef]:

@@ -27,6 +27,7 @@ class TaskRecord:
         norm: sum over tensors of mean |delta_i|, the n_i of the paper.
         prototypes: safetensors `prototypes`, float32 [C, D]; None for plain weights.
         archive: what is kept of the original task vector where it is archived, else None.
+        evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
     """
 
     task: str
@@ -37,6 +38,7 @@ class TaskRecord:
     norm: float
     prototypes: BlobRef | None = None
     archive: BlobRef | None = None
+    evidence: BlobRef | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,6 +50,7 @@ class TaskRecord:
             "norm": self.norm,
             "prototypes": self.prototypes.to_json() if self.prototypes else None,
             "archive": self.archive.to_json() if self.archive else None,
+            "evidence": self.evidence.to_json() if self.evidence else None,
         }
 
     @classmethod
@@ -62,6 +65,7 @@ class TaskRecord:
                 norm=float(value["norm"]),
                 prototypes=BlobRef.from_json(value["prototypes"]) if value["prototypes"] else None,
                 archive=BlobRef.from_json(value["archive"]) if value["archive"] else None,
+                evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not a task record: {error!r}") from error

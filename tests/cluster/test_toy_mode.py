@@ -18,6 +18,7 @@ from cluster.cli import main
 from cluster.compare import CompareJob, CompareOptions, all_methods, compare_method, default_methods
 from cluster.config import parse_config
 from cluster.config_docs import modes_table
+from fusion.answers.options import PredictOptions
 from fusion.chunks import Chunk
 from fusion.errors import ConfigError
 from fusion.fuse import fuse_experts
@@ -163,7 +164,7 @@ def test_a_registered_mode_is_compared(local_store: Store, tmp_path: Path) -> No
             records=(record,),
             unseen=(),
             options=CompareOptions(),
-            top_k=1,
+            predict=PredictOptions(),
         )
     )
     assert compared.title == "condu rounded"

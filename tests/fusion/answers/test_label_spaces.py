@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from fusion.answers.label_spaces import Query, answer, needs_base, plan
+from fusion.answers.label_spaces import Query, needs_base
 from fusion.answers.prototypes import class_prototypes, route_scores, top_tasks
+from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View
 from fusion.errors import LabelSpaceError, UnknownTaskError
 

@@ -1,0 +1,78 @@
+"""The router: whose image is it, and how usual would it be there. Derived from the evidence of a version's tasks.
+
+Letters: B images, C classes of all tasks together, D dimensions, T tasks. Source: docs/method.md, "Rules".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import torch
+
+from fusion.answers.evidence import Evidence, pooled_covariance, squared_distances, whitener
+
+FALSE_ALARM = 0.05
+"""A conformal p-value below this counts as unusual: alpha."""
+
+
+class Router:
+    """Task likelihoods and conformal p-values of a set of tasks. Safe to share between threads.
+
+    Args:
+        evidence: by task, all of one embedding space; at least one.
+
+    Memory: two whitened copies of the class means, and one D x D matrix per task whose p-values were asked for.
+    """
+
+    def __init__(self, evidence: Mapping[str, Evidence]) -> None:
+        self.tasks = tuple(evidence)
+        self._evidence = dict(evidence)
+        self.dimensions = next(iter(evidence.values())).means.shape[1]
+        self._white = whitener(pooled_covariance(evidence))
+        kept = {task: one.means[one.counts > 0].double() for task, one in evidence.items()}
+        self._means_CD = torch.cat(list(kept.values())) @ self._white
+        sizes = torch.tensor([len(means) for means in kept.values()])
+        self._owner_C = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+        self._sizes_T = sizes
+        self._own: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+
+    def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
+        """l_t = log mean_c exp(-1/2 (f - mu_c) W^-1 (f - mu_c)), float64 [B, T], of unit base features [B, D].
+
+        One matrix product per batch. W is the tasks' shared covariance. A task without images gets -infinity.
+        """
+        halves = -0.5 * squared_distances(features.double() @ self._white, self._means_CD)
+        num_images, num_tasks = len(features), len(self.tasks)
+        owner = self._owner_C.expand(num_images, -1)
+        best = torch.full((num_images, num_tasks), -torch.inf, dtype=torch.float64)
+        best = best.scatter_reduce(1, owner, halves, "amax")
+        shifted = (halves - best.gather(1, owner)).exp()
+        sums = torch.zeros_like(best).scatter_add(1, owner, shifted)
+        return best + sums.log() - self._sizes_T.clamp(min=1).double().log()
+
+    def p_values(self, features: torch.Tensor, task: str) -> torch.Tensor:
+        """Share of the task's held-out distances that are at least the image's own, float64 [B].
+
+        How unusual the image would be for the task: 5 % of its own images are below 0.05. 0 without held-out distances.
+        """
+        one = self._evidence[task]
+        if not len(one.held_out):
+            return torch.zeros(len(features), dtype=torch.float64)
+        white = self._own_whitener(task)
+        means = one.means[one.counts > 0].double() @ white
+        nearest = squared_distances(features.double() @ white, means).amin(1)
+        below = torch.searchsorted(one.held_out.double(), nearest, right=False)
+        return 1 - below.double() / len(one.held_out)
+
+    def gates(self, features: torch.Tensor, task: str) -> torch.Tensor:
+        """g_t = min(1, p_t / alpha), float64 [B]."""
+        return (self.p_values(features, task) / FALSE_ALARM).clamp(max=1.0)
+
+    def _own_whitener(self, task: str) -> torch.Tensor:
+        with self._lock:
+            if task not in self._own:
+                one = self._evidence[task]
+                self._own[task] = whitener(one.scatter.double() / max(one.dof, 1))
+            return self._own[task]

@@ -1,0 +1,75 @@
+"""Rules: how images of no named task are answered. One file per rule; `task` needs none.
+
+Three steps, so that the same rules work in a plain loop and on a cluster: `plan` decides which model sees which image
+over which classes, the caller runs these jobs, `answer` combines their logits. Free of models, stores and Ray.
+
+Letters: B images, C classes, D dimensions, T tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from fusion.answers.label_spaces import Job, Plan, Prediction, Query
+from fusion.answers.rules.matched import Matched
+from fusion.answers.rules.mean import Mean
+from fusion.answers.rules.ranking import ranked
+from fusion.answers.view import View
+from fusion.errors import LabelSpaceError
+
+
+class Rule(Protocol):
+    """Answers `labels` and `seen`. Holds no state."""
+
+    name: str
+
+    def plan(self, query: Query, view: View, features: torch.Tensor) -> Plan:
+        """Which models see which images. `query` is checked; `features` are unit base features, float32 [B, D]."""
+        ...
+
+    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+        """Combine the logits of a plan's jobs, float32 [images, classes] each, in their order."""
+        ...
+
+
+RULES: dict[str, Rule] = {rule.name: rule for rule in (Mean(), Matched())}
+
+
+def open_rule(name: str, view: View) -> Rule:
+    """The rule of a name; `mean` in its place where a task of the version was learned without evidence.
+
+    Raises `LabelSpaceError` for an unknown name.
+    """
+    if name not in RULES:
+        raise LabelSpaceError(f"rule {name!r} does not exist: use {' or '.join(map(repr, RULES))}")
+    return RULES[name] if name == Mean.name or view.router is not None else RULES[Mean.name]
+
+
+def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_images: int) -> Plan:
+    """Decide which models see which images.
+
+    Args:
+        query: checked against the view.
+        base_features: unit base features, float32 [B, D]; None if `needs_base` is False.
+        num_images: B.
+    """
+    if query.label_space != "task":
+        assert base_features is not None
+        return open_rule(query.rule, view).plan(query, view, base_features)
+    assert query.task is not None
+    task = view.tasks[query.task]
+    job = Job(task.name, tuple(range(num_images)), task.classes, task.templates)
+    return Plan(query, ((task.name,),) * num_images, (job,), (None,) * num_images)
+
+
+def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+    """Combine the logits of a plan's jobs, in their order."""
+    if plan.rule is not None:
+        predictions: list[Prediction] = plan.rule.answer(plan, logits)
+        return predictions
+    (job,), (scores,) = plan.jobs, logits
+    candidates = [(job.task, name) for name in job.classes]
+    return [ranked(candidates, row, experts) for row, experts in zip(scores.softmax(1), plan.consulted, strict=True)]
