@@ -18,16 +18,16 @@ from cluster.output import errors
 from fusion.errors import ConduError, ConfigError
 
 _COMMANDS = {
-    "demo": ("demo", "The whole story on the embedded default."),
+    "demo": ("demo", "Everything once, on the embedded example: train, fuse, measure, serve."),
     "run": ("run", "Fine-tune all tasks in parallel, fuse them in order, evaluate, report."),
     "add-task": ("run", "Train, fuse and publish one more task."),
     "fuse": ("fuse", "Fuse experts into the store and publish a version."),
     "export": ("fuse", "Write a decoupled expert as a full state dict."),
     "versions": ("versions", "Published versions: list, show, roll back, verify, prune."),
     "compare": ("compare", "Every method side by side on the same experts."),
-    "status": ("status", "What runs now, and what the store holds."),
+    "status": ("status", "What is running, and what the store holds."),
     "serve": ("serve", "Answer over HTTP."),
-    "predict": ("predict", "Ask about images, by HTTP or from the store."),
+    "predict": ("predict", "Classify images, over HTTP or straight from the store."),
     "doctor": ("doctor", "What this machine, cluster and store can do, and what is wrong."),
 }
 """Each command's module in `cluster.commands`, and its line in the help."""
@@ -92,7 +92,7 @@ def _options(
 
 
 def main() -> None:
-    """Entry point of the `condu` command: runs it, and turns every error into one clear message."""
+    """Entry point of the `condu` command: runs it, and turns every error into one message and an exit code."""
     try:
         app()
     except ConfigError as error:
@@ -102,7 +102,7 @@ def main() -> None:
         errors.print(f"[bold red]error[/]: {_escaped(error)}")
         sys.exit(1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `condu … | head` is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `condu … | head` is not an error
         sys.exit(0)
     except KeyboardInterrupt:
         errors.print("stopped")

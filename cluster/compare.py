@@ -1,7 +1,7 @@
-"""Methods side by side: the experts of one configuration, kept in every way we know, each measured on the same images.
+"""Methods side by side: the experts of one configuration, stored in every way we know, all measured on the same images.
 
-One Ray task a method. It fuses into a scratch folder of its node, rebuilds one model at a time, measures it on every
-test set, and leaves nothing behind. Disk: the largest method keeps a checkpoint a task while it is measured.
+One Ray task per method. It fuses into a scratch folder of its node, rebuilds one model at a time, measures it on every
+test set, and leaves nothing behind. Disk: up to one checkpoint per task while a method is measured.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from training.malloc import MALLOC_ENVIRONMENT
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
-"""What every figure is read against: the bare base, and the experts themselves."""
+"""What every figure is compared with: the bare base, and the experts themselves."""
 ONE_MODEL = ("average", "task-arithmetic", "ties", "adamerging")
 PER_TASK = ("wise-ft", "emr", "bitdelta", "low-rank")
 Kind = Literal["base", "one model", "per task", "condu"]
@@ -47,7 +47,7 @@ Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
 def condu_variants(*, more: bool = False) -> dict[str, dict[str, Any]]:
-    """condu's own methods: the settings of every mode that it wants shown, or those that are shown when asked for."""
+    """condu's own methods, row to settings: those that modes show by default, or (`more`) only on request."""
     return {
         row: {"name": mode.name, **options}
         for mode in modes().values()
@@ -56,7 +56,7 @@ def condu_variants(*, more: bool = False) -> dict[str, dict[str, Any]]:
 
 
 def default_methods() -> list[str]:
-    """What is compared unasked, references first."""
+    """What is compared by default, references first."""
     return [*REFERENCES, *ONE_MODEL, *PER_TASK, *condu_variants()]
 
 
@@ -66,24 +66,24 @@ def all_methods() -> list[str]:
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What single methods of a comparison can be told."""
+    """Options of single methods of a comparison."""
 
     rank: int = 16
-    """Of `low-rank`."""
+    """For `low-rank`: the rank of each matrix's factors."""
     num_images: int = 64
-    """Of `adamerging`: training images per task, without labels."""
+    """For `adamerging`: training images per task, without labels."""
     num_steps: int = 30
-    """Of `adamerging`: steps of learning."""
+    """For `adamerging`: training steps."""
     seed: int = 0
-    """Of the choice of those images."""
+    """For `adamerging`: decides which images."""
 
 
 @dataclass(frozen=True)
 class CompareJob:
-    """One method, and all that it is measured with.
+    """One method, and everything needed to measure it.
 
     Attributes:
-        method: of `all_methods`.
+        method: one of `all_methods`.
         tasks, records: as configured, in fused order, and the record of each one's expert.
         unseen: never-trained test sets, by name and source.
         predict: how condu's modes answer for a never-trained image.
@@ -101,17 +101,17 @@ class CompareJob:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a method gave. Right answers are bool [N] for every image of a test set, so that they can be paired.
+    """A method's results. Right answers are bool [N], one per image of a test set, so that methods can be paired.
 
     Attributes:
         title: for tables.
         kind: what it keeps.
-        tasks: task to right answers, the task known.
-        unseen: never-trained set to right answers over its own labels; None where the method has no rule for them.
-        task_bytes, shared_bytes: stored beside the base, for each task and once for all. A method of kind `one model`
+        tasks: task to right answers, with the task known.
+        unseen: never-trained set to right answers over its own labels; None if the method has no rule for them.
+        task_bytes, shared_bytes: stored beside the base, per task and once for all. A method of kind `one model`
             stores its model in place of the base.
-        seconds: to fuse all experts and keep the result on disk.
-        note: what a reader should know beside the figures.
+        seconds: to fuse all experts and write the result to disk.
+        note: what readers of the figures should also know.
     """
 
     method: str
@@ -152,15 +152,15 @@ def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Co
     fused = fuse_baseline(method, cache.tensors(job.base.weights), experts, folder)
     seconds = time.perf_counter() - start
     unseen: dict[str, np.ndarray] | None = None
-    note = "one expert a task and no rule for images of no task: never-trained sets are not answered"
+    note = "one expert per task and no rule for images of no known task: never-trained sets get no answers"
     if method.one_model:
         tasks, unseen = _by_one_model(job, clip.copy_with(fused.tensors(job.tasks[0].name)))
-        note = "the model takes the place of the base"
+        note = "the model replaces the base"
     else:
         tasks = _by_own_models(job, clip, fused.tensors)
     if isinstance(method, AdaMerging):
         note += (
-            f"; learned on {job.options.num_images} training images per task (or all, where there are fewer), without "
+            f"; learned on {job.options.num_images} training images per task (or all, if there are fewer), without "
             f"their labels; mean entropy {method.entropies[0]:.2f} before the first step, {method.entropies[-1]:.2f} "
             "before the last"
         )
@@ -185,7 +185,7 @@ def _open(job: CompareJob, clip: Clip) -> Baseline:
 
 
 def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
-    """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not looked at."""
+    """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not used."""
     data = task.load(job.address.options, verify=False)
     order = torch.randperm(len(data.train), generator=generator_for(job.options.seed, f"unlabelled/{task.name}", 0))
     pixels = clip.pixels([data.train.image(index) for index in order[: job.options.num_images].tolist()])
@@ -242,14 +242,14 @@ def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:
 
 
 def _by_one_model(job: CompareJob, clip: Clip) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Right answers of one model for all: on the tasks, on the never-trained sets."""
+    """Right answers of one model: on the tasks, and on the never-trained sets."""
     model = ExpertModel(clip)
     tests = (task.load(job.address.options, verify=False) for task in job.tasks)
     return {test.name: _right(model, test) for test in tests}, {test.name: _right(model, test) for test in _unseen(job)}
 
 
 def _by_own_models(job: CompareJob, clip: Clip, tensors: Callable[[str], Tensors]) -> dict[str, np.ndarray]:
-    """Right answers on each task of its own model, of which there is one at a time."""
+    """Right answers on each task by the task's own model. One model is in memory at a time."""
     return {
         task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.address.options, verify=False))
         for task in job.tasks

@@ -1,8 +1,8 @@
 """The configuration file: YAML, read into frozen records at the edge. Unknown keys are errors that name the right one.
 
-A component's section is the component's own options: defaults and texts stand there. Here stands what only the file
-has: the tasks, and which section is whose. Paths are relative to the file itself, so that a configuration means the
-same from every folder.
+A component's section is the component's own options class, with its defaults and texts. This module adds what only the
+file has: the tasks, and which section belongs to which component. Paths are relative to the file itself, so that a
+configuration means the same from every folder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class BaseConfig(Section):
 
 
 class DataConfig(Section):
-    """Images under a name."""
+    """A named set of images."""
 
     name: str
     """`[a-z0-9][a-z0-9._-]{0,63}`, the only key of a task."""
@@ -77,16 +77,16 @@ def fields_of(kind: type, *, optional: bool = False) -> dict[str, Any]:
 
 
 _RecipeOverrides: Any = create_model("RecipeOverrides", __base__=DataConfig, **fields_of(Recipe, optional=True))
-"""Every option of the recipe; None: as `train` has it."""
+"""Every option of the recipe; None: the value in `train`."""
 
 
 class TaskConfig(_RecipeOverrides):
     """One task, and the options of its recipe that differ from `train`."""
 
     classes: tuple[str, ...] | None = None
-    """Class names in the order of the labels. Null: the data's."""
+    """Class names in the order of the labels. Null: those of the data."""
     templates: tuple[str, ...] | None = None
-    """Prompts with one `{}` each. Null: the data's."""
+    """Prompts with one `{}` each. Null: those of the data."""
 
     def overrides(self) -> dict[str, Any]:
         """The options of the recipe that are set here."""
@@ -106,11 +106,11 @@ class TrainOptions(LaneOptions, Recipe):
 class ModeConfig(BaseModel):
     """A fusion mode and its options, which the mode's own class declares."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)  # what is allowed is the mode's to say
+    model_config = ConfigDict(extra="allow", frozen=True)  # the mode decides which keys are allowed
 
     mode: str = DEFAULT_MODE
-    """How experts are fused; its options stand beside it. A store keeps its mode until `condu fuse --from-archive`
-    rebuilds it in another."""
+    """How experts are fused. The mode's options are keys of the same section. A store keeps its mode until
+    `condu fuse --from-archive` rebuilds it in another."""
 
     @model_validator(mode="after")
     def _options_are_the_modes(self) -> ModeConfig:
@@ -137,7 +137,7 @@ _FusionSection: Any = create_model("FusionSection", __base__=ModeConfig, **field
 
 
 class FusionConfig(_FusionSection):
-    """How experts become triggers and what these share: a mode, and the fusion actor's options, in one flat section."""
+    """How experts become triggers: a mode's options and the fusion actor's, in one flat section."""
 
     @model_validator(mode="after")
     def _options_work(self) -> FusionConfig:
@@ -145,7 +145,7 @@ class FusionConfig(_FusionSection):
         return self
 
     def options(self) -> FusionOptions:
-        """Those of the actor. Raises `OptionsError`."""
+        """The fusion actor's options. Raises `OptionsError`."""
         return FusionOptions(**{name: getattr(self, name) for name in keys_of(FusionOptions)})
 
 
@@ -153,7 +153,7 @@ class DemoConfig(Section):
     """What `condu demo` shows beside the run."""
 
     modes: tuple[ModeConfig, ...] = ()
-    """The same experts are fused in these modes too, for comparison, and measured with them."""
+    """The same experts are also fused in these modes and measured, for comparison."""
 
 
 class Config(Section):
@@ -170,19 +170,19 @@ class Config(Section):
     train: TrainOptions = TrainOptions()
     """How tasks are fine-tuned, and how they are spread over the cluster."""
     fusion: FusionConfig = FusionConfig()
-    """How experts become triggers and what these share."""
+    """How experts become triggers, and what the triggers share."""
     predict: PredictOptions = PredictOptions()
     """How images are answered."""
     serve: ServeOptions = ServeOptions()
     """How the service runs."""
     ray: RayOptions = RayOptions()
-    """Which Ray is used."""
+    """Which Ray cluster is used."""
     s3: S3Options = S3Options()
     """How to reach S3."""
     demo: DemoConfig = DemoConfig()
     """What `condu demo` shows beside the run."""
     seed: int = 0
-    """Of every task's random numbers. Part of an expert's identity."""
+    """Seed of every task's random numbers. Part of an expert's identity."""
     cache: Path | None = None
     """Folder of the node cache. Null: `$CONDU_CACHE`, else `$XDG_CACHE_HOME/condu`, else `~/.cache/condu`."""
 
@@ -204,7 +204,7 @@ class Config(Section):
 
     @property
     def address(self) -> StoreAddress:
-        """Of the store."""
+        """The store's address."""
         return StoreAddress(self.store, self.s3, self.cache)
 
     def recipe(self, task: TaskConfig) -> Recipe:
@@ -223,7 +223,7 @@ def load_config(path: Path) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} has to be a mapping with the keys store, base and tasks")
+        raise ConfigError(f"{path} must be a mapping with the keys store, base and tasks")
     return parse_config(values, folder=path.parent, where=str(path))
 
 
@@ -234,9 +234,9 @@ def parse_config(values: dict[str, Any], *, folder: Path, where: str) -> Config:
         config = _with_absolute_paths(config, folder.resolve())
     except ValidationError as error:
         lines = "\n".join(f"  {line}" for line in _mistakes(error, values))
-        raise ConfigError(f"{where} can't be used:\n{lines}") from error
+        raise ConfigError(f"{where} is not a valid configuration:\n{lines}") from error
     except ConduError as error:
-        raise ConfigError(f"{where} can't be used: {error}") from error
+        raise ConfigError(f"{where} is not a valid configuration: {error}") from error
     return config
 
 
@@ -261,7 +261,7 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
 
 
 def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
-    """One line for each mistake: where, what, and the nearest right key. In the order of the sections."""
+    """One line per mistake: where, what, and the closest valid key. In the order of the sections."""
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         where, section = _place(problem["loc"], values)
@@ -276,7 +276,7 @@ def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
         elif cause is not None:
             messages.append(str(cause))
         elif problem["type"] in ("model_type", "dataclass_type"):
-            messages.append("has to be a mapping")
+            messages.append("must be a mapping")
         elif messages:  # another member of the same union
             messages[-1] += f", or: {problem['msg']}"
         else:
@@ -285,7 +285,7 @@ def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _place(location: tuple[int | str, ...], values: Any) -> tuple[str, type]:
-    """A location as the file has it, without pydantic's names of a union's members; and the section that it is in."""
+    """A location in the file's own keys, without pydantic's names for members of a union, and the section it is in."""
     section: Any = Config
     inside: type = Config
     names: list[str] = []

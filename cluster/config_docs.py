@@ -1,6 +1,7 @@
-"""The tables of options in `docs/operating.md`, from the options themselves.
+"""The tables of options in `docs/operating.md`, generated from the options themselves.
 
-`python -m cluster.config_docs docs/operating.md` writes them anew between their markers; a test compares.
+`python -m cluster.config_docs docs/operating.md` regenerates them between their markers; a test checks
+that they are up to date.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ TABLES: dict[str, type] = {
     "ray": RayOptions,
     "s3": S3Options,
 }
-"""A table for each section. `unseen` has two keys of `tasks`; `train` and `fusion` are several components' in one."""
+"""A table per section. `unseen` has two of the keys of `tasks`; `train` and `fusion` combine several components."""
 MODES_TABLE = "fusion, the modes"
 
 _TABLE = re.compile(r"(<!-- options: (.+?) -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def with_tables(page: str) -> str:
-    """A page with the table of every section in its place, as it is now."""
+    """The page with every table between its markers regenerated."""
     tables = {name: table(section) for name, section in TABLES.items()} | {MODES_TABLE: modes_table()}
     return _TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}", page)
 
@@ -56,7 +57,7 @@ def table(section: type) -> str:
 
 
 def modes_table() -> str:
-    """The options of every fusion mode; one that several modes have alike stands once."""
+    """The options of every fusion mode; one that several modes declare alike appears once."""
     owners: dict[Option, list[str]] = {}
     for mode in modes().values():
         for option in options_of(mode):
@@ -67,7 +68,7 @@ def modes_table() -> str:
 
 
 def _rows(section: type, prefix: str = "") -> Iterator[str]:
-    """Also of sections inside of it; the configuration's own have tables of their own."""
+    """Rows of a section and those nested in it; the configuration's own sections have tables of their own."""
     left_out = keys_of(Recipe) if section is TaskConfig else []
     for option in options_of(section):
         if is_section(option.kind) and section is not Config:

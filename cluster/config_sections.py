@@ -46,7 +46,7 @@ def keys_of(section: type) -> list[str]:
 
 
 def section_in(section: type, key: str) -> type | None:
-    """The section under a key, also where the key holds a list of them; None: a plain value, or no key at all."""
+    """The section under a key, also if the key holds a list of sections; None: a plain value, or no such key."""
     kinds = [option.kind for option in options_of(section) if option.name == key]
     nested = [part for kind in kinds for part in (kind, *get_args(kind)) if is_section(part)]
     return nested[0] if nested else None

@@ -1,14 +1,14 @@
-"""A run: fine-tune every task of a configuration in parallel, fuse them in order, measure what came of it.
+"""A run: fine-tune every task of a configuration in parallel, fuse them in order, measure the result.
 
-Everything that a run makes is in the store under what went into it, so a run that was killed, or is started again, goes
-on where it was and trains nothing twice.
+Everything that a run makes is in the store under the identity of its inputs, so a run that was killed or is started
+again continues where it stopped and trains nothing twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +44,9 @@ class Run:
     """Configured tasks that the run leaves out: they were removed from the store on purpose."""
     statuses: list[TaskStatus] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
+    """Task to the version in which it was fused."""
     seconds: dict[str, float] = field(default_factory=dict)
+    """Stage to how long it took."""
 
     @cached_property
     def cache(self) -> NodeCache:
@@ -56,7 +58,7 @@ class Run:
         return Versions(self.store)
 
     @contextmanager
-    def stage(self, name: str) -> Any:
+    def stage(self, name: str) -> Iterator[None]:
         """Time a stage."""
         start = time.perf_counter()
         try:
@@ -72,7 +74,7 @@ class Run:
         return record
 
     def weights(self, task: str) -> BlobRef | None:
-        """The task's expert as trained; None where `condu versions gc --experts` took it once it was fused."""
+        """The task's expert as trained; None if `condu versions gc --experts` deleted it after it was fused."""
         expert = self.record(task).expert
         return expert if self.store.head(expert.key) is not None else None
 
@@ -106,18 +108,18 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
     left = tuple(task for task in config.tasks if task.name not in removed)
     if not left:
         raise ConfigError(
-            f"tasks: all of them were removed from {store.url} ({', '.join(removed)}): --readd brings them back"
+            f"tasks: all were removed from {store.url} on purpose ({', '.join(removed)}): --readd brings them back"
         )
     return Run(config.model_copy(update={"tasks": left}), store, base, removed)
 
 
 def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show: bool = True) -> None:
-    """Train every task without an expert on lanes, fusing in the configured order meanwhile. Needs a Ray session.
+    """Train every task that has no expert on the lanes and fuse in the configured order. Needs a Ray session.
 
-    A task that somebody removes from the store meanwhile is trained and not fused, unless `readd` is on.
+    A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on.
 
-    Raises: ConfigError when lanes and fusion actor can never run at once; TaskNameError when a configured name holds
-        another expert and `replace` is off; whatever fusing raises.
+    Raises: ConfigError if lanes and fusion actor can never run at the same time; TaskNameError if a configured name
+        holds another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
     from training.lanes.driver import cluster_nodes, run_lanes
@@ -211,7 +213,7 @@ def split_measures(run: Run, measured: Sequence[MeasuredSet]) -> tuple[list[Meas
 
 
 def jobs(config: Config) -> list[TaskJob]:
-    """What the lanes get to do. Every task has the run's seed: its identity says what else decides the result."""
+    """The lanes' work. Every task gets the run's seed; an expert's identity covers whatever else decides it."""
     return [
         TaskJob(
             name=task.name,
@@ -226,7 +228,7 @@ def jobs(config: Config) -> list[TaskJob]:
 
 
 def config_hash(config: Config) -> str:
-    """sha256 of the configuration as it was understood."""
+    """sha256 of the configuration as parsed, defaults included."""
     return hashlib.sha256(canonical_json(config.model_dump(mode="json"))).hexdigest()
 
 
@@ -238,6 +240,6 @@ def _refuse_taken_names(store: Store, parent: Manifest, statuses: Sequence[TaskS
         record = find_expert(store, status.identity)
         if record is None or record.expert.sha256 != entry.expert_sha256:
             raise TaskNameError(
-                f"task name {status.name!r} is taken in version {parent.version} of {store.url} by an expert of other "
-                "data, recipe or seed: give the task another name, or replace the old expert with --replace"
+                f"task name {status.name!r} is taken in version {parent.version} of {store.url} by an expert with "
+                "different data, recipe or seed: give the task another name, or replace the old expert with --replace"
             )

@@ -10,7 +10,7 @@ from serving.options import ServiceOptions
 
 
 def start_service(options: ServiceOptions) -> None:
-    """Start a service in the Ray session that is open. Raises what `serving.app.start` raises."""
+    """Start a service in the open Ray session. Raises what `serving.app.start` raises."""
     from serving.app import start
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing Serve sets it to INFO

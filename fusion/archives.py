@@ -1,7 +1,7 @@
 """Archives: original task vectors, kept so that a state can be unified again in another way.
 
-In float32 the archive is the expert's own file. In float16 or bfloat16 it is a blob of the differences to the base:
-half a checkpoint, at the price of a rounding error that is measured while it is written.
+In float32 the archive is the expert's own file. In float16 or bfloat16 it is a blob of the differences from the base:
+half a checkpoint, at the cost of a rounding error that is measured while it is written.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fusion.versions.experts import expert_identity, put_expert_file
 def archive_expert(
     bench: Workbench, vector: TaskVector, weights: BlobRef | Path, sha256: str, *, base_sha256: str, dtype: StateDtype
 ) -> BlobRef:
-    """Keep an expert for good. Returns what a record's `archive` names.
+    """Keep an expert permanently. Returns the reference for its record's `archive`.
 
     Args:
         vector: the task vector of these weights.
         weights: the expert's file, in the store already or local.
         sha256: of that file.
-        dtype: `float32` keeps the file, the others its differences to the base.
+        dtype: `float32` keeps the file, the others its differences from the base.
     """
     if dtype != "float32":
         return _write_differences(bench, vector, dtype)

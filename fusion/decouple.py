@@ -13,7 +13,7 @@ from fusion.modes import Decoder, Workbench, open_mode
 from fusion.store.blobs import get_json, new_nonce
 from fusion.store.node_cache import NodeCache
 from fusion.task_vectors import BUFFER
-from fusion.tensors import TensorSpec, TensorWriter, is_fused
+from fusion.tensors import TensorFile, TensorSpec, TensorWriter, is_fused
 from fusion.versions.manifest import Manifest, unknown_task
 from fusion.versions.state import TaskEntry, TaskRecord
 
@@ -51,7 +51,7 @@ class DecoupledExpert:
         return np.add(base_N, delta_N, out=delta_N)
 
     def write(self, path: Path) -> None:
-        """Write the state dict as safetensors: a few chunks are in memory."""
+        """Write the state dict as safetensors. Only a few chunks are in memory."""
         writer = TensorWriter(path, self.layout())
         try:
             for name in self.bench.base.buffer_names():
@@ -64,7 +64,7 @@ class DecoupledExpert:
         writer.finish()
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The state dict as tensors of torch, one at a time."""
+        """The state dict as torch tensors, one at a time."""
         import torch
 
         for name in self.bench.base.buffer_names():
@@ -82,7 +82,7 @@ class DecoupledExpert:
             self.bench.map(fill, chunks[name])
             yield name, torch.from_numpy(expert_N).reshape(spec.shape)
 
-    def _buffer(self, name: str) -> tuple:  # type: ignore[type-arg]
+    def _buffer(self, name: str) -> tuple[TensorFile, str]:
         """The file and key of a buffer: the trigger's, where the expert's differed from the base's."""
         key = BUFFER + name
         return (self._trigger, key) if key in self._trigger else (self.bench.base, name)

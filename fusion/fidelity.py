@@ -1,7 +1,7 @@
-"""Fidelity: how near a version's decoupled task vectors are to the original ones, and what each task costs.
+"""Fidelity: how close a version's decoupled task vectors are to the original ones, and what each task costs.
 
-Measured where the original is at hand: an expert that was just fused, or an archived one. What needs no original (bits,
-bytes) is told for every task.
+Measured where the original is available: an expert that was just fused, or an archived one. What needs no original
+(bits, bytes) is reported for every task.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class TaskFidelity:
     """One task of a version.
 
     Attributes:
-        session: in which it was fused.
+        session: the one in which it was fused.
         bits_set: fraction of the bits of plane 0 that count now and are 1: of a mask, or of signs that are positive.
         bits_lost: of the bits that were 1 when the task was added, the fraction lost since. Only masks lose bits.
-        cosine: between delta_hat and delta over all elements; None where delta is not at hand, or is all zero.
+        cosine: between delta_hat and delta over all elements; None if delta is not available, or is all zero.
         relative_error: |delta_hat - delta| / |delta|, likewise.
         trigger_bytes, archive_bytes: stored for this task alone.
     """
@@ -47,7 +47,7 @@ class TaskFidelity:
 
 @dataclass(frozen=True)
 class FidelityReport:
-    """A version's tasks, what they share, and what the fuse took that published it."""
+    """A version's tasks, what they share, and the cost of the fuse that published it."""
 
     version: int
     mode: Mapping[str, Any]
@@ -76,8 +76,8 @@ def measure_fidelity(
     Args:
         cache: of the store.
         manifest: the version.
-        cost: of the fuse that published it, where it was this process's.
-        experts: full state dicts at hand, by task. Archived task vectors are found by themselves.
+        cost: of the fuse that published it, if this process ran it.
+        experts: full state dicts, by task. Archived task vectors are found without them.
         tasks: which ones; None: all.
     Raises: UnknownTaskError.
     """

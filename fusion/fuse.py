@@ -1,7 +1,7 @@
 """Fusing experts into the store: from references to a published version, in one call that may be repeated.
 
 Fusing an expert that the newest version already holds is a no-op; another expert under a taken name is refused unless
-`replace` says so. Errors before the commit leave nothing behind.
+`replace` allows it. Errors before the commit leave nothing behind.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ExpertToFuse:
 
 @dataclass(frozen=True)
 class FuseCost:
-    """What a fuse took.
+    """What a fuse cost.
 
     Attributes:
         seconds: from the call to the published version, including every hash and fsync.
@@ -99,11 +99,11 @@ def fuse_experts(
         base: theta_0, already in the store (`put_base`).
         experts: at least one; names must differ.
         mode: settings of the mode, its name and options; must be the store's.
-        archive: keep each expert for good, named by its record. A mode that needs the archive always does.
-        archive_dtype: what of it is kept: `float32` the expert's file, else its task vector in that dtype.
+        archive: keep each expert permanently, named by its record. Always on in a mode that needs the archive.
+        archive_dtype: what is kept: with `float32` the expert's file, else its task vector in this dtype.
         replace: allow another expert under a name that is taken; it counts as a new session.
         created: who fused, why, and from which configuration, for the manifest.
-        device: where the arithmetic is done, a device of torch.
+        device: the torch device that does the arithmetic.
         on_stage: called with each stage as it begins: `verify`, `fuse`, `publish`.
     Raises:
         TaskNameError: a name is malformed, given twice or taken.
@@ -135,7 +135,7 @@ def fuse_experts(
 
 
 def _checked_names(experts: Sequence[ExpertToFuse]) -> list[str]:
-    """The tasks' names. Raises `ConfigError` where there is no expert, `TaskNameError`."""
+    """The tasks' names. Raises `ConfigError` if there is no expert, and `TaskNameError`."""
     if not experts:
         raise ConfigError("there is no expert to fuse")
     names = [check_task_name(expert.task) for expert in experts]
@@ -280,7 +280,7 @@ def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str
     """Refuse to build on a version with another base or mode. Raises `BaseMismatchError`, `ConfigError`."""
     if parent.base.sha256 != base.sha256:
         raise BaseMismatchError(
-            f"{url} holds experts of base {parent.base.sha256[:12]}…, this one is of {base.sha256[:12]}…: "
+            f"{url} holds experts of base {parent.base.sha256[:12]}…, this one has base {base.sha256[:12]}…: "
             "one store has one base; use another store"
         )
     if dict(parent.mode) != dict(mode):

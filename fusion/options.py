@@ -28,7 +28,7 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 from fusion.errors import ConfigError
 
 _BOUNDS = {Gt: ("gt", "above"), Ge: ("ge", "at least"), Lt: ("lt", "below"), Le: ("le", "at most")}
-"""Each bound's attribute, which is its operator's name too, and how it reads."""
+"""Each bound's attribute, which is also the name of its operator, and its words in messages."""
 
 
 class OptionsError(ConfigError):
@@ -88,7 +88,7 @@ def texts(kind: Any) -> dict[str, str]:
 def _attribute_docstrings(owner: type) -> dict[str, str]:
     try:
         source = textwrap.dedent(inspect.getsource(owner))
-    except (OSError, TypeError):  # made by a program
+    except (OSError, TypeError):  # a class made at run time has no source
         return {}
     (body,) = (node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
     return {
@@ -103,7 +103,7 @@ def _attribute_docstrings(owner: type) -> dict[str, str]:
 
 
 def _needed(value: Any, hint: Any) -> str:
-    """What a value would have to be, in words; empty where it is that."""
+    """What a value must be, in words; empty if it is."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in arguments:

@@ -1,4 +1,4 @@
-"""Certificates of one's own: an authority, and a server on loopback that it vouches for."""
+"""Private certificates: an authority, and a server on loopback that it vouches for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Authority:
 
 
 def make_authority(folder: Path, name: str) -> Authority:
-    """A new authority, and a certificate by it for 127.0.0.1. Both end after a day."""
+    """A new authority, and a certificate that it issues for 127.0.0.1. Both expire after a day."""
     authority_key, server_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name, server_name = _name(name), _name("127.0.0.1")
     authority = (

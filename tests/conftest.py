@@ -1,4 +1,4 @@
-"""Shared fixtures: stores, the real S3 server, a small disk, one Ray session. Time is asserted nowhere."""
+"""Shared fixtures: stores, the real S3 server, a small disk, one Ray session. No test asserts a time."""
 
 import pytest
 from hypothesis import settings
@@ -11,13 +11,13 @@ pytest_plugins = [
     "tests.plugins.stores",
 ]
 
-settings.register_profile("condu", deadline=None)  # a busy machine is no failure
+settings.register_profile("condu", deadline=None)  # a busy machine is not a failure
 settings.load_profile("condu")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
-    """The models of tests are tiny: on busy cores waiting for a second thread takes ten times as long as its work."""
+    """Test models are tiny: on busy cores, waiting for a second thread takes ten times as long as its work."""
     import torch
 
     torch.set_num_threads(1)

@@ -13,7 +13,7 @@ _COUNTED = ("get", "stream", "head", "put_if_absent", "delete", "list")
 
 
 class CountingStore:
-    """The calls that went through it are in `calls`, by name. Safe between threads."""
+    """`calls` counts its calls by name. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
         self.calls: Counter[str] = Counter()
@@ -63,7 +63,7 @@ class CountingStore:
         self._store.delete(key)
 
     def taken(self) -> dict[str, int]:
-        """The calls since the last time; starts over."""
+        """The calls since the last `taken`."""
         with self._lock:
             calls = dict(self.calls)
             self.calls.clear()

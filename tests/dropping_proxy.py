@@ -1,11 +1,11 @@
-"""A TCP proxy before a real server that loses what networks lose: the reply to a request that was carried out, or the
-rest of a download. It remembers the heads of the requests, and can speak TLS to the client.
+"""A TCP proxy in front of a real server that loses what networks lose: the reply to a request that was carried out,
+or the rest of a download. It remembers the heads of the requests, and can speak TLS to the client.
 
     with DroppingProxy(server.port) as proxy:
         proxy.drop_reply_to("PUT")        # the next PUT reaches the server; its reply never reaches the client
         proxy.cut_reply_to("GET", after_bytes=100_000, times=2)
 
-It knows as little of HTTP as it can: a request starts with its method at the start of a segment, a reply with
+It knows as little of HTTP as possible: a request starts with its method at the start of a segment, a reply with
 `HTTP/1.1`. `100 Continue` is passed on, because a client waits for it before it sends the body.
 """
 
@@ -29,9 +29,9 @@ class _Fault:
 
 
 class DroppingProxy:
-    """Forwards loopback connections to `port` of this machine. Faults are armed singly; `num_faults` have struck.
+    """Forwards loopback connections to `port` of this machine. `num_faults` counts the faults that have struck.
 
-    `heads` are the requests so far without their bodies: "PUT /bucket/key HTTP/1.1" and the headers, a line each.
+    `heads` are the requests so far without their bodies: "PUT /bucket/key HTTP/1.1" and the headers, one per line.
     """
 
     def __init__(self, port: int, *, tls: ssl.SSLContext | None = None) -> None:
@@ -51,7 +51,7 @@ class DroppingProxy:
         self.cut_reply_to(method, after_bytes=None, times=times)
 
     def cut_reply_to(self, method: str, *, after_bytes: int | None, times: int = 1) -> None:
-        """End the connection after so many bytes of the reply's body, for the next `times` requests."""
+        """End the connection after `after_bytes` of the reply's body, for the next `times` requests."""
         with self._lock:
             self._faults.append(_Fault(method.encode() + b" ", after_bytes, times))
 
@@ -85,7 +85,7 @@ class DroppingProxy:
             threading.Thread(target=link.carry_replies, daemon=True).start()
 
     def take_fault(self, request: bytes) -> _Fault | None:
-        """The armed fault for the request that starts with these bytes, used up by one."""
+        """The armed fault for the request that starts with these bytes; uses it up once."""
         with self._lock:
             if request.startswith(_METHODS):
                 self.heads.append(request.partition(b"\r\n\r\n")[0].decode("latin-1").replace("\r\n", "\n"))
@@ -97,7 +97,7 @@ class DroppingProxy:
 
 
 class _Link:
-    """One client's connection and its counterpart to the server."""
+    """One client's connection and the matching one to the server."""
 
     def __init__(self, proxy: DroppingProxy, client: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy

@@ -51,7 +51,7 @@ class Golden:
         return {name: self.values[f"delta/{task}/{name}"] for name in self.tensors}
 
     def write(self, folder: Path) -> tuple[Path, list[Path]]:
-        """A base of zeros (so that theta - theta_0 is delta to the last bit) and one expert a task."""
+        """A base of zeros (so that theta - theta_0 is delta to the last bit) and one expert per task."""
         base = folder / "base.safetensors"
         write_tensors(base, {name: torch.zeros(delta.shape) for name, delta in self.delta(0).items()})
         experts = []

@@ -1,6 +1,6 @@
 """Real child processes for tests: to be killed, to race, to run under limits of their own.
 
-They are forked from a clean server process that has the imports already, so one costs 0.1 s and not 4 s.
+They are forked from a clean server process that has already imported everything, so each costs 0.1 s instead of 4 s.
 
     process = start(fuse_once, url, folder)       # a function of a module, arguments that pickle
     assert ended(process) == -signal.SIGKILL
@@ -20,14 +20,14 @@ _CONTEXT.set_forkserver_preload(["pytest", "boto3", "fusion.fuse", "fusion.store
 
 
 def start(function: Callable[..., None], *arguments: Any) -> BaseProcess:
-    """Run `function(*arguments)` in a process of its own, with this process's environment of now."""
+    """Run `function(*arguments)` in a process of its own, with the current environment of this process."""
     process = _CONTEXT.Process(target=_run, args=(dict(os.environ), function, arguments), daemon=True)
     process.start()
     return process
 
 
 def ended(process: BaseProcess, timeout_s: float = 120) -> int:
-    """Wait for its end. Returns the exit code; minus the signal where one ended it."""
+    """Wait for its end. Returns the exit code, or minus the signal that ended it."""
     process.join(timeout_s)
     if process.exitcode is None:
         process.kill()
@@ -42,7 +42,7 @@ def barrier(parties: int) -> Any:
 
 
 def _run(environment: dict[str, str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.clear()  # the server has the environment of the moment when it started
+    os.environ.clear()  # the server still has the environment from when it started
     os.environ.update(environment)
-    tempfile.tempdir = None  # TMPDIR may have changed, too
+    tempfile.tempdir = None  # TMPDIR may have changed too
     function(*arguments)

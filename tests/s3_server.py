@@ -2,14 +2,14 @@
 
     with S3Server() as server:
         subprocess.run([...], env={**os.environ, **server.env})
-        store = open_store(f"s3://{server.bucket}/a-prefix")      # after the same env in this process
+        store = open_store(f"s3://{server.bucket}/a-prefix")      # with the same variables in this process
 
 Up in about 4 s, about 150 MB of memory. One server has eight ports (master, volume, filer, S3, and the gRPC of
-each, which is its port + 10000); all lie below the kernel's range for outgoing connections, so that none is taken
-in passing.
+each, which is its port + 10000); all lie below the kernel's range for outgoing connections, so that no
+client socket takes one by chance.
 
-What differs from Amazon: keys are listed folder by folder (`a/1` before `a-b`), `StartAfter` leaves keys out where
-such names mix, and both `a` and `a/b` can't exist.
+What differs from Amazon: keys are listed folder by folder (`a/1` before `a-b`), `StartAfter` skips keys where
+such names mix, and `a` and `a/b` can't both exist.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class S3Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """What boto3 needs to find this server, and to find nothing of the developer's own."""
+        """What boto3 needs to find this server and to ignore the developer's own settings."""
         return {
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -82,7 +82,7 @@ class S3Server:
         return self._process.pid if self._process else None
 
     def client(self, **options: Any) -> Any:
-        """A plain boto3 client of this server, to look behind our own back."""
+        """A plain boto3 client, to look at the bucket without our own code."""
         config = Config(
             retries={"total_max_attempts": 1},
             connect_timeout=1,
@@ -111,7 +111,7 @@ class S3Server:
                 if self._process is None or self._process.poll() is not None:
                     if (self.folder / "used").exists():
                         raise RuntimeError(f"weed stopped while starting:\n{self._log_tail()}") from error
-                    self._ports = _free_ports(4)  # somebody took one of the ports meanwhile
+                    self._ports = _free_ports(4)  # another process may have taken one of the ports
                     self._launch()
                 if time.monotonic() > deadline:
                     self.stop()
@@ -182,7 +182,7 @@ class S3Server:
 
 
 def weed_binary() -> str:
-    """The `weed` of this environment, else of PATH."""
+    """The `weed` of this environment, else the one on PATH."""
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if not found:

@@ -1,4 +1,4 @@
-"""What the pages show works: docs/python.md runs as it stands, and links lead somewhere."""
+"""What the pages show works: docs/python.md runs as printed, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_example_of_the_python_page_runs(
     assert said in printed
 
 
-def test_the_python_page_names_everything_that_the_package_gives() -> None:
+def test_the_python_page_names_everything_that_the_package_exports() -> None:
     page = PYTHON_PAGE.read_text()
     assert [name for name in condu.__all__ if f"`{name}`" not in page] == []
 

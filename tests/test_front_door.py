@@ -1,4 +1,4 @@
-"""The front door: `import condu` costs nothing, gives what it says, and its types are those of the real things."""
+"""The front door: `import condu` costs nothing, exports what it lists, and its types are those of the real things."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_importing_it_imports_nothing_else() -> None:
     ["open_store", "NodeCache", "StoreAddress", "put_base", "fuse_experts", "DecoupledExpert", "Versions", "rollback",
      "collect", "verify", "ConduError", "__version__"],
 )  # fmt: skip
-def test_a_program_that_asks_no_model_never_waits_for_torch_or_ray(name: str) -> None:
+def test_a_program_that_uses_no_model_never_waits_for_torch_or_ray(name: str) -> None:
     assert not imported_after(f"import condu; condu.{name}") & set(HEAVY)
 
 
@@ -61,18 +61,18 @@ def test_what_it_exports_is_what_type_checkers_see() -> None:
     assert set(condu.__all__) <= set(dir(condu))
 
 
-def test_every_error_that_stands_in_the_house_can_be_caught_by_its_name() -> None:
+def test_every_error_of_the_packages_can_be_imported_from_condu() -> None:
     errors = {name for name, _ in inspect.getmembers(fusion.errors, inspect.isclass)}
     assert errors <= set(condu.__all__)
 
 
 @pytest.mark.processes
-def test_the_command_and_the_package_tell_one_version() -> None:
+def test_the_command_and_the_package_report_the_same_version() -> None:
     command = [sys.executable, "-m", "cluster.cli", "--version"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"condu {condu.__version__}\n")
 
 
-def test_a_name_that_it_lacks_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="fuse_expert"):
         condu.fuse_expert  # noqa: B018

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "training": {"fusion"},
     "serving": {"fusion"},
     "cluster": {"fusion", "training", "serving"},
-    "condu": {"fusion", "training", "serving", "cluster"},  # the front door: nobody imports it
+    "condu": {"fusion", "training", "serving", "cluster"},  # the front door: no package imports it
 }
 ROOMS = {
     "ground": ("errors", "backoff", "disk", "tensors", "planes", "memory", "actor_names", "options", "turns"),
@@ -56,12 +56,12 @@ def test_imports_run_one_way(package: str) -> None:
         assert ours - {package} <= MAY_IMPORT[package], path
 
 
-def test_every_module_of_fusion_stands_in_a_room() -> None:
+def test_every_module_of_fusion_has_a_room() -> None:
     found = {path.relative_to(ROOT / "fusion").parts[0].removesuffix(".py") for path in (ROOT / "fusion").rglob("*.py")}
     assert found - {"__init__"} == {name for room in ROOMS.values() for name in room}
 
 
-def test_the_rooms_of_fusion_import_those_below() -> None:
+def test_the_rooms_of_fusion_import_only_those_below() -> None:
     floor = {name: height for height, room in enumerate(ROOMS.values()) for name in room}
     for path in sorted((ROOT / "fusion").rglob("*.py")):
         room = path.relative_to(ROOT / "fusion").parts[0].removesuffix(".py")

@@ -28,7 +28,7 @@ BATCH_NORM_CFG: dict[str, Any] = {
     **MODEL_CFG,
     "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 8},
 }
-"""The same with a small ResNet for images: it has BatchNorm statistics."""
+"""The same with a small ResNet for images, which has BatchNorm statistics."""
 
 PREPROCESS_CFG: dict[str, Any] = {
     "size": 32,
@@ -83,7 +83,7 @@ def tiny_task(
     templates: Sequence[str] | None = ("a {} picture.", "{}."),
     seed: int = 0,
 ) -> str:
-    """Write a task as `train/` and `test/` of class folders; its source. `classes`: of `COLOURS` or `SHAPES`."""
+    """Write a task as `train/` and `test/` of class folders; returns its source. `classes`: `COLOURS` or `SHAPES`."""
     random = np.random.default_rng(seed)
     for split, count in (("train", num_train), ("test", num_test)):
         for name in classes:

@@ -35,26 +35,26 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help=f"Comma-separated, of {', '.join(all_methods())}. Default: all up to {default_methods()[-1]}.",
+            help=f"Comma-separated, from {', '.join(all_methods())}. Default: all up to {default_methods()[-1]}.",
             metavar="A,B,…",
         ),
     ] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help=f"Of low-rank. Default: {_DEFAULTS.rank}.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help=f"For low-rank: the rank. Default: {_DEFAULTS.rank}.")] = None,
     images: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Of adamerging: training images per task, without labels. Default: {_DEFAULTS.num_images}."
+            min=1, help=f"For adamerging: training images per task, without labels. Default: {_DEFAULTS.num_images}."
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help=f"Of adamerging: steps of learning. Default: {_DEFAULTS.num_steps}.")
+        int | None, typer.Option(min=1, help=f"For adamerging: training steps. Default: {_DEFAULTS.num_steps}.")
     ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for compare.json and compare.png.", metavar="FOLDER")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep the trained experts of a configuration in every way we know, and measure each. Trains no expert."""
+    """Store the trained experts of a configuration in every way we know, and measure each. Trains no expert."""
     settings = load_config(config)
     chosen = _chosen(methods)
     _refuse_idle_options({"low-rank": {"--rank": rank}, "adamerging": {"--images": images, "--steps": steps}}, chosen)
@@ -104,14 +104,14 @@ def _jobs(run: Run, methods: Sequence[str], options: CompareOptions, config: Pat
 
 
 def _chosen(methods: str | None) -> list[str]:
-    """The methods to run, references first: every figure is read against those. Raises `ConfigError`."""
+    """The methods to run, references first: every figure is compared with those. Raises `ConfigError`."""
     if methods is None:
         return default_methods()
     names, known = [name.strip() for name in methods.split(",")], all_methods()
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"take {', '.join(known)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
             raise ConfigError(f"--methods: {name!r} is unknown: {hint}")
     return [name for name in known if name in names or name in REFERENCES]
 
@@ -125,21 +125,21 @@ def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
     ]
     if missing := [job.name for job, record in zip(work, found, strict=True) if record is None]:
         raise ConduError(
-            f"{run.store.url} has no trained expert of {', '.join(missing)} (with the data, recipe and seed that "
+            f"{run.store.url} has no trained expert for {', '.join(missing)} (with the data, recipe and seed that "
             f"{config} gives): compare trains nothing, so run `condu run {config}` first"
         )
     return tuple(record for record in found if record is not None)
 
 
 def _collect(ray: Any, work: list[CompareJob], *, show: bool) -> list[Any]:
-    """Wait for all, telling which are done. Raises what a job raised for the user, as it stands."""
+    """Wait for all jobs, printing each that is done. Raises a job's own error unchanged."""
     running = compare_all(ray, work)
     names = {reference: job.method for reference, job in zip(running, work, strict=True)}
     waiting = running
     while waiting:
         ready, waiting = ray.wait(waiting, num_returns=1)
         try:
-            ray.get(ready)  # a failure is told now, not when all others are done
+            ray.get(ready)  # fails now, not when all others are done
         except ray.exceptions.RayTaskError as error:
             if own := own_cause(error):
                 raise own from None

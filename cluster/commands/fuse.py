@@ -1,4 +1,4 @@
-"""`condu fuse` and `condu export`: from state dicts to a version and back. No CLIP and no Ray around them."""
+"""`condu fuse` and `condu export`: from state dicts to a version and back, without CLIP or Ray."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 _ExpertOption = Annotated[
     list[str] | None,
-    typer.Option("--expert", help="A task's expert; repeat it, in fusing order.", metavar="NAME=FILE"),
+    typer.Option("--expert", help="A task's expert. Repeat the option for more, in fusing order.", metavar="NAME=FILE"),
 ]
 _BaseOption = Annotated[
     Path | None,
-    typer.Option("--base", help="theta_0, safetensors. Needed for the first version only.", metavar="FILE"),
+    typer.Option(
+        "--base", help="The base, theta_0, as safetensors. Only needed for the first version.", metavar="FILE"
+    ),
 ]
 _ModeOption = Annotated[
     str | None, typer.Option(help=f"{', '.join(modes())}. Default: the store's, else {DEFAULT_MODE}.", metavar="NAME")
@@ -45,7 +47,7 @@ _ArchiveOption = Annotated[
     str | None, typer.Option(help="Keep the original task vectors: float32 (the expert's file), float16 or bfloat16.")
 ]
 _FromArchiveOption = Annotated[
-    bool, typer.Option("--from-archive", help="Rebuild from all archived experts, in --mode or the store's.")
+    bool, typer.Option("--from-archive", help="Rebuild from all archived experts, in --mode or in the store's mode.")
 ]
 _ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow another expert under a name that is taken.")]
 _EachOption = Annotated[bool, typer.Option("--each", help="Publish one version per expert instead of one per call.")]
@@ -79,8 +81,8 @@ def fuse(
     cache = NodeCache(target)
     if from_archive:
         if experts or replace or each or archive or base:
-            raise ConfigError("--from-archive fuses what the store has: it goes with --mode and its options, not with "
-                              "--expert, --base, --archive, --replace or --each")  # fmt: skip
+            raise ConfigError("--from-archive rebuilds what the store has: combine it with --mode and its options, "
+                              "not with --expert, --base, --archive, --replace or --each")  # fmt: skip
         results = [rebuild_from_archive(cache, mode=settings, device=device)]
     else:
         if not experts:
@@ -108,7 +110,7 @@ def fuse(
 def _tell(store: Store, results: Sequence[FuseResult], reports: Sequence[FidelityReport]) -> None:
     for result in results:
         for task in result.unchanged:
-            console.print(f"{task}: this very expert is fused already, nothing to do")
+            console.print(f"{task}: this expert is already fused, nothing to do")
         if result.fused:
             mode_name = result.manifest.mode["name"]
             fused = ", ".join(result.fused)
@@ -175,17 +177,17 @@ def _the_base(store: Store, base: Path | None, parent: Manifest | None) -> Base:
     if parent is not None and parent.base.sha256 != sha256:
         raise BaseMismatchError(
             f"{base} is not the base of {store.url} ({parent.base.sha256[:12]}…): one store has one base; leave --base "
-            "out to take the store's, or use another store"
+            "out to use the store's, or use another store"
         )
     return parent.base if parent else put_base(store, base)
 
 
 def _mode(parent: Manifest | None, name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the mode: what was chosen, else the store's. Raises `ConfigError` for what the mode does not take."""
+    """The mode's settings: as chosen, else the store's. Raises `ConfigError` for an option that the mode lacks."""
     name = name or (parent.mode["name"] if parent else DEFAULT_MODE)
     for option, value in options.items():
         if name not in (owners := modes_with(option)):
-            mode_class(name)  # an unknown mode is the first thing to be told
+            mode_class(name)  # an unknown mode is reported first
             raise ConfigError(f"--{option} {value} has no effect in mode {name}: it belongs to {' and '.join(owners)}")
     kept = {key: value for key, value in parent.mode.items() if key != "name"} if parent else {}
     inherited = kept if parent and parent.mode["name"] == name else {}
@@ -196,7 +198,7 @@ def _archive_dtype(value: str | None) -> StateDtype:
     if value is None:
         return "float32"
     if value not in get_args(StateDtype):
-        raise ConfigError(f"--archive {value!r} is unknown: take float32, float16 or bfloat16")
+        raise ConfigError(f"--archive {value!r} is unknown: choose float32, float16 or bfloat16")
     return cast(StateDtype, value)
 
 

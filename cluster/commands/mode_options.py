@@ -16,7 +16,7 @@ PARAMETER = "mode_options"
 
 
 def expand_mode_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with one option per option of any mode in place of `mode_options`; others as they are."""
+    """The command with the options of all modes in place of `mode_options`; one without that parameter is unchanged."""
     parameters = inspect.signature(command, eval_str=True).parameters
     if PARAMETER not in parameters:
         return command
@@ -50,7 +50,7 @@ def _options() -> dict[str, inspect.Parameter]:
 
 
 def _plain(hint: Any) -> type:
-    """The type that a command line parses; ranges and choices are the mode's to check."""
+    """The type that the command line parses; the mode checks ranges and choices."""
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
     if get_origin(hint) is Literal:

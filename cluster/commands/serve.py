@@ -17,7 +17,7 @@ from cluster.session import ray_session
 
 def serve(
     config: ConfigArgument,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the configuration's.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Overrides the port of the configuration.")] = None,
 ) -> None:
     """Serve the newest version over HTTP, and every newer one as soon as it is published. Stop with Ctrl-C."""
     settings = load_config(config)

@@ -1,4 +1,4 @@
-"""How experts become triggers and what these share: one small interface, one file per mode."""
+"""How experts become triggers, and what the triggers share: one small interface, one file per mode."""
 
 from fusion.modes.mode import Decoder, Mode
 from fusion.modes.registry import DEFAULT_MODE, in_words, mode_class, modes, modes_with, open_mode, register

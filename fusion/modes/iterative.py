@@ -1,7 +1,7 @@
 """Mode `iterative`: the paper's own. Each session unifies the decoupled old tasks with the new task vector.
 
-It needs the last version and the new expert, nothing else. In closed form one pass over tau, delta and the planes does
-it (`Kernels.unify_next`), and planes are written once: an old mask loses a bit where the sign of tau changes, so
+It needs the last version and the new expert, nothing else. The closed form is one pass over tau, delta and the planes
+(`Kernels.unify_next`). Planes are written once: an old mask loses a bit where the sign of tau changes, so
     m_i at session t = (plane written at session i) and [last_flip <= i].
 
 Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify and decouple.

@@ -1,10 +1,9 @@
 """Mode `joint`: unify all original task vectors at once. The best that the paper's one-bit trigger can do.
 
-Adding a task reads every archived expert again and writes every trigger anew: a bound to compare with, and a choice
-for teams that keep their experts anyway.
+Adding a task reads every archived expert again and rewrites every trigger: a bound to compare with, and an option for
+teams that keep their experts anyway.
 
-Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify with all task vectors at
-hand.
+Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify over all task vectors.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.task_vectors import check_finite
 from fusion.versions.state import FusedState
 
-_TASKS_A_CHUNK = 16
-"""Chunks get smaller where more task vectors than these lie side by side."""
+_TASKS_PER_CHUNK = 16
+"""With more task vectors than this, chunks get smaller, so that memory does not grow with the number of tasks."""
 
 
 @register
 @dataclass(frozen=True)
 class Joint(MaskedMode):
-    """Mode `joint` over whole states. Peak memory: a chunk of every task vector, for each thread."""
+    """Mode `joint` over whole states. Peak memory: one chunk of every task vector per thread."""
 
     name = "joint"
     needs_archive = True
-    note = "a next task needs every expert again, so all checkpoints have to be kept beside what is counted"
+    note = "adding a task needs every expert again, so all checkpoints must be kept; they are not counted here"
     traces = f"{MaskedMode.traces} until the next fuse, which rebuilds it from the archived experts"
 
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
@@ -55,7 +54,7 @@ class Joint(MaskedMode):
     def _unify(self, bench: Workbench, experts: Sequence[NewExpert], sessions: Sequence[int]) -> FusedState:
         layout = bench.plane_specs(1) | norm_specs(bench, self.scales)
         layouts = [layout | dict(expert.vector.changed_buffers()) for expert in experts]
-        chunks = chunks_of(bench.specs, CHUNK_ELEMENTS * _TASKS_A_CHUNK // max(_TASKS_A_CHUNK, len(experts)))
+        chunks = chunks_of(bench.specs, CHUNK_ELEMENTS * _TASKS_PER_CHUNK // max(_TASKS_PER_CHUNK, len(experts)))
         with bench.blobs(specs_in(bench, self.dtype), *layouts) as (unified, *triggers):
 
             def work(chunk: Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

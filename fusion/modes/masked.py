@@ -1,8 +1,8 @@
 """What the modes with masks share: scales from conserved norms, tau in fewer bits, decoupling by mask.
 
-A task's mean magnitude n is stored with its trigger and conserved: whatever becomes of tau, lambda = n / D with
-D = mean(m |tau|) brings it back. The paper has one n a task (a sum over tensors); with `scales: tensor` or `row` there
-is one for each tensor or row, and lambda is not stored at all: it follows from the trigger and tau.
+A task's mean magnitude n is stored with its trigger and conserved: however tau changes, lambda = n / D with
+D = mean(m |tau|) restores it. The paper has one n per task (a sum over tensors); with `scales: tensor` or `row` there
+is one per tensor or row, and lambda is not stored at all: it follows from the trigger and tau.
 
 Suffixes: N elements of a chunk, T tasks, S segments. Source: ConDU (arXiv 2503.10705), unify and decouple.
 """
@@ -35,12 +35,12 @@ UNIFIED, LAST_FLIP = "unified", "last_flip"
 class MaskedMode(Mode):
     """What modes with masks have in common."""
 
-    traces = "the unified vector keeps the magnitudes and signs that it put there"
+    traces = "the unified vector keeps the magnitudes and signs that the task contributed"
 
     scales: Scales = "task"
     """One scale (lambda) per `task`, as in the paper, per `tensor` or per `row`."""
     dtype: StateDtype = "float32"
-    """What tau is kept in. `float16` and `bfloat16` halve it, at a rounding error that reports show."""
+    """What tau is stored in. `float16` and `bfloat16` halve its size, at a rounding error that reports show."""
 
     @classmethod
     def more_variants(cls) -> Mapping[str, Mapping[str, Any]]:
@@ -51,24 +51,24 @@ class MaskedMode(Mode):
         return self.name + scales + ("" if self.dtype == "float32" else f", tau in {self.dtype}")
 
     def task_scale(self, norm: float, masked: float) -> float | None:
-        """A task's lambda for the manifest; None where there is one for each tensor or row, which is not stored."""
+        """A task's lambda for the manifest; None with one per tensor or row, which is not stored."""
         return rescaler(norm, masked) if self.scales == "task" else None
 
 
 def specs_in(bench: Workbench, dtype: StateDtype) -> dict[str, TensorSpec]:
-    """Layout of a vector, such as tau, that is kept in a dtype."""
+    """Layout of a vector, such as tau, that is stored in this dtype."""
     return {name: TensorSpec(_SAFETENSORS_NAMES[dtype], spec.shape) for name, spec in bench.specs.items()}
 
 
 def stored(values_N: np.ndarray, dtype: StateDtype) -> np.ndarray:
-    """Values that are rounded already, as they are written (bfloat16 as its 16 bits)."""
+    """Values that are already rounded, in the form in which they are written (bfloat16 as its 16 bits)."""
     if dtype == "float16":
         return values_N.astype(np.float16)
     return (values_N.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else values_N
 
 
 def norm_specs(bench: Workbench, scales: Scales) -> dict[str, TensorSpec]:
-    """Layout of a trigger's own n: none with one scale a task, which the record holds."""
+    """Layout of the n stored in a trigger: nothing with one scale per task, whose n is in the record."""
     if scales == "task":
         return {}
     rows = {name: spec.num_rows if scales == "row" else 1 for name, spec in bench.specs.items()}
@@ -76,7 +76,7 @@ def norm_specs(bench: Workbench, scales: Scales) -> dict[str, TensorSpec]:
 
 
 def segments(chunk: Chunk, scales: Scales) -> np.ndarray:
-    """Where the runs of a chunk that share a scale begin, and its size: int64 [S + 1]."""
+    """Where each run of elements that share a scale begins in a chunk, then the chunk's size: int64 [S + 1]."""
     return chunk.rows if scales == "row" else chunk.whole
 
 

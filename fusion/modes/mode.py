@@ -1,10 +1,11 @@
-"""What a mode is: one way to turn experts into triggers and what these share, declared in one class.
+"""What a mode is: one way to turn experts into triggers and what the triggers share, declared in one class.
 
 A mode turns a fused state and new experts into the next fused state, writing what changed as blobs, and it rebuilds
-any piece of one task's vector from what was written. It streams: a few chunks are in memory, however many tasks.
+any piece of one task's vector from what was written. It streams: a few chunks are in memory, however many tasks there
+are.
 
-Everything that others have to know of a mode stands in its class, its options and how people are told of it, or in the
-states that it makes: what is shared, and who needs it. Nothing outside this folder names a mode.
+Other code learns about a mode from its class (its options, and how it is described to people) and from the states that
+it makes (what is shared, and which task needs it). Nothing outside this folder names a mode.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Decoder(Protocol):
         ...
 
     def bits(self, chunk: Chunk) -> tuple[int, int]:
-        """Bits that are 1 in the chunk's plane 0: as it was written, and as it counts now. (0, 0) without planes."""
+        """How many bits of the chunk's plane 0 are 1: as written, and as they count now. (0, 0) without planes."""
         ...
 
 
@@ -44,20 +45,20 @@ class Mode(Options, ABC):
     name: ClassVar[str]
     """Its key in configurations, manifests and reports."""
     needs_archive: ClassVar[bool] = False
-    """Whether adding a task re-reads the experts of all the others."""
+    """Whether adding a task reads the experts of all other tasks again."""
     note: ClassVar[str | None] = None
-    """What a reader of its figures should know beside them."""
+    """What readers of its figures should also know."""
     traces: ClassVar[str | None] = None
-    """What is left of a removed task in what the others share, as the end of "Of its training …"."""
+    """What shared blobs keep of a removed task, to end "What is left of its training: …". None: nothing."""
 
     @classmethod
     def variants(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Its settings that a comparison shows unasked, by the name of the row. Default: the mode as it comes."""
+        """Settings that a comparison shows by default, by row. Unless overridden: one row, all options at default."""
         return {cls.name: {}}
 
     @classmethod
     def more_variants(cls) -> Mapping[str, Mapping[str, Any]]:
-        """Settings that a comparison knows too, and shows when asked."""
+        """Further settings, which a comparison shows only on request."""
         return {}
 
     def settings(self) -> dict[str, Any]:
@@ -74,23 +75,23 @@ class Mode(Options, ABC):
     def fuse(self, bench: Workbench, state: FusedState, new: Sequence[NewExpert]) -> FusedState:
         """One session per new expert, in their order, or one for all of them. Writes blobs, commits nothing.
 
-        The state that it returns says by itself what is shared, which of it each task is decoded with
-        (`TaskEntry.decoded_with`) and which of it the next fuse reads (`FusedState.reads`): so what a removed task
-        leaves behind, what has to be verified and what gc may take need no mode.
+        The returned state itself says what is shared, which of it each task is decoded with
+        (`TaskEntry.decoded_with`) and which of it the next fuse reads (`FusedState.reads`): removing a task, verifying
+        and gc need no help from the mode.
         """
 
     @abstractmethod
     def rebuild(self, bench: Workbench, experts: Sequence[NewExpert]) -> FusedState:
-        """A state of these experts and nothing else, the best that the mode makes of having them all at hand."""
+        """A state of exactly these experts: the best that the mode can do with all of them available."""
 
     @abstractmethod
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> Decoder:
-        """Rebuilds what the state holds for a task."""
+        """What rebuilds a task's vector from the state."""
 
     def task_bytes(self, record: TaskRecord) -> int:
-        """Bytes that a task costs beside what all share."""
+        """Bytes stored for one task alone."""
         return record.trigger.bytes
 
     def shared_bytes(self, state: FusedState) -> int:
-        """Bytes that are stored once for all tasks, beside the base."""
+        """Bytes stored once for all tasks, not counting the base."""
         return sum(ref.bytes for ref in state.shared.values())

@@ -1,4 +1,4 @@
-"""Which modes there are: every file of this folder that registers one, and whatever a program registers beside them."""
+"""The known modes: those that files of this folder register, and those that a program registers itself."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _Mode = TypeVar("_Mode", bound=type[Mode])
 
 
 def register(mode: _Mode) -> _Mode:
-    """Class decorator: makes a mode known under its name to every command and configuration of this process."""
+    """Class decorator: every command and configuration of this process then knows the mode by its name."""
     _registered[mode.name] = mode
     return mode
 
 
 def unregister(name: str) -> None:
-    """Forget a mode again."""
+    """Undo `register`."""
     del _registered[name]
 
 
@@ -36,11 +36,11 @@ def modes() -> dict[str, type[Mode]]:
 
 
 def mode_class(name: Any) -> type[Mode]:
-    """The mode of a name. Raises `ConfigError`."""
+    """The mode with this name. Raises `ConfigError`."""
     known = modes()
     if name not in known:
         *others, last = known
-        raise ConfigError(f"fusion mode {name!r} is unknown: take {', '.join(others)} or {last}")
+        raise ConfigError(f"fusion mode {name!r} is unknown: choose {', '.join(others)} or {last}")
     return known[name]
 
 
@@ -48,21 +48,21 @@ def open_mode(settings: Mapping[str, Any]) -> Mode:
     """The mode that `settings` (of a manifest or a configuration) describes. Raises `ConfigError`."""
     options = dict(settings)
     mode = mode_class(options.pop("name", None))
-    if options.keys() - {field.name for field in fields(mode)}:
+    if foreign := sorted(options.keys() - {field.name for field in fields(mode)}):
         raise ConfigError(
-            f"fusion mode {mode.name!r} does not take all of {', '.join(sorted(options))}: a newer release may have "
-            "written it, or an option belongs to another mode"
+            f"fusion mode {mode.name!r} has no option {' or '.join(foreign)}: it belongs to another mode, or a newer "
+            "release wrote these settings"
         )
     return mode(**options)
 
 
 def modes_with(option: str) -> list[str]:
-    """The names of the modes that take an option, empty where none does."""
+    """The names of the modes that have this option; empty if none has."""
     return [name for name, mode in modes().items() if option in {field.name for field in fields(mode)}]
 
 
 def in_words(settings: Mapping[str, Any]) -> str:
-    """A mode as people are told of it: `joint`, `signed (bits 2)`, `iterative (scales row, dtype float16)`."""
+    """A mode as messages show it: `joint`, `signed (bits 2)`, `iterative (scales row, dtype float16)`."""
     options = ", ".join(f"{key} {value}" for key, value in settings.items() if key != "name")
     return f"{settings.get('name')}" + (f" ({options})" if options else "")
 

@@ -1,10 +1,10 @@
-"""Mode `signed` (the default): each task keeps its own signs, and its magnitudes to a few levels.
+"""Mode `signed` (the default): each task keeps its own signs, and its magnitudes rounded to a few levels.
 
 What the tasks share is a magnitude profile g, an immutable fp16 blob: delta_hat = +-mu_r g q, where mu_r is the task's
 scale of row r (one row for vectors and scalars) and q is 1 with one bit, else one of 2^(bits-1) levels. A row that the
 task never moved comes back as exactly 0. A trigger names the profile that it was encoded against and is decoded with
-no other, so nothing that a later publish does changes what an old trigger says (with one bit a trigger may be pointed
-to a newer profile: its signs hold with any).
+no other, so no later publish changes what an old trigger says (a one-bit trigger may be re-pointed to a newer profile:
+its signs are valid with any).
 
 Suffixes: N elements of a chunk, S rows of it, K planes, Q levels.
 """
@@ -29,15 +29,15 @@ from fusion.tensors import TensorFile, TensorSpec
 from fusion.versions.state import FusedState, TaskEntry
 
 PROFILE_OPENS_AT = (1, 2, 4, 8)
-"""Numbers of tasks at which a publish opens a new profile: at most four profiles, 2 bytes a parameter each."""
+"""Numbers of tasks at which a publish opens a new profile: at most four profiles, each 2 bytes per parameter."""
 
 _PROFILE = "profile/"
 _FP16_MAX = 65504.0
 _LLOYD_ROUNDS = 100
 _BATCH_ELEMENTS = 8 * CHUNK_ELEMENTS
 _SAMPLED_ABOVE, _SAMPLE_STEP = 1 << 16, 5
-"""Levels of a tensor with more elements are fitted on every fifth: thousands of ratios tell them to a fraction of a
-percent."""
+"""Levels of a tensor with more elements are fitted on every fifth: thousands of ratios determine them to a fraction
+of a percent."""
 
 
 def fit_levels(histogram_P2: np.ndarray, num_levels: int) -> np.ndarray:
@@ -62,7 +62,7 @@ class OpenProfile:
     """The profile of one chunk while task vectors are added: g_rj = (1 + sum_i |d_ij| / nu_ir) / (1 + c_r).
 
     nu_ir is the mean |d_i| over row r and c_r counts the tasks with nu_ir > 0. The 1 is a pseudo-task: g is never 0,
-    and is 1 where nobody moved.
+    and is 1 where no task moved.
     """
 
     def __init__(self, kernels: Kernels, starts_S: np.ndarray) -> None:
@@ -100,10 +100,8 @@ class Signed(Mode):
         return {f"{cls.name}-{bits}": {"bits": bits} for bits in (1, 2)}
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "bits": self.bits,
-        }  # the number of planes decides how a trigger is read: recorded always
+        # recorded even at its default: the number of planes decides how a trigger is read
+        return {"name": self.name, "bits": self.bits}
 
     def title(self) -> str:
         return f"{self.name}, {self.bits} bit{'s' if self.bits > 1 else ''}"
@@ -141,7 +139,7 @@ class Signed(Mode):
         return fused
 
     def _write_profile(self, bench: Workbench, own: Sequence[TaskVector], others: Sequence[SignedDecoder]) -> BlobRef:
-        """A profile of task vectors at hand and of others as they decouple."""
+        """Write a profile of exact task vectors (`own`) and decoupled ones (`others`)."""
         with bench.blobs({name: TensorSpec("F16", spec.shape) for name, spec in bench.specs.items()}) as (blob,):
 
             def work(chunk: Chunk) -> None:
@@ -187,7 +185,7 @@ def _opened_for(profile: str) -> int:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a chunk told. `norm` is sum |delta|."""
+    """What was measured on a chunk. `norm` is sum |delta|."""
 
     norm: float
     scales_S: np.ndarray
@@ -195,7 +193,7 @@ class _Measured:
 
 
 class _Encoder:
-    """Encodes one task vector against a profile, whole tensors at a time: levels are fitted for a tensor."""
+    """Encodes one task vector against a profile, whole tensors at a time: levels are fitted per tensor."""
 
     def __init__(
         self, bench: Workbench, vector: TaskVector, profile: TensorFile, trigger: BlobWriter, bits: int
@@ -208,9 +206,9 @@ class _Encoder:
         self._room = np.empty((2, 0), np.float32)
 
     def encode(self, batch: Sequence[Chunk]) -> float:
-        """Encode the chunks of some tensors. Returns sum over these tensors of mean |delta|.
+        """Encode the chunks of some tensors. Returns the sum of mean |delta| over these tensors.
 
-        What was read to measure is kept to encode, unless a tensor is so large that reading it again is cheaper.
+        Values read for measuring are kept for encoding, unless a tensor is so large that reading it again is cheaper.
         """
         kept = self._places(batch)
         measured = self._bench.map(lambda chunk: self._measure(chunk, kept.get(chunk)), batch)
@@ -218,7 +216,7 @@ class _Encoder:
         if self._bits > 1:
             histograms = {chunk.name: np.zeros((LEVEL_BINS, 2)) for chunk in batch}
             for chunk, one in zip(batch, measured, strict=True):
-                assert one.histogram_P2 is not None, "more than one bit has levels"
+                assert one.histogram_P2 is not None, "with more than one bit there are levels"
                 histograms[chunk.name] += one.histogram_P2
             for name, histogram_P2 in histograms.items():
                 levels[name] = fit_levels(histogram_P2, 2 ** (self._bits - 1))
@@ -238,7 +236,7 @@ class _Encoder:
         return sum(one.norm / sizes[c.name].elements for c, one in zip(batch, measured, strict=True) if c.size)
 
     def _places(self, batch: Sequence[Chunk]) -> dict[Chunk, tuple[np.ndarray, np.ndarray]]:
-        """Where delta and g of each chunk are kept, in room that every batch uses again; nothing for a large tensor."""
+        """Buffers for delta and g of each chunk, in memory that every batch reuses; none for a large tensor."""
         size = sum(chunk.size for chunk in batch)
         if size > 2 * _BATCH_ELEMENTS:
             return {}
@@ -251,13 +249,13 @@ class _Encoder:
         return places
 
     def _read(self, chunk: Chunk, place: tuple[np.ndarray, np.ndarray] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """delta and g, float32 [N], in their place or else in the thread's buffers."""
+        """delta and g, float32 [N], in the given buffers, else in the thread's own."""
         delta_N, profile_N = place or (None, self._bench.buffers.take("profile", chunk.size))
         self._profile.read_float32(chunk.name, chunk.start, profile_N)
         return self._vector.delta(chunk, self._bench.buffers, out_N=delta_N), profile_N
 
     def _measure(self, chunk: Chunk, place: tuple[np.ndarray, np.ndarray] | None) -> _Measured:
-        """Read a chunk, and fit what can be fitted on it alone. Writes mu."""
+        """Read a chunk and measure what later steps need. Writes mu."""
         kernels = self._bench.kernels
         delta_N, profile_N = self._read(chunk, place)
         sums_S = kernels.sum_abs(delta_N, chunk.rows)

@@ -1,4 +1,4 @@
-"""The workbench: what every mode works with, so that a mode's own file is nothing but the mode."""
+"""The workbench: what every mode works with, so that a mode's own file holds only the mode."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class NewExpert:
-    """An expert on its way into a state: its task vector, and its record, still without trigger."""
+    """An expert to be fused: its task vector, and what its record will say beside the trigger."""
 
     vector: TaskVector
     task: str
     expert_sha256: str
     describe: Mapping[str, Any]
-    """`classes`, `templates`, `prototypes`, `archive`, `evidence` of the record to be."""
+    """`classes`, `templates`, `prototypes`, `archive` and `evidence` of its record."""
 
 
 class Workbench:
@@ -46,8 +46,8 @@ class Workbench:
         cache: of the store.
         base: theta_0.
         nonce: of the publisher's attempt.
-        device: where the arithmetic is done, a device of torch.
-        threads: how many chunks are in work at once; None: the cores that this process may use.
+        device: the torch device that does the arithmetic.
+        threads: how many chunks are processed at once; None: one per core that this process may use.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Workbench:
         self.written: list[BlobRef] = []
         """Every blob written so far: what a failed or lost publish leaves behind, and may delete."""
         self.rounding: dict[str, float] = {}
-        """Relative error of what was kept in fewer than 32 bits: of `unified`, and of a task's `archive`."""
+        """Relative error of what was stored in fewer than 32 bits: of `unified`, and of a task's `archive`."""
         self.pass_seconds = 0.0
         """Time spent in passes over the elements: reading them, the arithmetic, writing them."""
         self._records: dict[str, TaskRecord] = {}
@@ -83,7 +83,7 @@ class Workbench:
         return ThreadPoolExecutor(self.threads, thread_name_prefix="chunk")
 
     def map(self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk] | None = None) -> list[Result]:
-        """`work` for every chunk of the model, side by side; results in order."""
+        """Run `work` on every chunk (default: of the whole model) in parallel; results in order."""
         start = time.perf_counter()
         try:
             return map_in(self._pool, work, self.chunks if chunks is None else chunks)
@@ -119,17 +119,17 @@ class Workbench:
         return self._triggers[ref.key]
 
     def triggers(self, entries: Sequence[TaskEntry]) -> list[TensorFile]:
-        """The triggers of many tasks, fetched and verified side by side. Their records are read on the way."""
+        """The triggers of many tasks, fetched and verified in parallel. Their records are read on the way."""
         _allow_open_files(len(entries))
         return map_chunks(self.trigger, entries, threads=_IO_THREADS)
 
     def archived(self, task: str, entry: TaskEntry) -> NewExpert:
-        """A task's original task vector, as its archive holds it. Raises `ConfigError` where it was not archived."""
+        """A task's original task vector, from its archive. Raises `ConfigError` if it was not archived."""
         record = self.record(entry)
         if record.archive is None:
             raise ConfigError(
-                f"the expert of task {task!r} was not archived, and this needs every original one: fuse it again with "
-                f"--replace --archive, or start a new store with archive_experts: true from the first task on"
+                f"the expert of task {task!r} was not archived, and every original expert is needed: fuse it again "
+                f"with --replace --archive, or start a new store with archive_experts: true from the first task on"
             )
         describe = {
             "classes": record.classes,
@@ -142,7 +142,7 @@ class Workbench:
         return NewExpert(vector, task, record.expert_sha256, describe)
 
     def note_rounding(self, what: str, squares_2: np.ndarray) -> None:
-        """Keep the relative error that rounding cost, for the report."""
+        """Record the relative error caused by rounding, for the report."""
         if squares_2[1] > 0:
             self.rounding[what] = float(np.sqrt(squares_2[0] / squares_2[1]))
 
@@ -161,9 +161,9 @@ class Workbench:
                 writer.discard()
 
     def drop_own(self, refs: Iterable[BlobRef], *, kept: Collection[BlobRef]) -> None:
-        """Remove blobs that this publish itself wrote for a session in between, and that no version will name.
+        """Delete blobs that this publish wrote for an intermediate session and that no version will name.
 
-        Those of the next session are `kept`: equal bytes of one publish are one object.
+        `kept` are those of the next session: within one publish, equal bytes are one object.
         """
         dropped = {ref for ref in refs if ref in self.written and ref not in kept}
         self.written = [ref for ref in self.written if ref not in dropped]
@@ -188,7 +188,7 @@ def copy_buffers(vector: TaskVector, trigger: BlobWriter) -> None:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise this process's limit of open files where a thousand triggers need more. Its hard limit stays."""
+    """Raise this process's limit on open files, which a thousand triggers exceed. The hard limit stays."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * count + 512
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Changes of a store that fuse nothing: rolling back, removing a task, pinning. Each publishes one version.
+"""Changes to a store that fuse nothing: rolling back, removing a task, pinning. Each publishes one version.
 
 No trigger, plane or vector is written or rewritten by any of them: the new version names what older ones name.
 """
@@ -16,16 +16,16 @@ from fusion.versions.publish import Draft, publish
 
 @dataclass(frozen=True)
 class Edit:
-    """What came of a change: the version that holds it, and whether this call published it."""
+    """The outcome of a change: the version that holds it, and whether this call published it."""
 
     manifest: Manifest
     changed: bool
 
 
 def rollback(versions: Versions, number: int, *, created: dict[str, Any] | None = None) -> Edit:
-    """Publish the state of an old version as a new one. Nothing to do where the newest has that very state.
+    """Publish the state of an old version as a new one. Does nothing if the newest already has that state.
 
-    Tasks that the old state holds come off `removed`; those that it lacks are dropped without being put there, so a run
+    Tasks of the old state are taken off `removed`. Tasks that it lacks are dropped but not added to `removed`, so a run
     of their configuration fuses them again.
 
     Raises: UnknownVersionError; VersionGoneError: gc has taken the version, or is about to (below `oldest_kept`).
@@ -72,11 +72,11 @@ def pin(versions: Versions, number: int, *, created: dict[str, Any] | None = Non
 
 
 def unpin(versions: Versions, number: int, *, created: dict[str, Any] | None = None) -> Edit:
-    """Leave a version to gc again: it goes with the next one that finds it old. Raises UnknownVersionError."""
+    """Let gc delete a version again as soon as it is old enough. Raises UnknownVersionError."""
 
     def build(parent: Manifest) -> Draft | None:
         if not 0 < number <= parent.version:
-            versions.read(number)  # its own error
+            versions.read(number)  # raises the error for a number that was never published
         if number not in parent.pinned:
             return None
         return _same_state(parent, pinned=tuple(n for n in parent.pinned if n != number))
@@ -88,7 +88,7 @@ def kept_version(versions: Versions, newest: Manifest, number: int) -> Manifest:
     """A version that the newest one keeps. Raises UnknownVersionError, VersionGoneError.
 
     Below `oldest_kept` the manifest may still be there for a moment. It counts as gone: a gc that is under way deletes
-    what it names.
+    its blobs.
     """
     if 0 < number < newest.oldest_kept and number not in newest.pinned:
         raise gone(versions.store, number, [n for n in versions.all_numbers() if newest.keeps(n)])
@@ -96,13 +96,13 @@ def kept_version(versions: Versions, newest: Manifest, number: int) -> Manifest:
 
 
 def what_stays_of(task: str, traces: str | None) -> str:
-    """What a store still tells of a removed task, for the person who removed it; `traces` as the mode puts it."""
-    said = f"{task} can't be asked any more, and the other tasks answer exactly as before. "
-    older = "older versions still hold the task until `condu versions gc` takes them"
+    """What a store still holds of a removed task, for whoever removed it; `traces` in the mode's words."""
+    said = f"{task} no longer answers; the other tasks answer exactly as before. "
+    older = "older versions hold the task until `condu versions gc` deletes them"
     if traces is None:
         return f"{said}Nothing of its training is left in what they share; {older}"
     return (
-        f"{said}Of its training {traces}; {older}. "
+        f"{said}What is left of its training: {traces}; {older}. "
         "`condu fuse --from-archive` rebuilds what is shared from the experts of the tasks that are left"
     )
 

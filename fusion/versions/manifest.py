@@ -1,4 +1,4 @@
-"""Manifests: one immutable JSON object a version, and the only thing that commits it."""
+"""Manifests: one immutable JSON object per version. Writing it, and nothing else, commits the version."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Manifest:
     Attributes:
         version: from 1, without gaps.
         parent: the version it was built on, None for the first.
-        nonce: of the publisher's attempt; how one's own lost success is told from a lost race.
-        created: by which act (`kind`), when (ISO 8601, UTC), by whom, from which configuration, with which packages,
-            and why.
+        nonce: of the publisher's attempt; tells its own success, whose reply was lost, from a lost race.
+        created: what published it (`kind`), when (ISO 8601, UTC), by whom, from which configuration, with which
+            packages, and why.
         base: the one base that all versions of a store share.
         mode: the mode's name and settings, as `Mode.settings` gives them.
         state: the tasks and what they share.
         removed: tasks that were removed on purpose, so that a run does not bring them back.
-        last_gc: the newest version that is a garbage collection, 0 for none. A publisher may lean on blobs that it
-            wrote itself only while it built on a version >= this.
-        oldest_kept: versions below may be gone.
+        last_gc: the newest version that is a garbage collection, 0 for none. A publisher may rely on blobs that it
+            wrote itself only if it built on a version >= this.
+        oldest_kept: older versions may be gone, unless pinned.
         pinned: versions that gc keeps whatever their age.
-        sha256: over the canonical JSON of all the rest.
+        sha256: of the canonical JSON of everything else.
     """
 
     version: int
@@ -63,12 +63,12 @@ class Manifest:
     sha256: str = field(default="", compare=False)
 
     def keeps(self, number: int) -> bool:
-        """Whether a version is kept as far as this one knows: not taken by gc, and not to be taken by one under way."""
+        """Whether this manifest keeps a version: gc has not deleted it, and none that is under way will."""
         return self.oldest_kept <= number <= self.version or number in self.pinned
 
     @property
     def is_gc(self) -> bool:
-        """Whether the version is a garbage collection: its state is its parent's."""
+        """Whether a garbage collection published this version: its state is its parent's."""
         return self.last_gc == self.version
 
     def _content(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Manifest:
             sha256 = value.pop("sha256")
         except (ValueError, KeyError, AttributeError) as error:
             raise DamagedBlobError(
-                f"{where} is damaged: it is no manifest ({error!r}). Restore it from a backup"
+                f"{where} is damaged: it is not a manifest ({error!r}). Restore it from a backup"
             ) from error
         if hashlib.sha256(canonical_json(value)).hexdigest() != sha256:
             raise DamagedBlobError(
@@ -136,8 +136,8 @@ def _other_format(where: str, format: object) -> str:
     said = f"{where} has format {format!r}, this release reads {FORMAT!r}: "
     if format in _OLDER_FORMATS:
         return said + (
-            "it was written by a development version of condu, before the first release. Fuse the experts again, into "
-            "another store: those under experts/ of the old one can be given to `condu fuse`"
+            "it was written by a development version of condu, before the first release. Fuse the experts again into "
+            "another store: `condu fuse` accepts the files under experts/ of the old one"
         )
     return said + "upgrade condu"
 
@@ -150,10 +150,10 @@ def unknown_task(task: str, version: int, tasks: Collection[str]) -> UnknownTask
 
 
 def check_task_name(name: str) -> str:
-    """The name, if it is one: `[a-z0-9][a-z0-9._-]{0,63}`. Raises `TaskNameError`."""
+    """Return a valid name unchanged: `[a-z0-9][a-z0-9._-]{0,63}`. Raises `TaskNameError`."""
     if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
         raise TaskNameError(
-            f"task name {name!r} is ill-formed: 1 to 64 characters of a-z, 0-9, '.', '_' and '-', the first a letter "
-            "or digit"
+            f"task name {name!r} is ill-formed: it must be 1 to 64 characters of a-z, 0-9, '.', '_' and '-', and start "
+            "with a letter or digit"
         )
     return name

@@ -1,7 +1,7 @@
 """What versions name: from many manifests to their records, and from these to every object that they need.
 
 Manifests and records are small and many, so they are read with several threads: a store with a thousand of either is
-read in seconds where each costs a round trip.
+read in seconds although each costs a round trip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ READ_THREADS = 16
 
 
 def read_manifests(versions: Versions, numbers: Iterable[int]) -> Iterator[tuple[int, Manifest | ConduError]]:
-    """Versions in the order of `numbers`; in place of one that can't be read, its error. Memory: a few manifests."""
+    """Versions in the order of `numbers`; for one that can't be read, its error. Memory: a few manifests."""
 
     def read(number: int) -> Manifest | ConduError:
         try:
@@ -36,7 +36,7 @@ def read_manifests(versions: Versions, numbers: Iterable[int]) -> Iterator[tuple
 
 
 def read_records(store: Store, refs: Iterable[BlobRef]) -> dict[BlobRef, TaskRecord | ConduError]:
-    """Records, verified; in place of one that can't be read, its error."""
+    """Records, verified; for one that can't be read, its error."""
 
     def read(ref: BlobRef) -> TaskRecord | ConduError:
         try:
@@ -52,7 +52,7 @@ def read_records(store: Store, refs: Iterable[BlobRef]) -> dict[BlobRef, TaskRec
 
 
 def whole_records(store: Store, refs: Iterable[BlobRef]) -> dict[BlobRef, TaskRecord]:
-    """Records, verified. Raises what the first one that can't be read raises."""
+    """Records, verified. Raises the error of the first that can't be read."""
     whole = {}
     for ref, record in read_records(store, refs).items():
         if isinstance(record, ConduError):

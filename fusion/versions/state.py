@@ -1,6 +1,6 @@
 """What a version says about its tasks: the fused state, and the one immutable record that each task has.
 
-The manifest holds what changes from version to version (`TaskEntry`, a few numbers a task), the record what does not
+The manifest holds what changes from version to version (`TaskEntry`, a few numbers per task), the record what does not
 (classes, templates, trigger, prototypes), so that a manifest of a thousand tasks stays small.
 """
 
@@ -77,8 +77,8 @@ class TaskEntry:
 
     Attributes:
         record: its immutable record.
-        session: in which session it was fused, from 1.
-        expert_sha256: as in the record, so that a no-op is found without reading it.
+        session: the session in which it was fused, from 1.
+        expert_sha256: as in the record, so that a no-op is recognised without reading it.
         decoded_with: names in `FusedState.shared` of the blobs that its trigger is decoded with.
         scale: lambda_i in this version, where the mode has one per task.
     """
@@ -114,10 +114,10 @@ class FusedState:
     """Everything that fusing changes.
 
     Attributes:
-        session: how far the sessions got.
+        session: number of the last session, 0 for none.
         shared: the blobs that tasks share, by the names that the mode gives them, such as `unified`.
         tasks: in fused order.
-        reads: names in `shared` of what fusing the next task reads: it stays, whatever tasks leave.
+        reads: names in `shared` of what fusing the next task reads: kept whichever tasks are removed.
     """
 
     session: int = 0
@@ -126,11 +126,11 @@ class FusedState:
     reads: tuple[str, ...] = ()
 
     def without(self, task: str) -> FusedState:
-        """The state less one task, writing nothing: every other task decouples bit for bit as before."""
+        """The state without one task. Writes nothing; every other task decouples bit for bit as before."""
         return replace(self, tasks={name: entry for name, entry in self.tasks.items() if name != task}).pruned()
 
     def pruned(self) -> FusedState:
-        """The state less the shared blobs that no task is decoded with and no fuse reads."""
+        """The state without the shared blobs that no task is decoded with and no fuse reads."""
         needed = {name for entry in self.tasks.values() for name in entry.decoded_with}.union(self.reads)
         return replace(self, shared={name: ref for name, ref in self.shared.items() if name in needed})
 
@@ -149,7 +149,7 @@ class FusedState:
 
     @classmethod
     def from_json(cls, value: Any) -> FusedState:
-        """Raises `FormatError`, for a task that names a shared blob which the state lacks too."""
+        """Raises `FormatError`, also if a task names a shared blob that the state does not list."""
         try:
             state = cls(
                 session=int(value["session"]),
@@ -161,7 +161,7 @@ class FusedState:
             raise FormatError(f"not a fused state: {error!r}") from error
         named = {name for entry in state.tasks.values() for name in entry.decoded_with}.union(state.reads)
         if missing := sorted(named - state.shared.keys()):
-            raise FormatError(f"the state names {missing[0]} and does not list it under shared")
+            raise FormatError(f"the state names {missing[0]} but does not list it under shared")
         return state
 
 

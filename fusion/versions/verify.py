@@ -1,7 +1,7 @@
 """Verifying a store: every object that a kept version names, read and hashed once.
 
-What is wrong is named with every version and task that it touches: the person who restores objects from a backup, or
-rolls back to a version that is whole, needs no second look.
+Each problem is reported with every version and task that it affects: all that it takes to restore objects from a
+backup, or to roll back to an intact version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_THREADS = 8
 
 @dataclass(frozen=True)
 class Finding:
-    """One object that is missing or damaged, and whom it touches."""
+    """One object that is missing or damaged, and the versions and tasks that it affects."""
 
     key: str
     problem: str
@@ -64,7 +64,7 @@ class _Uses:
 def verify(versions: Versions, *, num_threads: int = DEFAULT_THREADS) -> Verification:
     """Hash every manifest that is kept and every object that one of them leads to, each once, streamed.
 
-    Memory: a chunk of 8 MiB a thread, and the references. A version that gc takes meanwhile is no finding.
+    Memory: a chunk of 8 MiB per thread, and the references. A version that gc deletes meanwhile is not a finding.
 
     Raises: UnknownVersionError when nothing was published; the store's errors when it does not answer.
     """
@@ -89,7 +89,7 @@ def verify(versions: Versions, *, num_threads: int = DEFAULT_THREADS) -> Verific
 
 
 def _kept(versions: Versions) -> list[int]:
-    """Numbers that should be there, ascending, as far as the newest manifest that is whole says."""
+    """Numbers of the versions that should exist, ascending, according to the newest intact manifest."""
     newest = versions.newest_number()
     if newest == 0:
         raise nothing_published(versions.store)
@@ -103,7 +103,7 @@ def _kept(versions: Versions) -> list[int]:
 def _read_manifests(
     versions: Versions, numbers: Sequence[int], objects: _Uses, records: _Uses
 ) -> tuple[list[Finding], int]:
-    """What is wrong with manifests, and the bytes of those that are whole; notes what they name."""
+    """What is wrong with manifests, and the bytes of the intact ones; records what they name."""
     findings: list[Finding] = []
     num_bytes = 0
     above: Manifest | None = None
@@ -112,7 +112,7 @@ def _read_manifests(
             findings.append(Finding(manifest_key(number), str(_bad(found)), (number,)))
             continue
         if above and above.parent and above.parent.version == number and above.parent.sha256 != found.sha256:
-            text = f"version {above.version} was built on another manifest than this one"
+            text = f"version {above.version} was built on a different manifest"
             findings.append(Finding(manifest_key(number), text, (number, above.version)))
         above = found
         num_bytes += len(found.to_bytes())
@@ -134,14 +134,14 @@ def _hash(store: Store, ref: BlobRef) -> ConduError | None:
 
 
 def _bad(error: ConduError) -> ConduError:
-    """The error, where it is one of the object's own. A store that does not answer is no finding."""
+    """The error, if the object itself is bad. Raises any other: a store that does not answer is not a finding."""
     if isinstance(error, StoreError) and not isinstance(error, BlobNotFoundError | DamagedBlobError | FormatError):
         raise error
     return error
 
 
 def _still_kept(versions: Versions, findings: Sequence[Finding]) -> list[Finding]:
-    """Findings, less what gc took while we looked."""
+    """Findings, without versions that gc has deleted meanwhile."""
     if not findings:
         return []
     kept = set(_kept(versions))

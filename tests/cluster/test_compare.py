@@ -25,7 +25,7 @@ from fusion.versions.bases import Base
 
 
 def right(*counts: int) -> np.ndarray:
-    """Of (right, wrong) images."""
+    """Answers from the number of right and of wrong ones."""
     return np.repeat([True, False], counts)
 
 
@@ -64,7 +64,7 @@ def test_figures_are_means_over_tasks_and_bytes_count_what_is_shared_once(report
     assert methods["ties"]["total_bytes_per_task"] == 2000
 
 
-def test_methods_come_by_what_they_keep_then_by_accuracy(report: ComparisonReport) -> None:
+def test_methods_are_sorted_by_what_they_keep_then_by_accuracy(report: ComparisonReport) -> None:
     order = [method.method for method in report.methods]
     assert order == ["zero-shot", "ties", "emr", "bitdelta", "checkpoints", "signed-2"]
 

@@ -1,4 +1,4 @@
-"""The configuration: every mistake in one message, paths that mean the same from everywhere, recipes that inherit."""
+"""The configuration: every mistake in one message, paths that mean the same from every folder, recipes that inherit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parse(folder: Path, **changes: Any) -> Config:
     return parse_config({**MINIMAL, **changes}, folder=folder, where="condu.yaml")
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(tmp_path, trian={}, train={"lane": 2, "lr": "fast"}, serve={"port": 0, "replicas": {"min": 3, "max": 1}})
     said = str(caught.value)
@@ -62,7 +62,7 @@ def test_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
     assert parse(tmp_path).base.weights == "openai"
 
 
-def test_a_tasks_settings_go_before_the_runs_before_the_papers(tmp_path: Path) -> None:
+def test_a_tasks_settings_override_the_runs_which_override_the_papers(tmp_path: Path) -> None:
     config = parse(
         tmp_path,
         train={"steps": 50, "warmup_steps": 5, "lr": 0.1},
@@ -73,12 +73,12 @@ def test_a_tasks_settings_go_before_the_runs_before_the_papers(tmp_path: Path) -
     assert (second.lr, second.train_templates) == (0.1, "first")
 
 
-def test_a_recipe_that_can_not_work_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
+def test_an_impossible_recipe_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="train: warmup_steps is 100, it must be below steps"):
         parse(tmp_path, train={"steps": 10})
 
 
-def test_a_tasks_own_mistakes_are_told_with_its_place(tmp_path: Path) -> None:
+def test_a_tasks_own_mistakes_are_reported_with_its_place(tmp_path: Path) -> None:
     tasks = [{"name": "a", "data": "x", "steps": 10}, {"name": "b", "data": "y", "method": "most"}]
     with pytest.raises(ConfigError) as caught:
         parse(tmp_path, tasks=tasks, unseen=[{"name": "b", "data": "z"}])
@@ -89,7 +89,7 @@ def test_a_tasks_own_mistakes_are_told_with_its_place(tmp_path: Path) -> None:
     ]
 
 
-def test_a_value_of_another_kind_is_told_in_the_files_own_keys(tmp_path: Path) -> None:
+def test_a_value_of_the_wrong_type_is_reported_under_the_files_own_keys(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(
             tmp_path,
@@ -101,11 +101,11 @@ def test_a_value_of_another_kind_is_told_in_the_files_own_keys(tmp_path: Path) -
     assert str(caught.value).splitlines()[1:] == [
         "  base.architecture: Input should be a valid string (it is 1)",
         "  base.weights: is required",
-        "  tasks.0: has to be a mapping",
+        "  tasks.0: must be a mapping",
         "  train.betas.1: is required",
         "  train.lanes: Input should be greater than or equal to 1 (it is 0), or: Input should be 'auto'",
         "  train.labels.zone: Input should be a valid string (it is 1)",
-        "  s3: has to be a mapping",
+        "  s3: must be a mapping",
     ]
 
 
@@ -125,7 +125,7 @@ def test_lanes_and_recipe_are_one_section_and_only_the_recipe_is_in_an_experts_i
     ],
     ids=str,
 )
-def test_a_mode_is_recorded_with_what_decides_it(fusion: Any, settings: Any, tmp_path: Path) -> None:
+def test_a_mode_is_recorded_with_the_options_that_matter(fusion: Any, settings: Any, tmp_path: Path) -> None:
     assert parse(tmp_path, fusion=fusion).fusion.settings() == settings
 
 
@@ -134,7 +134,7 @@ def test_a_name_is_used_once_among_trained_and_never_trained_tasks(tmp_path: Pat
         parse(tmp_path, unseen=[{"name": "pets", "data": "x"}])
 
 
-def test_the_hash_tells_configurations_apart(tmp_path: Path) -> None:
+def test_different_configurations_have_different_hashes(tmp_path: Path) -> None:
     assert config_hash(parse(tmp_path)) == config_hash(parse(tmp_path))
     assert config_hash(parse(tmp_path)) != config_hash(parse(tmp_path, seed=1))
 
@@ -146,7 +146,7 @@ def test_serving_refuses_to_consult_more_experts_than_its_ceiling(tmp_path: Path
     assert service_options(parse(tmp_path, predict={"top_k": 20}, serve={"max_top_k": 20})).top_k == 20
 
 
-def test_serving_takes_over_what_the_configuration_says(tmp_path: Path) -> None:
+def test_serving_follows_the_configuration(tmp_path: Path) -> None:
     config = parse(
         tmp_path,
         serve={"replicas": {"min": 2, "max": 8}, "port": 9000, "cached_experts": 7},
@@ -165,7 +165,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_the_shipped_configurations_are_sound(path: Path) -> None:
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
     assert load_config(path).tasks
 
 

@@ -1,4 +1,4 @@
-"""One definition for an option: the section of the file is the component's own options, and the manual's tables too."""
+"""Each option is defined once: a section of the file, and a table of the manual, is the component's own options."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ COMPONENTS: dict[str, list[Any]] = {
     "ray": [RayOptions],
     "s3": [S3Options],
 }
-"""Whose options a section is."""
+"""The components whose options make up a section."""
 FILE_ONLY = {"base", "tasks", "unseen", "fusion", "demo"}
-"""Sections that no component takes as they are."""
+"""Sections that belong to the file alone, not to one component."""
 
 
 def sections(section: type = Config, path: str = "") -> Iterator[tuple[str, type]]:
@@ -85,14 +85,14 @@ def test_the_section_fusion_is_a_mode_and_the_options_of_the_actor() -> None:
 
 
 @pytest.mark.parametrize("mode", modes().values(), ids=modes())
-def test_every_option_of_a_mode_has_a_default_and_a_text_and_stands_in_the_manual(mode: type[Mode]) -> None:
+def test_every_option_of_a_mode_has_a_default_a_text_and_a_row_in_the_manual(mode: type[Mode]) -> None:
     for option in options_of(mode):
         assert option.default is not MISSING
         assert option.text
         assert option.text in modes_table()
 
 
-def test_a_service_is_told_the_sections_of_the_file_and_the_store() -> None:
+def test_a_services_options_are_sections_of_the_file_and_the_store() -> None:
     told = {option.name: option.default for option in options_of(ServiceOptions)}
     in_file = [*options_of(PredictOptions), *options_of(ServeOptions)]
     assert told == {"address": MISSING, **{option.name: option.default for option in in_file}}
@@ -108,7 +108,7 @@ def test_a_service_is_told_the_sections_of_the_file_and_the_store() -> None:
         (finetune, "num_loader_threads", LaneOptions.num_loader_threads),
     ],
 )
-def test_without_a_configuration_the_same_defaults_go(function: Any, parameter: str, default: object) -> None:
+def test_without_a_configuration_the_same_defaults_apply(function: Any, parameter: str, default: object) -> None:
     assert inspect.signature(function).parameters[parameter].default == default
 
 

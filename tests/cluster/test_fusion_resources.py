@@ -29,7 +29,7 @@ def cpus(*counts: float) -> list[Node]:
         (cpus(4), LaneOptions(lanes=4), 0),
         (cpus(4), LaneOptions(num_cpus=4), 0),
         (cpus(4, 1), LaneOptions(num_cpus=4), 1),
-        (cpus(4), LaneOptions(lanes=9), 1),  # of which two tasks start two
+        (cpus(4), LaneOptions(lanes=9), 1),  # two tasks start only two of them
     ],
 )
 def test_auto_takes_a_core_that_the_lanes_can_spare(nodes: list[Node], lanes: LaneOptions, cores: int) -> None:
@@ -60,7 +60,7 @@ def test_what_is_set_passes_through() -> None:
         ({"device": "cuda", "num_gpus": 1}, LaneOptions(lanes=2, num_gpus=1), [GPU_NODE], r"room for 1 workers"),
     ],
 )
-def test_lanes_and_an_actor_that_can_never_run_at_once_are_refused(
+def test_lanes_and_an_actor_that_can_never_run_together_are_refused(
     fusion: dict[str, Any], lanes: LaneOptions, nodes: list[Node], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -73,6 +73,6 @@ def test_a_cluster_that_grows_is_not_checked() -> None:
 
 
 @pytest.mark.parametrize("values", [{"device": "cuda"}, {"num_gpus": 1}])
-def test_a_gpu_takes_a_device_and_a_share(values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="takes both, device: cuda and num_gpus"):
+def test_a_gpu_needs_both_a_device_and_a_share(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs both device: cuda and num_gpus"):
         FusionConfig(**values)

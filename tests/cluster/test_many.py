@@ -1,4 +1,4 @@
-"""A thousand tasks and a thousand versions: what each command asks of the store, counted."""
+"""A thousand tasks and a thousand versions: how many requests each command makes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def condu(*arguments: str) -> Any:
     return json.loads(out.getvalue())
 
 
-def test_a_thousand_tasks_cost_a_request_each_where_their_records_are_wanted_and_none_else(
+def test_a_thousand_tasks_cost_one_request_each_where_records_are_read_and_none_elsewhere(
     counted: CountingStore, tmp_path: Path
 ) -> None:
     many_tasks(counted, tmp_path, COUNT)
@@ -87,7 +87,7 @@ def test_a_thousand_tasks_cost_a_request_each_where_their_records_are_wanted_and
     assert counted.taken() == {"head": 1}
 
 
-def test_a_thousand_versions_are_listed_with_a_request_each_and_collected_without_reading_the_old_ones(
+def test_a_thousand_versions_are_listed_with_one_request_each_and_collected_without_reading_old_ones(
     counted: CountingStore, tmp_path: Path
 ) -> None:
     many_versions(counted, tmp_path, COUNT)
@@ -95,7 +95,7 @@ def test_a_thousand_versions_are_listed_with_a_request_each_and_collected_withou
     rows = condu("list")
     assert [row["version"] for row in rows] == list(range(1, COUNT + 1))
     assert len({row["bytes"] for row in rows}) == 1
-    assert counted.taken() == {"list": 1, "get": COUNT + 1}, "one record that all share"
+    assert counted.taken() == {"list": 1, "get": COUNT + 1}, "one record, which all share"
 
     condu("show", "500")
     assert counted.taken()["get"] < 10

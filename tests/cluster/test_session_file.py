@@ -62,7 +62,7 @@ def test_a_file_of_another_machine_is_neither_used_nor_removed(runtime: Path, tm
         assert len(list(runtime.iterdir())) == 1
 
 
-def test_a_link_and_a_file_that_is_not_a_session_are_not_used(
+def test_a_symlink_and_a_file_that_is_not_a_session_are_ignored(
     runtime: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with announced("127.0.0.1:1234", str(tmp_path / "store")):
@@ -75,7 +75,7 @@ def test_a_link_and_a_file_that_is_not_a_session_are_not_used(
     assert caplog.text.count("is not used") == 2
 
 
-def test_a_session_goes_on_unannounced_where_its_token_would_not_be_safe(
+def test_a_session_runs_unannounced_if_its_token_would_not_be_safe(
     runtime: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     runtime.mkdir(parents=True)
@@ -85,7 +85,9 @@ def test_a_session_goes_on_unannounced_where_its_token_would_not_be_safe(
     assert "condu status will not find this session" in caplog.text
 
 
-def test_without_a_runtime_folder_the_cache_holds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_runtime_folder_session_files_are_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     monkeypatch.setenv("CONDU_CACHE", str(tmp_path / "cache"))
     assert sessions_folder() == tmp_path / "cache" / "sessions"

@@ -1,4 +1,4 @@
-"""A mode is one file: one that is registered here goes through every command, and no line elsewhere knows it."""
+"""A mode is one file: the one registered here works in every command, and no line elsewhere knows of it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RULER = "ruler"
 
 @dataclass(frozen=True)
 class Rounded(Mode):
-    """Task vectors to a few decimal places, as whole numbers; what the tasks share is how long the unit is."""
+    """Task vectors rounded to a few decimal places, as integers; the tasks share the scale (the ruler)."""
 
     name = "rounded"
     traces = "the ruler keeps nothing"
@@ -107,7 +107,7 @@ def condu(*arguments: str, code: int = 0) -> Any:
     return json.loads(out.getvalue()) if code == 0 else None
 
 
-def test_a_registered_mode_goes_through_the_commands_about_stores(local_store: Store, tmp_path: Path) -> None:
+def test_a_registered_mode_works_in_every_command_on_a_store(local_store: Store, tmp_path: Path) -> None:
     _, base = random_base(tmp_path, local_store)
     experts = [random_expert(tmp_path, base, task, seed=seed).weights for seed, task in enumerate(("a", "b"), 1)]
     url = ["--store", str(tmp_path / "own")]
@@ -130,7 +130,7 @@ def test_a_registered_mode_goes_through_the_commands_about_stores(local_store: S
     condu("versions", "remove-task", "a", *url)
     assert RULER in newest(tmp_path / "own").shared, "task b is decoded with it"
     condu("versions", "remove-task", "b", *url)
-    assert not newest(tmp_path / "own").shared, "nobody needs it any more"
+    assert not newest(tmp_path / "own").shared, "no task needs it any more"
     condu("versions", "rollback", "1", *url)
     (rebuilt,) = condu("fuse", *url, "--from-archive", "--mode=rounded", "--digits=3")
     assert rebuilt["mode"] == {"name": "rounded"}, "an option at its default is not recorded"
@@ -144,7 +144,7 @@ def newest(folder: Path) -> FusedState:
     return manifest.state
 
 
-def test_a_registered_mode_is_compared(local_store: Store, tmp_path: Path) -> None:
+def test_a_registered_mode_takes_part_in_compare(local_store: Store, tmp_path: Path) -> None:
     assert "rounded" in default_methods()
     assert "rounded" in all_methods()
     base, cache = tiny_base(local_store), NodeCache(local_store)

@@ -100,7 +100,7 @@ def test_a_damaged_expert_is_named_and_not_measured(finished: Project) -> None:
 def test_compare_refuses_what_it_does_not_know_or_what_has_no_effect(project: Project) -> None:
     command = ("compare", "condu.yaml")
     refused(project, *command, "--methods", "tis", code=2, says="'tis' is unknown: did you mean ties?")
-    refused(project, *command, "--methods", "x", code=2, says="'x' is unknown: take zero-shot")
+    refused(project, *command, "--methods", "x", code=2, says="'x' is unknown: choose zero-shot")
     refused(project, *command, "--methods", "ties", "--rank", "4", code=2, says="add it to --methods")
     project.write_config(tasks=[])
     refused(project, *command, code=2, says="there is nothing to compare")
@@ -108,7 +108,7 @@ def test_compare_refuses_what_it_does_not_know_or_what_has_no_effect(project: Pr
 
 def test_compare_names_the_tasks_that_were_never_trained(finished: Project, project: Project) -> None:
     says = (
-        "no trained expert of colours, shapes (with the data, recipe and seed that condu.yaml gives): compare trains "
+        "no trained expert for colours, shapes (with the data, recipe and seed that condu.yaml gives): compare trains "
     )
     says += "nothing, so run `condu run condu.yaml` first"
     refused(project, "compare", "condu.yaml", code=1, says=says)
@@ -116,6 +116,6 @@ def test_compare_names_the_tasks_that_were_never_trained(finished: Project, proj
     other = {"name": "shapes", "data": finished.tasks["shapes"], "steps": 21}
     finished.write_config(tasks=[{"name": "colours", "data": finished.tasks["colours"]}, other])
     try:
-        refused(finished, "compare", "condu.yaml", code=1, says="no trained expert of shapes (with the data")
+        refused(finished, "compare", "condu.yaml", code=1, says="no trained expert for shapes (with the data")
     finally:
         finished.write_config()

@@ -65,7 +65,7 @@ def test_a_store_is_fused_anew_in_another_mode_from_its_archive(project: Project
     ("arguments", "says"),
     [
         ((), "there is no expert to fuse: name each with --expert"),
-        (("--from-archive", "--replace"), "--from-archive fuses what the store has"),
+        (("--from-archive", "--replace"), "--from-archive rebuilds what the store has"),
         (
             ("--scales=row", "--expert=a=x"),
             "--scales row has no effect in mode signed: it belongs to iterative and joint",

@@ -1,4 +1,4 @@
-"""What tests of faults share: copies of a store, a version read whole, a flipped bit, and a store that is struck."""
+"""What tests of faults share: copies of a store, a version read in full, a flipped bit, and a store with a fault."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def kill_this_process() -> None:
 
 
 class StruckStore:
-    """A store around which something happens once, just before a call or just after it: `strike`.
+    """A store that calls `strike` once, just before one of its calls or just after it.
 
     Args:
-        at: the call's number, from 1, or (method, beginning of the key) for the first call of that kind. None: never.
+        at: the call's number, from 1, or (method, prefix of the key) for the first such call. None: never.
 
     `calls` lists the calls as (method, key). A listing and a stream are one call each, and must be read to the end.
     """

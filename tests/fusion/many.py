@@ -1,4 +1,4 @@
-"""Stores with very many tasks or versions, built fast: what differs is real, what does not is shared."""
+"""Stores with very many tasks or versions, built fast: what differs is real, what is alike is shared."""
 
 from __future__ import annotations
 

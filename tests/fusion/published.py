@@ -1,4 +1,4 @@
-"""A store with a tiny CLIP and a few tasks that really answer: experts are the base, moved a little at random."""
+"""A store with a tiny CLIP and a few tasks that really answer: each expert is the base plus a little noise."""
 
 from __future__ import annotations
 

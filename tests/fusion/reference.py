@@ -1,4 +1,4 @@
-"""The method once more in plain numpy, as the equations stand: whole arrays, boolean masks, one task after another."""
+"""The method again in plain numpy, straight from the equations: whole arrays, boolean masks, one task after another."""
 
 from __future__ import annotations
 

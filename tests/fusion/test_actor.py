@@ -98,7 +98,7 @@ def test_an_actor_killed_during_a_call_fuses_the_expert_once(
     assert client.fuse(base, [random_expert(tmp_path, path, "last", seed=3)], mode=ITERATIVE) == 3
 
 
-def test_callers_at_once_are_all_served(client: FusionClient, local_store: Store, tmp_path: Path) -> None:
+def test_simultaneous_callers_are_all_served(client: FusionClient, local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
     experts = [random_expert(tmp_path, path, f"t{i}", seed=i) for i in range(4)]
     versions: list[int] = []
@@ -166,7 +166,7 @@ def at_the_gate(progress: FusionProgress) -> bool:
     return progress.now is not None and progress.now.tasks == ("gate",)
 
 
-def test_a_caller_who_floods_the_actor_keeps_another_ones_call_waiting_for_one_of_its_own_at_most(
+def test_a_caller_that_floods_the_actor_delays_another_caller_by_at_most_one_call(
     client: FusionClient, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)
@@ -185,12 +185,12 @@ def test_a_caller_who_floods_the_actor_keeps_another_ones_call_waiting_for_one_o
     newest = Versions(local_store).newest()
     assert newest is not None
     assert newest.version == 9
-    assert next(iter(newest.state.tasks)) == "other", "nine versions, one after the other, and the flood's came after"
+    assert next(iter(newest.state.tasks)) == "other", "nine versions in turn, and the other caller's came first"
 
 
 def test_progress_is_reported_while_a_fuse_runs(client: FusionClient, local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
-    assert find_progress(local_store.url, timeout_s=10) is None, "asking does not start one"
+    assert find_progress(local_store.url, timeout_s=10) is None, "asking does not start an actor"
     gate = Gate(tmp_path, path)
     calls = Calls(client, gate)
     client.fuse(base, [random_expert(tmp_path, path, "before", seed=1)], mode=SIGNED)
@@ -213,7 +213,7 @@ def test_progress_is_reported_while_a_fuse_runs(client: FusionClient, local_stor
     assert after.error.startswith("gate: DamagedBlobError")
 
 
-def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_next(
+def test_calls_that_wait_when_the_actor_is_killed_are_each_served_once_by_its_successor(
     client: FusionClient, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)
@@ -238,7 +238,7 @@ def test_calls_that_wait_when_the_actor_is_killed_are_served_once_each_by_the_ne
 
 
 @pytest.mark.parametrize(("num_cpus", "threads"), [(0, "1"), (0.1, "1"), (2, "2")])
-def test_the_actors_kernels_use_as_many_threads_as_it_reserves_cores_and_one_without(
+def test_the_actors_kernels_use_one_thread_per_reserved_core_and_one_without(
     num_cpus: float, threads: str, local_store: Store
 ) -> None:
     pid = FusionClient(StoreAddress(local_store.url), num_cpus=num_cpus).pid()

@@ -1,4 +1,4 @@
-"""Experts that are none: each is refused with its file, its tensor and what to do, and leaves nothing behind."""
+"""Bad experts: each is refused with its file, its tensor and what to do, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_an_expert_of_another_base_is_refused(mode: dict[str, Any], local_store:
 def test_an_expert_in_another_float_dtype_is_as_good_as_its_copy_in_float32(
     mode: dict[str, Any], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Buffers too, which come back in the base's dtype: who loads the state dict finds what the base has."""
+    """Buffers too: they come back in the base's dtype, so that the state dict has the same layout as the base."""
     decoupled = []
     for number, copy in enumerate(("as it is", "in float32")):
         store = open_store(f"file://{tmp_path}/store-{number}")

@@ -1,4 +1,4 @@
-"""The engine over whole states: scales, 16-bit tau and archives, fusing anew, devices, memory, what is written."""
+"""Modes over whole states: scales, 16-bit tau and archives, rebuilding, devices, memory, what is written."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_settings_open_the_mode_that_wrote_them(mode: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ({"name": "average"}, "is unknown: take iterative, joint or signed"),
-        ({"name": "signed", "scales": "row"}, "does not take all of scales"),
+        ({"name": "average"}, "is unknown: choose iterative, joint or signed"),
+        ({"name": "signed", "scales": "row"}, "has no option scales"),
         ({"name": "signed", "bits": 5}, "bits is 5, it must be at least 1 and at most 4"),
         ({"name": "joint", "scales": "column"}, "it must be 'task', 'tensor' or 'row'"),
         ({"name": "iterative", "dtype": "int8"}, "it must be 'float32', 'float16' or 'bfloat16'"),
@@ -133,7 +133,9 @@ def test_each_tensor_or_row_keeps_its_mean_magnitude(
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_tau_in_16_bits_is_half_as_large_and_says_what_it_costs(name: str, local_store: Store, tmp_path: Path) -> None:
+def test_tau_in_16_bits_is_half_as_large_and_reports_its_rounding_error(
+    name: str, local_store: Store, tmp_path: Path
+) -> None:
     base, path = random_base(tmp_path, local_store)
     cache = cache_of(local_store, tmp_path)
     expert = random_expert(tmp_path, path, "a", seed=1)
@@ -147,7 +149,7 @@ def test_tau_in_16_bits_is_half_as_large_and_says_what_it_costs(name: str, local
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("mode", EVERY_MODE[-3:] + EVERY_MODE[:1] + EVERY_MODE[5:6], ids=str)
-def test_fused_anew_from_the_archive_is_what_fusing_from_the_start_gives(
+def test_rebuilding_from_the_archive_gives_what_fusing_from_the_start_gives(
     mode: dict[str, Any], dtype: str, local_store: Store, tmp_path: Path
 ) -> None:
     cache = cache_of(local_store, tmp_path)
@@ -171,12 +173,8 @@ def test_fused_anew_from_the_archive_is_what_fusing_from_the_start_gives(
                     assert cosine(found, delta) > (0.999999 if dtype == "float32" else 0.98)
 
 
-def test_fused_anew_nothing_of_a_removed_task_is_left(local_store: Store, tmp_path: Path) -> None:
+def test_a_rebuild_leaves_nothing_of_a_removed_task(local_store: Store, tmp_path: Path) -> None:
     """The blobs of a rebuilt state are those of a store that never had the task."""
-
-    from fusion.store import open_store
-    from fusion.versions.publish import Draft
-
     cache = cache_of(local_store, tmp_path)
     mode = {"name": "iterative"}
     newest = publish(local_store, tmp_path, mode, archive=True)
@@ -203,7 +201,7 @@ def test_fused_anew_nothing_of_a_removed_task_is_left(local_store: Store, tmp_pa
     assert rebuilt.removed == ("t1",)
 
 
-def test_fusing_anew_names_every_task_that_was_not_archived(local_store: Store, tmp_path: Path) -> None:
+def test_a_rebuild_names_every_task_that_was_not_archived(local_store: Store, tmp_path: Path) -> None:
     publish(local_store, tmp_path, {"name": "signed", "bits": 2}, num_tasks=2)
     with pytest.raises(ConfigError, match=r"t0, t1 were not archived.*--replace --archive"):
         rebuild_from_archive(cache_of(local_store, tmp_path), mode={"name": "joint"})
@@ -211,7 +209,7 @@ def test_fusing_anew_names_every_task_that_was_not_archived(local_store: Store, 
 
 
 @pytest.mark.parametrize("mode", [{"name": "iterative"}, {"name": "signed", "bits": 2}], ids=str)
-def test_a_task_is_added_by_writing_what_the_mode_changes_and_nothing_else(
+def test_adding_a_task_writes_only_what_the_mode_changes(
     mode: dict[str, Any], local_store: Store, tmp_path: Path
 ) -> None:
     """Past the profiles at 1, 2, 4 and 8 tasks: record, trigger, and in `iterative` tau and last_flip."""
@@ -229,14 +227,14 @@ def test_a_task_is_added_by_writing_what_the_mode_changes_and_nothing_else(
     assert {info.key for info in local_store.list("")} - before == expected
 
 
-def test_a_report_tells_bits_cosines_and_bytes(local_store: Store, tmp_path: Path) -> None:
+def test_a_report_has_bits_cosines_and_bytes(local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
     cache = cache_of(local_store, tmp_path)
     experts = [random_expert(tmp_path, path, f"t{i}", seed=i) for i in range(3)]
     result = fuse_experts(cache, base, experts, mode={"name": "iterative"})
     report = measure_fidelity(cache, result.manifest, result.cost, experts={"t2": TensorFile(experts[2].weights)})
     first, _, last = report.tasks
-    assert first.cosine is None, "its task vector is not at hand"
+    assert first.cosine is None, "its task vector is not available"
     assert 0 < first.bits_lost < 1
     assert last.bits_lost == 0
     delta = {name: TensorFile(experts[2].weights).float32(name) - TensorFile(path).float32(name) for name in SHAPES}
@@ -268,7 +266,7 @@ def test_empty_tensors_scalars_and_rows_of_odd_length_fuse(
 def test_sessions_of_one_call_that_change_nothing_keep_what_they_share(
     mode: dict[str, Any], local_store: Store, tmp_path: Path
 ) -> None:
-    """Equal experts leave tau, last_flip or a profile as it was: the same bytes are the same blob of one publish."""
+    """Equal experts leave tau, last_flip or a profile unchanged: within one publish, equal bytes are one blob."""
     base, path = random_base(tmp_path, local_store)
     expert = random_expert(tmp_path, path, "a", seed=1)
     unmoved = replace(expert, task="z", weights=path)

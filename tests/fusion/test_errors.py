@@ -1,4 +1,4 @@
-"""Errors that cross a process: users meet the one that was raised, not its wrapping."""
+"""Errors that cross a process boundary: users see the one that was raised, not its wrapper."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def test_our_own_error_comes_back_as_it_was_raised() -> None:
     assert own_cause(Wrapped(error)) is error
 
 
-def test_a_bug_there_stays_what_it_is() -> None:
+def test_a_bug_on_the_other_side_is_not_unwrapped() -> None:
     assert own_cause(Wrapped(ZeroDivisionError())) is None
     assert own_cause(RuntimeError()) is None

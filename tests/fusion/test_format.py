@@ -1,4 +1,4 @@
-"""docs/format.md tells the truth: the reader on that page, run as it stands, gets what condu gets, byte for byte."""
+"""docs/format.md is right: the reader on that page, run as printed, gets what condu gets, byte for byte."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def decouple(listing: str) -> Decouple:
 
 
 def publish(store: Store, folder: Path, mode: dict[str, Any]) -> Manifest:
-    """Four tasks in four sessions, over tensors of every kind that the page speaks of."""
+    """Four tasks in four sessions, over tensors of every kind that the page mentions."""
     dice = torch.Generator().manual_seed(0)
     base = {
         "matrix": torch.randn(19, 7, generator=dice),
@@ -113,7 +113,7 @@ def test_the_reader_on_the_page_finds_damage(what: str, decouple: Decouple, tmp_
         "base": newest.base.weights.key,
     }[what]
     body = store.get(key)
-    if what == "manifest":  # still JSON: only the hash tells
+    if what == "manifest":  # still valid JSON: only the hash gives it away
         store.delete(key)
         assert store.put_if_absent(key, body.replace(b'"session":1,', b'"session":2,'))
     else:
@@ -122,7 +122,7 @@ def test_the_reader_on_the_page_finds_damage(what: str, decouple: Decouple, tmp_
         decouple(tmp_path / "store", "task-0")
 
 
-def test_the_reader_on_the_page_needs_no_more_than_it_says(listing: str) -> None:
+def test_the_reader_on_the_page_imports_only_what_the_page_says(listing: str) -> None:
     imported = set()
     for node in ast.walk(ast.parse(listing)):
         if isinstance(node, ast.Import):

@@ -15,14 +15,11 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store, open_store
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions.history import Versions
+from tests.fusion.faults import keys
 from tests.fusion.vectors import cache_of, random_base, random_expert
 
 SIGNED = {"name": "signed", "bits": 2}
 MODES = [{"name": "iterative"}, {"name": "joint"}, SIGNED, {"name": "signed", "bits": 1}]
-
-
-def keys(store: Store) -> set[str]:
-    return {info.key for info in store.list("")}
 
 
 def test_fusing_the_same_expert_twice_is_a_no_op_that_says_so(any_store: Store, tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_a_store_keeps_its_base_and_its_mode(local_store: Store, tmp_path: Path)
         fuse_experts(cache, base, [random_expert(tmp_path, path, "b", seed=2)], mode={"name": "iterative"})
 
 
-def test_joint_without_an_archive_says_what_to_set(local_store: Store, tmp_path: Path) -> None:
+def test_joint_archives_its_experts_without_being_asked(local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
     cache = cache_of(local_store, tmp_path)
     first = fuse_experts(cache, base, [random_expert(tmp_path, path, "a", seed=1)], mode={"name": "joint"}).manifest
@@ -127,7 +124,7 @@ def test_a_lone_task_decouples_close_to_its_expert_and_keeps_its_buffers(
 
 
 @pytest.mark.parametrize("mode", [{"name": "iterative"}, SIGNED], ids=str)
-def test_publishers_that_race_all_end_published(mode: dict[str, object], local_store: Store, tmp_path: Path) -> None:
+def test_racing_publishers_all_get_published(mode: dict[str, object], local_store: Store, tmp_path: Path) -> None:
     base, path = random_base(tmp_path, local_store)
     experts = [random_expert(tmp_path, path, f"t{i}", seed=i) for i in range(6)]
     errors: list[BaseException] = []

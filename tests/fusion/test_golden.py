@@ -70,7 +70,7 @@ def test_one_call_with_all_experts_ends_where_one_call_each_does(stem: str, loca
     named = {ref.key for ref in result.manifest.state.blobs()}
     for task in golden.tasks:
         named.add(read_record(cache, result.manifest, task).trigger.key)
-    assert {info.key for info in local_store.list("blobs/")} == named, "no blob of a session in between is left"
+    assert {info.key for info in local_store.list("blobs/")} == named, "no blob of an intermediate session is left"
 
 
 def test_joint_fused_one_by_one_ends_where_one_shot_does(local_store: Store, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Options of a component: checked where they are made, all at once, by what stands beside each."""
+"""Options of a component: checked when they are made, all at once, against each option's own annotation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trip(Walk, Rest):
         return [*super().contradictions(), *(["minutes without pace"] if self.minutes and not self.pace else [])]
 
 
-def test_what_is_in_range_is_taken() -> None:
+def test_values_in_range_are_accepted() -> None:
     for trip in (Trip(), Trip(steps=1, pace=0.5, slope=0.99, ground="sand", minutes=2)):
         assert TypeAdapter(Trip).validate_python(vars(trip)) == trip
 
@@ -56,7 +56,7 @@ def test_what_is_in_range_is_taken() -> None:
     ],
     ids=str,
 )
-def test_all_problems_are_told_at_once(values: dict[str, object], problems: list[str]) -> None:
+def test_all_problems_are_reported_at_once(values: dict[str, object], problems: list[str]) -> None:
     with pytest.raises(OptionsError) as caught:
         Trip(**values)  # type: ignore[arg-type]
     assert len(caught.value.problems) == len(problems)
@@ -72,7 +72,7 @@ def test_an_unknown_option_of_a_file_is_an_error() -> None:
         TypeAdapter(Trip).validate_python({"stepz": 1})
 
 
-def test_problems_survive_the_way_between_processes() -> None:
+def test_problems_survive_pickling_between_processes() -> None:
     error = OptionsError("one", "two")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (again.problems, str(again)) == (("one", "two"), "one; two")

@@ -1,4 +1,4 @@
-"""Bit planes: a packed plane is the mask, and a foreign one is refused."""
+"""Bit planes: a packed plane is the mask, and a plane of the wrong size is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""safetensors files: what is written is read, and an expert that does not match the base is refused with reasons."""
+"""safetensors files: what is written is read back; an expert that does not match the base is refused with reasons."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_same_tensors_have_the_same_bytes_in_whatever_order_they_are_written
     assert sha256_file(tmp_path / "x") == sha256_file(tmp_path / "y")
 
 
-def test_a_tensor_of_the_layout_that_was_not_written_is_our_own_mistake(tmp_path: Path) -> None:
+def test_leaving_out_a_tensor_of_the_layout_fails_an_assertion(tmp_path: Path) -> None:
     writer = TensorWriter(tmp_path / "x", {"a": TensorSpec("F32", (3,))})
     with pytest.raises(AssertionError, match="a"):
         writer.finish()
@@ -105,7 +105,7 @@ class Bomb:
         return (Path.touch, (Path("exploded"),))  # type: ignore[return-value]
 
 
-def test_a_pickle_by_the_name_of_safetensors_is_refused_and_not_run(
+def test_a_pickle_named_like_a_safetensors_file_is_refused_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

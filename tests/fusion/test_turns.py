@@ -46,23 +46,23 @@ def line() -> Iterator[Line]:
     line.go.set()
 
 
-def test_a_caller_with_many_jobs_keeps_nobody_waiting_for_more_than_one_of_them(line: Line) -> None:
+def test_a_caller_with_many_jobs_delays_others_by_at_most_one_of_them(line: Line) -> None:
     for number in range(1, 6):
         line.add("a", number)
     line.add("b", 0)
     line.add("c", 0)
     line.add("c", 1)
-    # a's first job ran while the queue formed: a went to its end
+    # a's first job ran while the queue formed, so a's next turn comes last
     assert line.run() == ["b0", "c0", "a1", "c1", "a2", "a3", "a4", "a5"]
 
 
-def test_a_callers_own_jobs_go_in_the_order_of_their_numbers_whenever_they_arrive(line: Line) -> None:
+def test_a_callers_own_jobs_run_in_the_order_of_their_numbers_whenever_they_arrive(line: Line) -> None:
     for number in (3, 1, 2):
         line.add("b", number)
     assert line.run() == ["b1", "b2", "b3"]
 
 
-def test_a_job_waits_for_its_callers_lower_numbers_that_are_still_to_arrive(line: Line) -> None:
+def test_a_job_waits_for_its_callers_lower_numbers_that_have_not_arrived_yet(line: Line) -> None:
     """As after the death of an actor: the jobs come again, in any order."""
     line.go.set()
     line.first.result(timeout=30)
@@ -74,7 +74,7 @@ def test_a_job_waits_for_its_callers_lower_numbers_that_are_still_to_arrive(line
     assert line.run() == ["c5", "b1", "b2", "b3"]
 
 
-def test_a_job_waits_no_longer_for_numbers_that_are_settled_before_or_after_it_arrives(line: Line) -> None:
+def test_a_job_does_not_wait_for_numbers_that_are_settled_before_or_after_it_arrives(line: Line) -> None:
     line.go.set()
     late = line.add("b", 7, first=4)
     line.turns.settle("b", 6)
@@ -84,7 +84,7 @@ def test_a_job_waits_no_longer_for_numbers_that_are_settled_before_or_after_it_a
     late.result(timeout=30)
     line.turns.settle("d", 3)
     line.add("d", 3, first=1).result(timeout=30)
-    line.turns.settle("d", 2)  # told late: what is known stays known
+    line.turns.settle("d", 2)  # a late report does not undo a newer one
     line.add("d", 4, first=2).result(timeout=30)
     assert line.order == ["c0", "b7", "d3", "d4"]
 
@@ -98,7 +98,7 @@ def test_waiting_jobs_are_listed_in_the_order_in_which_they_will_run(line: Line)
     assert line.turns.waiting() == []
 
 
-def test_an_error_is_the_callers_and_the_queue_goes_on(line: Line) -> None:
+def test_an_error_goes_to_the_caller_and_the_queue_goes_on(line: Line) -> None:
     broken = line.turns.submit("b", 0, ("b0",), lambda: 1 // 0)
     line.add("b", 1)
     assert line.run() == ["b1"]

@@ -68,7 +68,7 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
 def publish_each(
     folder: Path, store: Store, tasks: Sequence[str], *, mode: Mapping[str, Any] = SIGNED, seed: int = 0
 ) -> list[Manifest]:
-    """One version a task, each with a random expert of its own."""
+    """One version per task, each with its own random expert."""
     base, path = random_base(folder, store)
     return [
         fuse_experts(

@@ -1,4 +1,4 @@
-"""A small disk of its own, really full when a test says so: a tmpfs, mounted and unmounted here."""
+"""A small disk that a test can really fill: a tmpfs, mounted and unmounted here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SmallDisk:
         return found.f_bavail * found.f_frsize // PAGE_BYTES
 
     def fill(self, *, leave_pages: int = 0) -> None:
-        """Use up all but so many pages of 4 KiB."""
+        """Use up all but `leave_pages` pages of 4 KiB."""
         self.clear()
         with open(self._filler, "wb") as file:
             file.write(b"x" * PAGE_BYTES * (self.free_pages - leave_pages))
@@ -38,7 +38,7 @@ class SmallDisk:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """Needs the right to mount; the test of `RLIMIT_FSIZE` in test_full_disk.py needs no such thing."""
+    """Skips where this user may not mount; the test of `RLIMIT_FSIZE` in test_full_disk.py runs everywhere."""
     folder = tmp_path / "small-disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=8m", "condu-test", str(folder)]

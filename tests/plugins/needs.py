@@ -1,10 +1,10 @@
-"""What a test needs, as markers, and which tests stay in one process when `pytest -n` shares them out.
+"""What a test needs, as markers, and which tests stay in one process under `pytest -n`.
 
-Markers follow from fixtures where they can; a test that starts processes by other means says so itself. `make check`
-leaves out all that have one.
+Markers follow from fixtures where they can; a test that starts processes by other means is marked by hand. `make check`
+skips every test with such a marker.
 
-Tests that share what is costly to make run one after the other in one process: those of one group. Groups that take
-minutes begin first, so that no process is left alone with one at the end.
+Tests that share something costly form a group and run one after another in one process. Groups that take minutes start
+first, so that none is left to a single process at the end.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _NEEDS = {"ray_session": "ray", "finished": "ray", "s3_server": "s3", "small_dis
 """Fixture to marker."""
 
 _GROUPS = ("finished", "ray_session")
-"""Fixtures that take long to make and are made once: each is a group. What uses none of them is grouped by file."""
+"""Fixtures that are slow to make and made once: each defines a group. All other tests are grouped by file."""
 
 _LONG = (*_GROUPS, "tests/e2e/")
-"""How the names of groups that take minutes begin, the longest first."""
+"""How the names of groups that take minutes begin, slowest first."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied, and before pytest-xdist reads groups

@@ -26,7 +26,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         ray.init(
-            address="local",  # also where the machine has a Ray of its own
+            address="local",  # never a Ray that already runs on this machine
             num_cpus=4,
             include_dashboard=False,
             object_store_memory=200 << 20,

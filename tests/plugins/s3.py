@@ -1,4 +1,4 @@
-"""Fixtures for tests that need S3: one real server a session, a fresh prefix a test."""
+"""Fixtures for tests that need S3: one real server per session, a fresh prefix per test."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store URL that nobody used before; the environment has its endpoint and credentials."""
+    """A fresh store URL; endpoint and credentials are in the environment."""
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     for name, value in s3_server.env.items():

@@ -1,4 +1,4 @@
-"""Stores for tests: a local folder, and a prefix of its own on the real S3 server."""
+"""Stores for tests: a local folder, and a fresh prefix on the real S3 server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def local_store(tmp_path: Path) -> Store:
 
 @pytest.fixture(params=["local", "s3"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """URL of a store that nobody used before, of each kind."""
+    """URL of an empty store, once of each kind."""
     if request.param == "local":
         return f"file://{tmp_path}/store"
     url: str = request.getfixturevalue("s3_url")

@@ -12,7 +12,7 @@ from fusion.kernels.cpu import CpuKernels
 from fusion.modes.masked import rescaler
 from tests.fusion import reference
 
-# few distinct magnitudes and zeros: ties and cancelling signs are where implementations differ
+# few distinct magnitudes, and zeros: implementations differ in ties and in signs that cancel
 values = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
 sessions_of_deltas = st.integers(1, 5).flatmap(
     lambda k: st.integers(1, 40).flatmap(lambda n: arrays(np.float32, (k, n), elements=values))
@@ -20,7 +20,7 @@ sessions_of_deltas = st.integers(1, 5).flatmap(
 
 
 def in_closed_form(deltas: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], list[float]]:
-    """Session by session through the kernel: tau, masks as they are at the end, scales."""
+    """Session by session through the kernel: tau, masks at the end, scales."""
     size = deltas.shape[1]
     kernels, unified, flips = CpuKernels(), np.zeros(size, np.float32), np.zeros(size, np.uint8)
     planes: list[np.ndarray] = []
@@ -43,7 +43,7 @@ def in_closed_form(deltas: np.ndarray) -> tuple[np.ndarray, list[np.ndarray], li
 def test_the_closed_form_is_decouple_then_unify(deltas: np.ndarray) -> None:
     unified, masks, scales = in_closed_form(deltas)
     expected_unified, expected_masks, expected_scales = reference.sessions(deltas)
-    # tau * sum(lambda) and sum(lambda * tau) may round apart where signs cancel exactly: compare where they do not
+    # tau * sum(lambda) and sum(lambda * tau) may round differently where signs cancel exactly: compare elsewhere
     np.testing.assert_allclose(scales, expected_scales, rtol=1e-4)
     settled = np.abs(expected_unified) > 1e-6
     np.testing.assert_allclose(unified[settled], expected_unified[settled], rtol=1e-5)
@@ -69,12 +69,12 @@ def test_old_masks_only_lose_bits(deltas: np.ndarray) -> None:
 
 
 @given(sessions_of_deltas)
-def test_what_a_task_keeps_has_its_mean_magnitude(deltas: np.ndarray) -> None:
+def test_what_is_left_of_a_task_has_its_mean_magnitude(deltas: np.ndarray) -> None:
     unified, masks, scales = in_closed_form(deltas)
     for delta, mask, scale in zip(deltas, masks, scales, strict=True):
         if scale:
             assert scale * reference.mean(unified * mask) == pytest.approx(reference.mean(delta), rel=1e-6)
 
 
-def test_a_task_of_which_nothing_is_left_has_scale_zero() -> None:
+def test_a_task_with_nothing_left_has_scale_zero() -> None:
     assert rescaler(0.3, 0.0) == 0.0

@@ -23,7 +23,7 @@ KERNELS = CpuKernels()
 
 
 def rows_of(delta: np.ndarray) -> np.ndarray:
-    """Where the rows of a matrix begin, and its size."""
+    """Where each row of a matrix begins, then its size."""
     return np.arange(delta.shape[0] + 1) * delta.shape[1]
 
 
@@ -71,7 +71,7 @@ def test_signs_come_back_and_rows_that_never_moved_stay_zero(delta: np.ndarray, 
 
 @settings(max_examples=100, deadline=None)
 @given(deltas_of_rows)
-def test_a_profile_is_positive_finite_and_one_where_nobody_moved(delta: np.ndarray) -> None:
+def test_a_profile_is_positive_finite_and_one_where_no_task_moved(delta: np.ndarray) -> None:
     profile = open_profile(delta).astype(np.float32).reshape(delta.shape)
     assert np.isfinite(profile).all()
     assert (profile > 0).all()
