@@ -200,7 +200,7 @@ def test_a_missing_bucket_is_refused_by_every_call(s3_url: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "advice"),
     [
-        ("AWS_SECRET_ACCESS_KEY", "wrong", "secret key does not fit"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "secret key does not match the access key"),
         ("AWS_ACCESS_KEY_ID", "wrong", "does not know this access key"),
         ("AWS_ACCESS_KEY_ID", None, "no usable credentials"),
     ],

@@ -28,7 +28,7 @@ from fusion.versions.publish import Draft, publish
 from fusion.versions.verify import verify
 from tests.fusion.vectors import cache_of, flip_a_byte, publish_each, random_base, random_expert
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ITERATIVE = {"name": "iterative"}
 ALL_OLD = Policy(keep=1, keep_days=0)
 
