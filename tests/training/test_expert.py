@@ -56,7 +56,7 @@ def test_an_expert_is_a_full_state_dict_with_prototypes_and_nothing_else_is_left
     expected = torch.nn.functional.normalize(features.mean(0) / 2 + texts.mean(0) / 2, dim=0)
     torch.testing.assert_close(prototypes[0], expected)
     keys = [info.key for info in any_store.list("experts/")]
-    assert len(keys) == 3  # record, weights, prototypes
+    assert len(keys) == 4  # record, weights, prototypes, evidence
 
 
 def test_a_second_call_trains_nothing(local_store: Store, tmp_path: Path) -> None:
