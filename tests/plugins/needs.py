@@ -1,10 +1,10 @@
 """What a test needs, as markers, and which tests stay in one process under `pytest -n`.
 
-Markers follow from fixtures where they can; a test that starts processes by other means is marked by hand. `make check`
-skips every test with such a marker.
+Markers follow from fixtures where they can; a test that starts processes by other means says so itself. `make check`
+leaves out all that have one.
 
-Tests that share something costly form a group and run one after another in one process. Groups that take minutes start
-first, so that none is left to a single process at the end.
+Tests that share what is costly to make run one after the other in one process: those of one group. Groups that take
+minutes begin first, so that no process is left alone with one at the end.
 """
 
 from __future__ import annotations
