@@ -1,10 +1,11 @@
 """What a test needs, as markers, and which tests stay in one process under `pytest -n`.
 
-Markers follow from fixtures where they can; a test that starts processes by other means says so itself. `make check`
-leaves out all that have one.
+Markers follow from fixtures where they can; a test that starts processes by other means is marked by hand. `make check`
+skips every test with such a marker.
 
-Tests that share what is costly to make run one after the other in one process: those of one group. Groups that take
-minutes begin first, so that no process is left alone with one at the end.
+Tests that share something costly form a group and run one after another in one process. Groups that take minutes start
+first, so that none is left to a single process at the end. A group's name is the end of a test's id, after `@`:
+pytest-xdist 3.8 reads it there (`--dist loadgroup`), but where it writes it, pytest 9.2 does not look.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ _LONG = (*_GROUPS, "tests/e2e/")
 """How the names of groups that take minutes begin, slowest first."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` is applied, and before pytest-xdist reads groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     groups = {item: _group(item) for item in items}
+    items.sort(key=lambda item: _rank(groups[item]))
     for item, group in groups.items():
         for need in sorted(_needs(item)):
             item.add_marker(need)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _rank(groups[item]))
+        if getattr(config.option, "loadgroup", False):
+            item._id = item._id.parse(f"{item.nodeid}@{group}")  # type: ignore[attr-defined]
 
 
 def _needs(item: pytest.Item) -> set[str]:
