@@ -12,7 +12,7 @@ from fusion.store import open_store
 from fusion.versions.history import manifest_key
 from tests.e2e.project import Project
 from tests.e2e.test_mistakes import refused
-from tests.fusion.vectors import flip_a_byte
+from tests.fusion.faults import flip_a_bit
 from tests.golden import Golden
 
 
@@ -81,7 +81,7 @@ def test_a_store_is_rolled_back_pruned_verified_and_goes_on(tmp_path: Path) -> N
     assert "nothing is missing or damaged" in fused.says("verify")
     assert fused.json("unpin", "2")["pinned"] == []
     key = json.loads(fused.store.get(manifest_key(10)))["state"]["shared"]["last_flip"]["key"]
-    flip_a_byte(fused.store, key)
+    flip_a_bit(fused.store, key)
     (finding,) = fused.json("verify", code=1)["findings"]
     assert (finding["key"], finding["versions"]) == (key, [10, 11, 12])
     bad = fused.project.condu_here("versions", "verify", "--store", fused.url)
@@ -111,12 +111,12 @@ def test_what_can_not_be_done_is_refused_with_what_can(tmp_path: Path) -> None:
     for command in ("verify", "gc"):
         refused(fused.project, "versions", command, "--store", tmp_path / "none", code=1, says="nothing was published")
     refused(fused.project, "versions", "rollback", "1", "--store", "ftp://x/y", code=2, says="does not name a store")
-    flip_a_byte(fused.store, manifest_key(6))
+    flip_a_bit(fused.store, manifest_key(6))
     no("gc", "--keep", "3", says="00000006.json is damaged")
     rows = {row["version"]: row for row in fused.json("list")}
     assert "damaged" in rows[6]["problem"]
     assert rows[7]["problem"] is None
-    flip_a_byte(fused.store, manifest_key(7))
+    flip_a_bit(fused.store, manifest_key(7))
     for arguments in (("rollback", "5"), ("remove-task", fused.tasks[0]), ("pin", "5"), ("gc",), ("show",)):
         no(*arguments, says="00000007.json is damaged")
 

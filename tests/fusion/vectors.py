@@ -82,10 +82,3 @@ def decoupled(store: Store, folder: Path, manifest: Manifest, task: str) -> dict
     """Every tensor of a decoupled expert, as bytes."""
     tensors = decoupled_tensors(cache_of(store, folder), manifest, task)
     return {name: tensor.numpy().tobytes() for name, tensor in tensors}
-
-
-def flip_a_byte(store: Store, key: str) -> None:
-    data = bytearray(store.get(key))
-    data[len(data) // 2] ^= 1
-    store.delete(key)
-    assert store.put_if_absent(key, bytes(data))

@@ -22,7 +22,8 @@ from fusion.versions.history import Versions, manifest_key
 from fusion.versions.manifest import Manifest
 from fusion.versions.publish import Draft, publish
 from fusion.versions.verify import verify
-from tests.fusion.vectors import SIGNED, cache_of, decoupled, flip_a_byte, publish_each, random_base, random_expert
+from tests.fusion.faults import flip_a_bit
+from tests.fusion.vectors import SIGNED, cache_of, decoupled, publish_each, random_base, random_expert
 
 ITERATIVE = {"name": "iterative"}
 ALL_OLD = Policy(keep=1, keep_days=0)
@@ -159,7 +160,7 @@ def test_what_can_not_be_read_stops_it_before_anything_is_deleted(
     if which == "missing manifest":
         local_store.delete(key)
     else:
-        flip_a_byte(local_store, key)
+        flip_a_bit(local_store, key)
     before = keys(local_store)
     expected: type[ConduError] = BlobNotFoundError if which == "missing manifest" else DamagedBlobError
     with pytest.raises(expected, match=key):
@@ -169,7 +170,7 @@ def test_what_can_not_be_read_stops_it_before_anything_is_deleted(
 
 def test_a_damaged_version_that_has_to_go_anyway_does_not_stop_it(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"])
-    flip_a_byte(local_store, manifest_key(1))
+    flip_a_bit(local_store, manifest_key(1))
     assert collect(Versions(local_store), ALL_OLD).versions == (1, 2)
 
 

@@ -26,7 +26,8 @@ from fusion.versions.history import Versions, manifest_key
 from fusion.versions.manifest import Manifest
 from fusion.versions.publish import Draft, publish
 from fusion.versions.verify import verify
-from tests.fusion.vectors import cache_of, flip_a_byte, publish_each, random_base, random_expert
+from tests.fusion.faults import flip_a_bit
+from tests.fusion.vectors import cache_of, publish_each, random_base, random_expert
 
 ROOT = Path(__file__).resolve().parents[3]
 ITERATIVE = {"name": "iterative"}
@@ -175,7 +176,7 @@ def test_a_collection_that_slept_while_its_number_was_used_and_freed_deletes_not
 
 def test_a_publisher_stops_at_a_damaged_newest_version(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b"])
-    flip_a_byte(local_store, manifest_key(2))
+    flip_a_bit(local_store, manifest_key(2))
     before = {info.key for info in local_store.list("")}
     for act in (
         lambda: edits.rollback(Versions(local_store), 1),

@@ -15,7 +15,8 @@ from fusion.versions.gc import Policy, collect
 from fusion.versions.history import Versions, manifest_key
 from fusion.versions.manifest import Manifest
 from fusion.versions.verify import verify
-from tests.fusion.vectors import SIGNED, cache_of, flip_a_byte, publish_each
+from tests.fusion.faults import flip_a_bit
+from tests.fusion.vectors import SIGNED, cache_of, publish_each
 
 ITERATIVE = {"name": "iterative"}
 JOINT = {"name": "joint"}
@@ -50,7 +51,7 @@ def test_what_is_bad_is_named_with_the_versions_and_tasks_it_affects(
 ) -> None:
     manifests = publish_each(tmp_path, local_store, ["a", "b", "c"], mode=ITERATIVE)
     key = key_of(what, manifests, local_store, tmp_path)
-    {"flip": flip_a_byte, "delete": delete}[harm](local_store, key)
+    {"flip": flip_a_bit, "delete": delete}[harm](local_store, key)
     (finding,) = verify(Versions(local_store)).findings
     assert (finding.key, finding.versions, finding.tasks) == (key, versions, tasks)
     assert ("damaged" in finding.problem) == (harm == "flip")
@@ -62,14 +63,14 @@ def test_profiles_and_archives_are_verified_too(mode: dict[str, object], local_s
     archive = read_record(cache_of(local_store, tmp_path), two, "a").archive
     ref = one.state.shared["profile/1"] if mode == SIGNED else archive
     assert ref is not None
-    flip_a_byte(local_store, ref.key)
+    flip_a_bit(local_store, ref.key)
     (finding,) = verify(Versions(local_store)).findings
     assert (finding.key, finding.versions) == (ref.key, (1, 2))
 
 
 def test_a_damaged_newest_version_is_a_finding_and_the_others_are_read(local_store: Store, tmp_path: Path) -> None:
     publish_each(tmp_path, local_store, ["a", "b", "c"])
-    flip_a_byte(local_store, manifest_key(3))
+    flip_a_bit(local_store, manifest_key(3))
     found = verify(Versions(local_store))
     assert [(f.key, f.versions) for f in found.findings] == [(manifest_key(3), (3,))]
     assert found.versions == (1, 2, 3)
@@ -80,7 +81,7 @@ def test_a_store_without_an_intact_manifest_is_reported_manifest_by_manifest(
 ) -> None:
     publish_each(tmp_path, local_store, ["a", "b"])
     for number in (1, 2):
-        flip_a_byte(local_store, manifest_key(number))
+        flip_a_bit(local_store, manifest_key(number))
     assert [f.versions for f in verify(Versions(local_store)).findings] == [(2,), (1,)]
 
 
