@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.options import PredictOptions
+from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.prototypes import route_scores, top_tasks
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
