@@ -23,8 +23,9 @@ from torch.func import functional_call
 
 from cluster.config import load_config
 from cluster.run import jobs
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, prompts
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
 from fusion.answers.predictor import ExpertModel
+from fusion.answers.prompts import prompts
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache

@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fusion.answers.clip import Clip, build_clip, prompts
+from fusion.answers.clip import Clip, build_clip
 from fusion.answers.options import PredictOptions
 from fusion.answers.predictor import ExpertModel
+from fusion.answers.prompts import prompts
 from fusion.answers.view import ViewLoader
 from fusion.baselines import Baseline, fuse_baseline, open_baseline
 from fusion.baselines.adamerging import AdaMerging, Unlabelled

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.label_spaces import Prediction, Query
+from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.errors import LabelSpaceError
 from serving.errors import RequestError
 

@@ -112,3 +112,15 @@ def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.processes
+def test_a_run_s_queue_ray_s_controller_and_status_need_no_torch() -> None:
+    """It would cost each of their processes five seconds and 600 MB."""
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import training.lanes.task_queue, training.lanes.lane_config, training.lanes.status_query\n"
+        "import cluster.config, cluster.session_query, serving.status\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

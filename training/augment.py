@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-Policy = Literal["none", "crop", "draw"]
+from training.recipe import Policy
 
 _CROP_AREA = (0.9, 1.0)
 _CROP_ASPECT = 4 / 3

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fusion.answers.clip import DEFAULT_TEMPLATES
+from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.errors import DataError
 from fusion.store import S3Options
 from fusion.store.blobs import canonical_json

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from fusion.answers.clip import Clip, prompts
+from fusion.answers.clip import Clip
+from fusion.answers.prompts import prompts
 from fusion.errors import ConduError, ConfigError
 from training.batches import Batches, generator_for
 from training.data import TaskData

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Interval
 
 from fusion.options import Options
-from training.augment import Policy
 from training.methods import method_names
+
+Policy = Literal["none", "crop", "draw"]
+"""See `training.augment`."""
 
 _ALGORITHM = 1
 """Goes up when the same settings train another expert, so that old experts are not taken for new ones."""

@@ -21,19 +21,13 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
+from fusion.answers.prompts import prompts
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.tensors import TensorFile
 from fusion.versions.bases import Base
 
 LOGIT_SCALE = 100.0
 """Logits are 100 x cosine for every model: the largest scale that CLIP trains, and what the paper's rules average."""
-
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
-
-
-def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every class in every template, len(classes) * len(templates) texts: all of the first class, then the second, …"""
-    return [template.replace("{}", name) for name in classes for template in templates]
 
 
 class Clip:

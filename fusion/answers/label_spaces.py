@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.options import PredictOptions
+from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
 from fusion.versions.manifest import unknown_task

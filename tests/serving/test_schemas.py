@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fusion.answers.clip import DEFAULT_TEMPLATES
 from fusion.answers.label_spaces import Query
+from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.errors import ConduError, ConfigError, LabelSpaceError
 from fusion.store.address import StoreAddress
 from serving.errors import RequestError

@@ -33,10 +33,9 @@ from fusion.versions.experts import find_expert, num_attempts
 from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
-from training.lanes.lane_config import LaneConfig
+from training.lanes.lane_config import LaneConfig, run_lane
 from training.lanes.status_query import queue_prefix
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
-from training.lanes.worker_loop import run_worker
 from training.malloc import MALLOC_ENVIRONMENT
 from training.sources import absolute_source
 
@@ -197,7 +196,7 @@ class _Lanes:
 
     def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
         return TorchTrainer(
-            run_worker,
+            run_lane,
             train_loop_config={"lane": config},
             scaling_config=ScalingConfig(  # type: ignore[call-arg]
                 num_workers=options.workers,

@@ -33,3 +33,10 @@ class LaneConfig:
     num_threads: int
     num_loader_threads: int
     gpu_share: float
+
+
+def run_lane(config: dict[str, Any]) -> None:
+    """Ray Train's loop: `config["lane"]` is a `LaneConfig`. Ray's controller, which loads it too, imports no model."""
+    from training.lanes.worker_loop import run_worker
+
+    run_worker(config["lane"])

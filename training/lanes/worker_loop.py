@@ -31,9 +31,8 @@ class LaneClosedError(RuntimeError):
     """The run that started this lane has ended."""
 
 
-def run_worker(config: dict[str, Any]) -> None:
-    """Ray Train's loop: `config["lane"]` is a `LaneConfig`."""
-    lane: LaneConfig = config["lane"]
+def run_worker(lane: LaneConfig) -> None:
+    """Train tasks of the lane's queue until it is empty."""
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     torch.set_num_threads(lane.num_threads)
