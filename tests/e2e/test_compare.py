@@ -62,7 +62,7 @@ def test_never_trained_sets_are_answered_by_methods_with_a_rule_for_them(methods
         assert methods[name]["unseen"]["sets"]["red-or-circle"]["n_test"] == 10
     for name in ("checkpoints", "low-rank", "bitdelta"):
         assert methods[name]["unseen"] is None
-        assert "no rule for images of no task" in methods[name]["note"]
+        assert "no rule for images of no known task" in methods[name]["note"]
     assert "without their labels" in methods["adamerging"]["note"]
 
 
