@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
-from fusion.answers.options import DEFAULT_CACHED_EXPERTS, PredictOptions
+from fusion.answers.options import DEFAULT_CACHED_EXPERTS, MAX_PIXELS, PredictOptions
 from fusion.options import Options
 from fusion.store.address import StoreAddress
 
@@ -60,7 +60,7 @@ class ServeOptions(Options):
     """Size of a request's body; above it 413. The default is 32 MiB."""
     max_images: Annotated[int, Ge(1)] = 64
     """Images in one request."""
-    max_pixels: Annotated[int, Ge(1)] = 50_000_000
+    max_pixels: Annotated[int, Ge(1)] = MAX_PIXELS
     """Pixels of one image, checked before it is decoded: what stops a decompression bomb."""
     max_top_k: Annotated[int, Ge(1)] = 16
     """Ceiling for a request's `top_k`, and for `predict.top_k`: each is an expert to rebuild."""

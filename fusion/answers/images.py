@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from fusion.answers.options import MAX_PIXELS
 from fusion.errors import ImageError
 
 if TYPE_CHECKING:
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """Accepted formats, by Pillow's names; of several frames the first. Not everything that Pillow opens: its decoders for
 rare formats are little tested against hostile input, and EPS starts another program."""
-
-MAX_PIXELS = 89_478_485
-"""Largest accepted image, width x height. Pillow's own threshold: 256 MiB of decoded RGB."""
 
 
 def decode(

@@ -12,6 +12,10 @@ from fusion.options import Options
 DEFAULT_CACHED_EXPERTS = 8
 """Rebuilt experts that stay in memory: more than the experts of one image, or they would push each other out."""
 
+MAX_PIXELS = 89_478_485
+"""Largest accepted image, width x height, in training, on the command line and over HTTP. Pillow's own threshold:
+256 MiB of decoded RGB."""
+
 
 @dataclass(frozen=True)
 class PredictOptions(Options):
