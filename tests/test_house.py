@@ -103,24 +103,27 @@ def test_nothing_that_is_read_is_unpickled() -> None:
         assert not names & {"torch.load", "np.load", "numpy.load", "eval", "exec", "yaml.load"}, path
 
 
-@pytest.mark.processes
-def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None\n"
-        "import fusion.answers.predictor, fusion.fuse\n"
-        "import training.finetune, training.evaluate, training.data, training.continual\n"
-    )
+def imports_without(absent: str, *imported: str) -> None:
+    """Import modules in a new process in which a package can't be imported."""
+    code = f"import sys; sys.modules[{absent!r}] = None; import {', '.join(imported)}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.processes
+def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
+    imports_without(
+        "ray",
+        *("fusion.answers.predictor", "fusion.fuse", "training.finetune", "training.evaluate"),
+        *("training.data", "training.continual"),
+    )
 
 
 @pytest.mark.processes
 def test_a_run_s_queue_ray_s_controller_and_status_need_no_torch() -> None:
     """It would cost each of their processes five seconds and 600 MB."""
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "import training.lanes.task_queue, training.lanes.lane_config, training.lanes.status_query\n"
-        "import cluster.config, cluster.session_query, serving.status\n"
+    imports_without(
+        "torch",
+        *("training.lanes.task_queue", "training.lanes.lane_config", "training.lanes.status_query"),
+        *("cluster.config", "cluster.session_query", "serving.status"),
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr

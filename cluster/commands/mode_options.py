@@ -34,14 +34,14 @@ def expand_mode_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _options() -> dict[str, inspect.Parameter]:
-    from fusion.modes import modes
+    from fusion.modes import modes, modes_with
 
-    owners: dict[str, list[str]] = {}
     found: dict[str, inspect.Parameter] = {}
     for mode in modes().values():
         for field in fields(mode):
-            owners.setdefault(field.name, []).append(mode.name)
-            help_text = f"{texts(mode)[field.name]} Default: {field.default}. Mode {' and '.join(owners[field.name])}."
+            help_text = (
+                f"{texts(mode)[field.name]} Default: {field.default}. Mode {' and '.join(modes_with(field.name))}."
+            )
             kind = Annotated[_plain(hints(mode)[field.name]) | None, typer.Option(help=help_text)]  # type: ignore[valid-type, operator]
             found[field.name] = inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind

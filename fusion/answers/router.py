@@ -35,7 +35,7 @@ class Router:
         sizes = torch.tensor([len(means) for means in kept.values()])
         self._owner_C = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         self._sizes_T = sizes
-        self._own: dict[str, torch.Tensor] = {}
+        self._own: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._lock = threading.Lock()
 
     def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
@@ -57,22 +57,24 @@ class Router:
 
         How unusual the image would be for the task: 5 % of its own images are below 0.05. 0 without held-out distances.
         """
-        one = self._evidence[task]
-        if not len(one.held_out):
+        held_out = self._evidence[task].held_out
+        if not len(held_out):
             return torch.zeros(len(features), dtype=torch.float64)
-        white = self._own_whitener(task)
-        means = one.means[one.counts > 0].double() @ white
+        white, means = self._own_space(task)
         nearest = squared_distances(features.double() @ white, means).amin(1)
-        below = torch.searchsorted(one.held_out.double(), nearest, right=False)
-        return 1 - below.double() / len(one.held_out)
+        below = torch.searchsorted(held_out.double(), nearest, right=False)
+        return 1 - below.double() / len(held_out)
 
-    def gates(self, features: torch.Tensor, task: str) -> torch.Tensor:
-        """g_t = min(1, p_t / alpha), float64 [B]."""
-        return (self.p_values(features, task) / FALSE_ALARM).clamp(max=1.0)
-
-    def _own_whitener(self, task: str) -> torch.Tensor:
+    def _own_space(self, task: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whitener of the task's own covariance, and its class means whitened."""
         with self._lock:
             if task not in self._own:
                 one = self._evidence[task]
-                self._own[task] = whitener(one.scatter.double() / max(one.dof, 1))
+                white = whitener(one.scatter.double() / max(one.dof, 1))
+                self._own[task] = white, one.means[one.counts > 0].double() @ white
             return self._own[task]
+
+
+def gate(p_values: torch.Tensor) -> torch.Tensor:
+    """g = min(1, p / alpha)."""
+    return (p_values / FALSE_ALARM).clamp(max=1.0)

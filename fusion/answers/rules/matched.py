@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from fusion.answers.label_spaces import Job, Plan, Prediction, Query
-from fusion.answers.router import Router
+from fusion.answers.router import Router, gate
 from fusion.answers.rules.ranking import ranked
 from fusion.answers.view import TaskView, View
 
@@ -30,22 +30,40 @@ _LIKELY_TASKS = 5
 
 
 @dataclass(frozen=True)
+class _Groups:
+    """The tasks that may speak, G.
+
+    Attributes:
+        shares: r_t, float64 [B, G].
+        asked: classes and templates that each one's expert is asked about.
+        labels: in `labels`, the indices of each one's labels, int64.
+    """
+
+    tasks: tuple[str, ...]
+    shares: torch.Tensor
+    asked: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    labels: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Context:
     """What is known of the images before any model has spoken.
 
     Attributes:
-        tasks: the groups, G.
-        labels: for each group the indices of its labels, int64.
-        shares, gates, weights: r_t, g_t and w_t, float64 [B, G].
+        gates, weights: g_t and w_t, float64 [B, G].
         familiarity: float64 [B].
     """
 
-    tasks: tuple[str, ...]
-    labels: tuple[torch.Tensor, ...]
-    shares: torch.Tensor
+    groups: _Groups
     gates: torch.Tensor
     weights: torch.Tensor
     familiarity: torch.Tensor
+
+
+_Spoken = dict[str, tuple[tuple[int, ...], torch.Tensor]]
+"""What experts said: by task, the images and the logits, float64."""
+_Answer = tuple[list[tuple[str | None, str]], torch.Tensor]
+"""Candidates of an image, and their probabilities."""
 
 
 class Matched:
@@ -57,95 +75,54 @@ class Matched:
         router = view.router
         assert router is not None, "a version without evidence is answered by another rule"
         likelihoods = router.log_likelihoods(features)
-        familiarity = _familiarity(router, features, likelihoods)
-        routed = tuple(router.tasks[i] for i in likelihoods.argmax(1).tolist())
+        groups = (_all_tasks if query.label_space == "seen" else _matched_tasks)(query, view, router, likelihoods)
+        context = _context(router, features, likelihoods, groups)
         if query.label_space == "seen":
-            return self._plan_seen(query, view, features, likelihoods, familiarity, routed)
-        return self._plan_labels(query, view, features, likelihoods, familiarity, routed)
+            jobs = [
+                Job(None, _images(shares > 0), *asked)
+                for shares, asked in zip(groups.shares.T, groups.asked, strict=True)
+            ]
+        else:
+            jobs = [Job(None, tuple(range(len(features))), query.labels, query.templates)]
+        for name, asked, weights in zip(groups.tasks, groups.asked, context.weights.T, strict=True):
+            if images := _images(weights > 0):
+                jobs.append(Job(name, images, *asked))
+        routed = tuple(router.tasks[i] for i in likelihoods.argmax(1).tolist())
+        return Plan(query, _consulted(context), tuple(jobs), routed, self, context)
 
     def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-        combine = self._answer_seen if plan.query.label_space == "seen" else self._answer_labels
-        return combine(plan, logits)
-
-    def _plan_labels(
-        self, query: Query, view: View, features: torch.Tensor, likelihoods: torch.Tensor, familiarity: torch.Tensor,
-        routed: tuple[str, ...],
-    ) -> Plan:  # fmt: skip
-        router = view.router
-        assert router is not None
-        everyone = tuple(range(len(features)))
-        matched = {name: found for name in router.tasks if len(found := matches(query.labels, view.tasks[name])) > 1}
-        base = Job(None, everyone, query.labels, query.templates)
-        groups = tuple(matched)
-        columns = torch.tensor([router.tasks.index(name) for name in groups], dtype=torch.int64)
-        coverage = torch.tensor([len(matched[name]) / len(view.tasks[name].classes) for name in groups])
-        scaled = likelihoods[:, columns] / math.sqrt(router.dimensions) + coverage.double().log()
-        shares = scaled.softmax(1) if groups else scaled
-        context = _context(router, features, groups, shares, familiarity, tuple(map(torch.tensor, matched.values())))
-        jobs = [base]
-        for group, name in enumerate(groups):
-            if images := _images(context.weights[:, group] > 0):
-                labels = tuple(query.labels[i] for i in matched[name])
-                jobs.append(Job(name, images, labels, query.templates))
-        return Plan(query, _consulted(context, len(everyone)), tuple(jobs), routed, self, context)
-
-    def _answer_labels(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-        context: _Context = plan.context
-        candidates = [(None, label) for label in plan.query.labels]
-        base, *experts = logits
-        probabilities = base.softmax(1)
-        if context.tasks:
-            spoken = {job.task: (job.images, z) for job, z in zip(plan.jobs[1:], experts, strict=True)}
-            probabilities = _joined(base.double(), context, spoken)
+        steps = list(zip(plan.jobs, logits, strict=True))
+        spoken = {job.task: (job.images, z.double()) for job, z in steps if job.task is not None}
+        base = [(job, z) for job, z in steps if job.task is None]
+        answers = _seen(plan.context, base, spoken) if plan.query.label_space == "seen" else _labels(plan, base, spoken)
         return [
             ranked(candidates, row, experts, rule=self.name, familiarity=familiar)
-            for row, experts, familiar in zip(probabilities, plan.consulted, context.familiarity.tolist(), strict=True)
-        ]
-
-    def _plan_seen(
-        self, query: Query, view: View, features: torch.Tensor, likelihoods: torch.Tensor, familiarity: torch.Tensor,
-        routed: tuple[str, ...],
-    ) -> Plan:  # fmt: skip
-        router = view.router
-        assert router is not None
-        shares = (likelihoods / math.sqrt(router.dimensions)).softmax(1)
-        listed = shares > _LISTED_ABOVE
-        kept = [i for i in range(len(router.tasks)) if bool(listed[:, i].any())]
-        groups = tuple(router.tasks[i] for i in kept)
-        shares = torch.where(listed, shares, torch.zeros_like(shares))[:, kept]
-        context = _context(router, features, groups, shares / shares.sum(1, keepdim=True), familiarity, ())
-        jobs: list[Job] = []
-        for group, name in enumerate(groups):
-            task = view.tasks[name]
-            jobs.append(Job(None, _images(context.shares[:, group] > 0), task.classes, task.templates))
-            if images := _images(context.weights[:, group] > 0):
-                jobs.append(Job(name, images, task.classes, task.templates))
-        return Plan(query, _consulted(context, len(features)), tuple(jobs), routed, self, context)
-
-    def _answer_seen(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-        context: _Context = plan.context
-        candidates: list[list[tuple[str | None, str]]] = [[] for _ in plan.consulted]
-        rows: list[list[torch.Tensor]] = [[] for _ in plan.consulted]
-        group = -1
-        steps = list(zip(plan.jobs, logits, strict=True))
-        for position, (job, z0) in enumerate(steps):
-            if job.task is not None:
-                continue
-            group += 1
-            follows = steps[position + 1] if position + 1 < len(steps) else None
-            own = follows[1] if follows and follows[0].task is not None else None
-            expert = dict(zip(follows[0].images, own, strict=True)) if follows and own is not None else {}
-            for image, base_row in zip(job.images, z0.double(), strict=True):
-                weight = float(context.weights[image, group])
-                mixed = base_row if image not in expert else (1 - weight) * base_row + weight * expert[image].double()
-                candidates[image] += [(context.tasks[group], name) for name in job.classes]
-                rows[image].append(context.shares[image, group] * mixed.softmax(0))
-        return [
-            ranked(names, torch.cat(parts), experts, rule=self.name, familiarity=familiar)
-            for names, parts, experts, familiar in zip(
-                candidates, rows, plan.consulted, context.familiarity.tolist(), strict=True
+            for (candidates, row), experts, familiar in zip(
+                answers, plan.consulted, plan.context.familiarity.tolist(), strict=True
             )
         ]
+
+
+def _matched_tasks(query: Query, view: View, router: Router, likelihoods: torch.Tensor) -> _Groups:
+    """The tasks that were taught at least two of the labels."""
+    matched = {name: found for name in router.tasks if len(found := matches(query.labels, view.tasks[name])) > 1}
+    columns = torch.tensor([router.tasks.index(name) for name in matched], dtype=torch.int64)
+    coverage = torch.tensor([len(found) / len(view.tasks[name].classes) for name, found in matched.items()])
+    scaled = likelihoods[:, columns] / math.sqrt(router.dimensions) + coverage.double().log()
+    shares = scaled.softmax(1) if matched else scaled
+    asked = tuple((tuple(query.labels[i] for i in found), query.templates) for found in matched.values())
+    return _Groups(tuple(matched), shares, asked, tuple(map(torch.tensor, matched.values())))
+
+
+def _all_tasks(query: Query, view: View, router: Router, likelihoods: torch.Tensor) -> _Groups:
+    """The tasks that some image could be from."""
+    shares = (likelihoods / math.sqrt(router.dimensions)).softmax(1)
+    listed = shares > _LISTED_ABOVE
+    kept = listed.any(0).nonzero()[:, 0].tolist()
+    shares = torch.where(listed, shares, torch.zeros_like(shares))[:, kept]
+    tasks = tuple(router.tasks[i] for i in kept)
+    asked = tuple((view.tasks[name].classes, view.tasks[name].templates) for name in tasks)
+    return _Groups(tasks, shares / shares.sum(1, keepdim=True), asked)
 
 
 def matches(labels: Sequence[str], task: TaskView) -> list[int]:
@@ -158,41 +135,30 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text.strip()).casefold()
 
 
-def _familiarity(router: Router, features: torch.Tensor, likelihoods: torch.Tensor) -> torch.Tensor:
-    """The best p-value over each image's likeliest tasks, float64 [B]."""
-    likely = likelihoods.topk(min(_LIKELY_TASKS, len(router.tasks))).indices
-    best = torch.zeros(len(features), dtype=torch.float64)
-    for column in likely.unique().tolist():
-        images = (likely == column).any(1)
-        best[images] = torch.maximum(best[images], router.p_values(features[images], router.tasks[column]))
-    return best
-
-
-def _context(
-    router: Router,
-    features: torch.Tensor,
-    groups: tuple[str, ...],
-    shares: torch.Tensor,
-    familiarity: torch.Tensor,
-    labels: tuple[torch.Tensor, ...],
-) -> _Context:
-    """Gates of every group, and the weight of the likeliest one's expert: (1 + g) / 2."""
-    gates = torch.zeros_like(shares)
-    for column, task in enumerate(groups):
-        images = shares[:, column] > 0
-        gates[images, column] = router.gates(features[images], task)
-    weights = torch.zeros_like(shares)
-    if groups:
-        best = shares.argmax(1, keepdim=True)
-        asked = shares.gather(1, best) > ASKED_ABOVE
+def _context(router: Router, features: torch.Tensor, likelihoods: torch.Tensor, groups: _Groups) -> _Context:
+    """Gates and familiarity, from p-values that are computed once; the likeliest group's expert weighs (1 + g) / 2."""
+    columns = [router.tasks.index(name) for name in groups.tasks]
+    likely = torch.zeros_like(likelihoods, dtype=torch.bool)
+    likely.scatter_(1, likelihoods.topk(min(_LIKELY_TASKS, len(router.tasks))).indices, True)
+    needed = likely.clone()
+    needed[:, columns] |= groups.shares > 0
+    p_values = torch.zeros_like(likelihoods)
+    for column in needed.any(0).nonzero()[:, 0].tolist():
+        images = needed[:, column]
+        p_values[images, column] = router.p_values(features[images], router.tasks[column])
+    gates = torch.where(groups.shares > 0, gate(p_values[:, columns]), 0.0)
+    weights = torch.zeros_like(groups.shares)
+    if groups.tasks:
+        best = groups.shares.argmax(1, keepdim=True)
+        asked = groups.shares.gather(1, best) > ASKED_ABOVE
         weights.scatter_(1, best, torch.where(asked, (1 + gates.gather(1, best)) / 2, 0.0))
-    return _Context(groups, labels, shares, gates, weights, familiarity)
+    return _Context(groups, gates, weights, torch.where(likely, p_values, 0.0).amax(1))
 
 
-def _consulted(context: _Context, num_images: int) -> tuple[tuple[str, ...], ...]:
-    found: list[tuple[str, ...]] = [()] * num_images
+def _consulted(context: _Context) -> tuple[tuple[str, ...], ...]:
+    found: list[tuple[str, ...]] = [()] * len(context.weights)
     for image, group in context.weights.nonzero().tolist():
-        found[image] = (context.tasks[group],)
+        found[image] = (context.groups.tasks[group],)
     return tuple(found)
 
 
@@ -200,27 +166,51 @@ def _images(chosen: torch.Tensor) -> tuple[int, ...]:
     return tuple(chosen.nonzero()[:, 0].tolist())
 
 
-def _joined(
-    base: torch.Tensor, context: _Context, spoken: dict[str | None, tuple[tuple[int, ...], torch.Tensor]]
-) -> torch.Tensor:
+def _mixed(base: torch.Tensor, images: Sequence[int], context: _Context, group: int, spoken: _Spoken) -> torch.Tensor:
+    """q_t, float64: softmax of the base's logits of these images, mixed with the expert's where it spoke."""
+    mixed = base.clone()
+    if (task := context.groups.tasks[group]) in spoken:
+        seen_by, z = spoken[task]
+        place = {image: row for row, image in enumerate(images)}
+        rows, weight = [place[image] for image in seen_by], context.weights[list(seen_by), group, None]
+        mixed[rows] = (1 - weight) * mixed[rows] + weight * z
+    return mixed.softmax(1)
+
+
+def _labels(plan: Plan, base: Sequence[tuple[Job, torch.Tensor]], spoken: _Spoken) -> list[_Answer]:
+    context: _Context = plan.context
+    ((_, z0),) = base
+    candidates: list[tuple[str | None, str]] = [(None, label) for label in plan.query.labels]
+    probabilities = _joined(z0.double(), context, spoken) if context.groups.tasks else z0.softmax(1)
+    return [(candidates, row) for row in probabilities]
+
+
+def _seen(context: _Context, base: Sequence[tuple[Job, torch.Tensor]], spoken: _Spoken) -> list[_Answer]:
+    candidates: list[list[tuple[str | None, str]]] = [[] for _ in context.weights]
+    parts: list[list[torch.Tensor]] = [[] for _ in context.weights]
+    for group, (job, z0) in enumerate(base):
+        rows = _mixed(z0.double(), job.images, context, group, spoken)
+        for image, row in zip(job.images, rows, strict=True):
+            candidates[image] += [(context.groups.tasks[group], name) for name in job.classes]
+            parts[image].append(context.groups.shares[image, group] * row)
+    return [(names, torch.cat(rows)) for names, rows in zip(candidates, parts, strict=True)]
+
+
+def _joined(base: torch.Tensor, context: _Context, spoken: _Spoken) -> torch.Tensor:
     """p(y), float64 [B, L]: the base's outside of what was matched, shared among the groups' answers inside."""
+    shares, groups = context.groups.shares, context.groups.labels
     p0 = base.softmax(1)
     known = torch.zeros(base.shape[1], dtype=torch.bool)
-    for labels in context.labels:
+    for labels in groups:
         known[labels] = True
-    from_base = torch.stack([p0[:, labels].sum(1) for labels in context.labels], dim=1)  # b_t before normalising
+    from_base = torch.stack([p0[:, labels].sum(1) for labels in groups], dim=1)  # b_t before normalising
     total = from_base.sum(1, keepdim=True)
-    from_base = torch.where(total > 0, from_base / total.clamp(min=1e-300), context.shares)
-    trust = (context.shares * context.gates).sum(1, keepdim=True)  # G
-    mixture = trust * context.shares + (1 - trust) * from_base  # sigma_t
+    from_base = torch.where(total > 0, from_base / total.clamp(min=1e-300), shares)
+    trust = (shares * context.gates).sum(1, keepdim=True)  # G
+    mixture = trust * shares + (1 - trust) * from_base  # sigma_t
     inside = torch.zeros_like(p0)
-    for group, (task, labels) in enumerate(zip(context.tasks, context.labels, strict=True)):
-        mixed = base[:, labels].clone()
-        if task in spoken:
-            images, z = spoken[task]
-            rows = torch.tensor(images)
-            weight = context.weights[rows, group, None]
-            mixed[rows] = (1 - weight) * mixed[rows] + weight * z.double()
-        inside[:, labels] += mixture[:, group, None] * mixed.softmax(1)
+    for group, labels in enumerate(groups):
+        own = _mixed(base[:, labels], range(len(base)), context, group, spoken)
+        inside[:, labels] += mixture[:, group, None] * own
     mass = p0[:, known].sum(1, keepdim=True)
     return torch.where(known, mass * inside, p0)

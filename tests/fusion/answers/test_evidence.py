@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusion.answers.evidence import MAX_HELD_OUT, Evidence, measure_evidence, shrunk, whitener
-from fusion.answers.router import FALSE_ALARM, Router
+from fusion.answers.router import FALSE_ALARM, Router, gate
 from fusion.tensors import TensorFile, write_tensors
 
 DIMENSIONS = 6
@@ -65,7 +65,7 @@ def test_too_few_images_are_no_error(count: int, classes: int) -> None:
 def test_a_single_image_leaves_no_held_out_distance_and_closes_the_gate() -> None:
     features, labels = images(5, 1, classes=1)
     router = Router({"one": measure_evidence(features, labels, 1)})
-    assert router.gates(features, "one").tolist() == [0.0]
+    assert gate(router.p_values(features, "one")).tolist() == [0.0]
 
 
 def test_it_comes_back_from_a_file(tmp_path: Path) -> None:

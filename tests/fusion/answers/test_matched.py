@@ -10,7 +10,7 @@ import torch
 
 from fusion.answers.evidence import measure_evidence
 from fusion.answers.label_spaces import Query
-from fusion.answers.router import Router
+from fusion.answers.router import Router, gate
 from fusion.answers.rules import answer, plan
 from fusion.answers.rules.matched import matches
 from fusion.answers.view import TaskView, View
@@ -83,7 +83,7 @@ def test_labels_equal_the_equations() -> None:
     assert VIEW.router is not None
     scores = VIEW.router.log_likelihoods(A_PET)[0] / DIMENSIONS**0.5
     r = (scores + torch.tensor([2 / 2, 2 / 3]).double().log()).softmax(0)
-    g = torch.stack([VIEW.router.gates(A_PET, name)[0] for name in ("pets", "digits")])
+    g = torch.stack([gate(VIEW.router.p_values(A_PET, name))[0] for name in ("pets", "digits")])
     p0 = z0[0].double().softmax(0)
     groups = [torch.tensor([0, 3]), torch.tensor([2, 4])]
     b = torch.stack([p0[group].sum() for group in groups])
@@ -154,7 +154,7 @@ def test_adding_a_task_changes_no_gate_of_another_and_no_answer_where_it_is_name
     more = view_of(PETS, DIGITS, task("toys", ("car", "ball"), 6, seed=6))
     assert VIEW.router is not None
     assert more.router is not None
-    assert torch.equal(VIEW.router.gates(A_PET, "pets"), more.router.gates(A_PET, "pets"))
+    assert torch.equal(gate(VIEW.router.p_values(A_PET, "pets")), gate(more.router.p_values(A_PET, "pets")))
     z = torch.tensor([[1.0, 2.0]])
     named = [answer(plan(Query("task", task="pets"), view, None, num_images=1), [z]) for view in (VIEW, more)]
     assert named[0] == named[1]
