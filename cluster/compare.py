@@ -28,6 +28,7 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.modes import Mode, modes, open_mode
 from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
+from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
@@ -35,15 +36,23 @@ from fusion.versions.manifest import Manifest
 from training.batches import generator_for
 from training.data import TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
+from training.finetune import image_features
+from training.frozen import DISCRIMINANT, LINEAR_PROBE, NEAREST_MEAN, frozen_right
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
 """What every figure is compared with: the bare base, and the experts themselves."""
+FROZEN_TITLES = {
+    DISCRIMINANT: "discriminant on the frozen base",
+    LINEAR_PROBE: "linear probe on the frozen base",
+    NEAREST_MEAN: "nearest class mean on the frozen base",
+}
+"""What needs no expert. A sensible user tries it first."""
 ONE_MODEL = ("average", "task-arithmetic", "ties", "adamerging")
 PER_TASK = ("wise-ft", "emr", "bitdelta", "low-rank")
-Kind = Literal["base", "one model", "per task", "condu"]
+Kind = Literal["base", "frozen base", "one model", "per task", "condu"]
 Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -58,7 +67,7 @@ def condu_variants(*, more: bool = False) -> dict[str, dict[str, Any]]:
 
 def default_methods() -> list[str]:
     """What is compared by default, references first."""
-    return [*REFERENCES, *ONE_MODEL, *PER_TASK, *condu_variants()]
+    return [*REFERENCES, *FROZEN_TITLES, *ONE_MODEL, *PER_TASK, *condu_variants()]
 
 
 def all_methods() -> list[str]:
@@ -141,13 +150,42 @@ def compare_method(job: CompareJob) -> Compared:
             tasks, unseen = _by_one_model(job, clip)
             sizes = {task.name: 0 for task in job.tasks}
             return Compared(job.method, "zero-shot base", "base", tasks, unseen, sizes, 0, 0.0)
+        if job.method in FROZEN_TITLES:
+            return _frozen(job, clip)
         if settings := (condu_variants() | condu_variants(more=True)).get(job.method):
             return _mode(job, open_mode(settings), cache, clip, open_store(Path(folder).as_uri()))
         return _baseline(job, cache, clip, Path(folder))
 
 
+def _frozen(job: CompareJob, clip: Clip) -> Compared:
+    tasks, sizes, seconds = {}, {}, 0.0
+    for task in job.tasks:
+        data = task.load(job.address.options, verify=False)
+        tests, num_classes = clip.image_features(load_pixels(clip, data)), len(data.classes)
+        train, truth = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+        start = time.perf_counter()
+        features = image_features(clip, data)
+        tasks[data.name] = frozen_right(job.method, features, train, tests, truth, num_classes)
+        seconds += time.perf_counter() - start
+        width = features.shape[1]
+        per_class = width + 1 if job.method == LINEAR_PROBE else width
+        own = width * width if job.method == DISCRIMINANT else 0
+        sizes[data.name] = 4 * (num_classes * per_class + own)
+    return Compared(
+        method=job.method,
+        title=FROZEN_TITLES[job.method],
+        kind="frozen base",
+        tasks=tasks,
+        unseen={test.name: _right(ExpertModel(clip), test) for test in _unseen(job)},
+        task_bytes=sizes,
+        shared_bytes=0,
+        seconds=seconds,
+        note="no expert, no fine-tuning; the bare base answers never-trained sets",
+    )
+
+
 def _baseline(job: CompareJob, cache: NodeCache, clip: Clip, folder: Path) -> Compared:
-    experts = {task.name: cache.tensors(record.expert) for task, record in _pairs(job)}
+    experts = {task.name: cache.tensors(_weights(record)) for task, record in _pairs(job)}
     method = _open(job, clip)
     start = time.perf_counter()
     fused = fuse_baseline(method, cache.tensors(job.base.weights), experts, folder)
@@ -206,7 +244,7 @@ def _mode(job: CompareJob, mode: Mode, cache: NodeCache, clip: Clip, scratch: St
         for ref in (record.prototypes, record.evidence):
             if ref:
                 scratch.put_if_absent(ref.key, cache.path(ref))
-        weights = cache.path(record.expert)
+        weights = cache.path(_weights(record))
         experts.append(replace(ExpertToFuse.from_record(record), task=task.name, weights=weights))
     own = NodeCache(scratch)
     start = time.perf_counter()
@@ -236,6 +274,11 @@ def _unseen_by_label_space(job: CompareJob, own: NodeCache, manifest: Manifest, 
         assert right is not None, "label space `labels` always answers"
         found[test.name] = right
     return found
+
+
+def _weights(record: ExpertRecord) -> BlobRef:
+    assert record.expert is not None, "tasks without an expert are not compared"
+    return record.expert
 
 
 def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:

@@ -87,6 +87,8 @@ class TaskConfig(_RecipeOverrides):
     """Class names in the order of the labels. Null: those of the data."""
     templates: tuple[str, ...] | None = None
     """Prompts with one `{}` each. Null: those of the data."""
+    aliases: dict[str, tuple[str, ...]] | None = None
+    """Other texts that mean a class, such as `{"0": [zero, nought]}`. Null: those of the data."""
 
     def overrides(self) -> dict[str, Any]:
         """The options of the recipe that are set here."""

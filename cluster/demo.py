@@ -50,7 +50,8 @@ def _fuse_other_modes(run: Run, scratch: Path, ray: Any) -> list[tuple[str, str]
     experts = []
     for name in run.fused():
         record = run.record(name)
-        experts.append(ExpertToFuse(name, run.cache.path(record.expert), record.classes, record.templates))
+        if (weights := run.weights(name)) is not None:
+            experts.append(ExpertToFuse(name, run.cache.path(weights), record.classes, record.templates))
     remote = ray.remote(num_cpus=1)(_fuse_mode)
     urls = {mode["name"]: (scratch / mode["name"]).as_uri() for mode in others}
     base = run.cache.path(run.base.weights)

@@ -12,12 +12,15 @@ from cluster.service_client import predict_over_http
 from cluster.serving_config import service_options, start_service
 from training.data import TaskData, load_test_data
 
+_FALSE_ALARM = 0.05
+"""How many of the learned tasks' own images may be called unknown, where an image of no task is asked about."""
+
 
 def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[ServedAnswer]:
     """Start the service in this Ray session, query it, stop it.
 
     Each image of a trained task is asked about twice, with its task named and with nothing named; each image of a
-    never-trained task once, with the task's classes as labels.
+    never-trained task likewise, with its own classes as labels and with nothing named, where "unknown" is right.
 
     Args:
         images_per_set: test images per task.
@@ -39,7 +42,9 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
                 answers.append(_ask(server, data, index, "seen"))
         for unseen in run.config.unseen:
             data = load_test_data(unseen.name, unseen.data, verify=False, options=run.config.address.options)
-            answers += [_ask(server, data, index, "labels") for index in _spread(len(data.test), images_per_set)]
+            for index in _spread(len(data.test), images_per_set):
+                answers.append(_ask(server, data, index, "labels"))
+                answers.append(_ask(server, data, index, "seen", of_no_task=True))
         return answers
     finally:
         stop()
@@ -52,22 +57,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ask(server: str, data: TaskData, index: int, label_space: str) -> ServedAnswer:
+def _ask(server: str, data: TaskData, index: int, label_space: str, *, of_no_task: bool = False) -> ServedAnswer:
     name = f"{data.name}/test/{index}"
     asked: dict[str, Any] = {}
     if label_space == "task":
         asked = {"task": data.name}
     elif label_space == "labels":
         asked = {"labels": data.classes, "templates": data.templates}
+    elif of_no_task:
+        asked = {"abstain": _FALSE_ALARM}
     answer = predict_over_http(server, [(name, data.test.encoded(index))], **asked)["predictions"][0]
     truth = data.classes[int(data.test.labels[index])]
-    own_task = label_space != "seen" or answer["task"] == data.name
+    said = answer["label"] or "unknown"
+    right = answer["label"] == truth and (label_space != "seen" or answer["task"] == data.name)
     return ServedAnswer(
         image=name,
         asked=label_space,
-        truth=truth,
-        answer=answer["label"] if label_space != "seen" else f"{answer['label']} ({answer['task']})",
-        right=answer["label"] == truth and own_task,
+        truth=f"{truth} (no task)" if of_no_task else truth,
+        answer=f"{said} ({answer['task']})" if label_space == "seen" and answer["task"] else said,
+        right=bool(answer["unknown"]) if of_no_task else right,
         probability=answer["probability"],
         experts=tuple(answer["experts"]),
     )

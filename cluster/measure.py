@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from fusion.answers.clip import Clip, build_clip
 from fusion.answers.options import PredictOptions
@@ -19,8 +20,11 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
+from training.answer_measure import AnswerMeasure, measure_answers
 from training.data import load_test_data
 from training.evaluate import LoadedSet, SetMeasure, load_set, measure_set, measure_weights
+from training.finetune import image_features
+from training.frozen import FROZEN, frozen_right
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 
@@ -35,6 +39,7 @@ class MeasureJob:
         expert: weights of the task's own expert, as trained; None where they are gone or the task is never trained.
         trained: whether the task is one of the configuration's trained ones; else it is a test set alone.
         modes: other stores that hold the same experts in another mode: (mode, store URL).
+        unseen: the never-trained sets, whose labels are asked together with the learned ones.
     """
 
     address: StoreAddress
@@ -46,21 +51,27 @@ class MeasureJob:
     predict: PredictOptions
     trained: bool = True
     modes: tuple[tuple[str, str], ...] = ()
+    unseen: tuple[TaskJob, ...] = ()
 
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """Right answers on one test set, bool [N] each.
+    """What was measured on one test set; right answers are bool [N].
 
     Attributes:
         sessions: session by session.
-        expert: of the task's own expert; None where its weights are gone or the task is never trained.
-        modes: of the last version in each other mode, by the mode's name.
+        answers: of the last version, in every way of asking.
+        expert: right answers of the task's own expert by its texts alone; None where its weights are gone, it has none,
+            or the task is never trained.
+        modes: likewise of the last version in each other mode, by the mode's name.
+        frozen: likewise of the frozen base with each of `FROZEN` on top; empty for a task that is never trained.
     """
 
     sessions: SetMeasure
+    answers: AnswerMeasure
     expert: np.ndarray | None
     modes: dict[str, np.ndarray]
+    frozen: dict[str, np.ndarray]
 
 
 def measure(job: MeasureJob) -> MeasuredSet:
@@ -73,10 +84,18 @@ def measure(job: MeasureJob) -> MeasuredSet:
     loaded = load_set(_base_model(cache, job.base), test)
     versions, views = Versions(cache.store), ViewLoader(cache)
     sessions = [views.load(versions.read(number)) for number in job.sessions]
+    options = job.address.options
+    foreign = [
+        name
+        for one in job.unseen
+        for name in load_test_data(one.name, one.source, verify=False, options=options).classes
+    ]
     return MeasuredSet(
         sessions=measure_set(cache, loaded, sessions, kinds=job.kinds, predict=job.predict),
+        answers=measure_answers(cache, loaded, sessions[-1], job.predict, foreign=foreign),
         expert=measure_weights(cache, loaded, job.expert) if job.expert else None,
-        modes={mode: _measure_mode(url, loaded, job.predict) for mode, url in job.modes},
+        modes={mode: _measure_mode(url, loaded) for mode, url in job.modes},
+        frozen=_measure_frozen(loaded) if job.trained else {},
     )
 
 
@@ -106,12 +125,22 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
     return [found[t] for t in sorted(found)]
 
 
-def _measure_mode(url: str, loaded: LoadedSet, predict: PredictOptions) -> np.ndarray:
+def _measure_frozen(loaded: LoadedSet) -> dict[str, np.ndarray]:
+    """Right answers of the frozen base with each of `FROZEN`, from the task's training images."""
+    data, clip = loaded.test, loaded.base.clip
+    train, tests = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+    features = image_features(clip, data)
+    return {name: frozen_right(name, features, train, loaded.features, tests, len(data.classes)) for name in FROZEN}
+
+
+def _measure_mode(url: str, loaded: LoadedSet) -> np.ndarray:
+    """Right answers of the decoupled expert by its texts alone, which is what modes are compared by."""
     cache = NodeCache(open_store(url))
     manifest = Versions(cache.store).newest()
     assert manifest is not None
     view = ViewLoader(cache).load(manifest)
-    right = measure_set(cache, loaded, [view], kinds=("known",), predict=predict).right["known"][0]
+    alone = PredictOptions(rule="mean")
+    right = measure_set(cache, loaded, [view], kinds=("known",), predict=alone).right["known"][0]
     assert right is not None
     return right
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fusion.errors import BlobNotFoundError
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
+from fusion.versions.aliases import set_aliases
 from fusion.versions.bases import Base
 from fusion.versions.experts import ExpertRecord, find_expert, record_key
 from fusion.versions.history import Versions
@@ -82,25 +83,21 @@ class OrderedFuser:
             _logger.warning("not fused, because it was removed from %s task=%s", self._store.url, status.name)
             return None
         entry = newest.state.tasks.get(status.name) if newest else None
-        if newest and entry and entry.expert_sha256 == record.expert.sha256:
-            version = newest.version  # fused by an earlier run: the actor is not needed
+        if newest and entry and entry.expert_sha256 == record.content.sha256:
+            # fused by an earlier run: the actor is not needed
+            version = set_aliases(self._versions, status.name, status.aliases).version
         else:
             self._check_weights(record, status)
-            expert = ExpertToFuse.from_record(_named(record, status.name))
+            expert = replace(ExpertToFuse.from_record(record), task=status.name, aliases=status.aliases)
             version = self._client.fuse(self._base, [expert], **self._options)
         self._on_fused(status.name, version)
         return version
 
     def _check_weights(self, record: ExpertRecord, status: TaskStatus) -> None:
-        if self._store.head(record.expert.key) is None:
+        if self._store.head(record.content.key) is None:
             raise BlobNotFoundError(
                 f"the expert of task {status.name} was trained, but its weights are gone ({self._store.url}/"
-                f"{record.expert.key}): `condu versions gc --experts` deletes weights that are fused, and the newest "
+                f"{record.content.key}): `condu versions gc --experts` deletes weights that are fused, and the newest "
                 "version no longer has the task. Roll back to a version that has it, or delete "
                 f"{self._store.url}/{record_key(status.identity)} and train it again"
             )
-
-
-def _named(record: ExpertRecord, task: str) -> ExpertRecord:
-    """The record under another name: identical tasks share one expert, whose record has the first task's name."""
-    return replace(record, task=task)

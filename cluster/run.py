@@ -74,9 +74,9 @@ class Run:
         return record
 
     def weights(self, task: str) -> BlobRef | None:
-        """The task's expert as trained; None if `condu versions gc --experts` deleted it after it was fused."""
+        """The task's expert as trained; None if it has none, or `condu versions gc --experts` deleted it once fused."""
         expert = self.record(task).expert
-        return expert if self.store.head(expert.key) is not None else None
+        return expert if expert and self.store.head(expert.key) is not None else None
 
     def newest(self) -> Manifest:
         manifest = self._published.newest()
@@ -179,6 +179,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
         "address": config.address,
         "base": run.base,
         "predict": config.predict,
+        "unseen": tuple(TaskJob(task.name, task.data) for task in config.unseen),
     }
     tasks = {job.name: job for job in jobs(config)}
     work = [
@@ -222,6 +223,7 @@ def jobs(config: Config) -> list[TaskJob]:
             seed=config.seed,
             classes=task.classes,
             templates=task.templates,
+            aliases=task.aliases,
         )
         for task in config.tasks
     ]
@@ -238,7 +240,7 @@ def _refuse_taken_names(store: Store, parent: Manifest, statuses: Sequence[TaskS
         if entry is None or not status.identity:
             continue
         record = find_expert(store, status.identity)
-        if record is None or record.expert.sha256 != entry.expert_sha256:
+        if record is None or record.content.sha256 != entry.expert_sha256:
             raise TaskNameError(
                 f"task name {status.name!r} is taken in version {parent.version} of {store.url} by an expert with "
                 "different data, recipe or seed: give the task another name, or replace the old expert with --replace"

@@ -25,6 +25,7 @@ def predict_over_http(
     templates: Sequence[str] = (),
     version: int | None = None,
     top_k: int | None = None,
+    abstain: float | None = None,
 ) -> dict[str, Any]:
     """`POST /v1/predict` with named, encoded images. Raises `ServiceError` with the service's message."""
     fields: dict[str, Any] = {}
@@ -38,6 +39,8 @@ def predict_over_http(
         fields["version"] = str(version)
     if top_k is not None:
         fields["top_k"] = str(top_k)
+    if abstain is not None:
+        fields["abstain"] = str(abstain)
     files = [("image", (name, data, "application/octet-stream")) for name, data in images]
     try:
         response = httpx.post(f"{server.rstrip('/')}/v1/predict", data=fields, files=files, timeout=_TIMEOUT_S)

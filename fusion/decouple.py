@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fusion.chunks import Chunk
+from fusion.errors import ConfigError
 from fusion.modes import Decoder, Workbench, open_mode
 from fusion.store.blobs import get_json, new_nonce
 from fusion.store.node_cache import NodeCache
@@ -32,6 +33,11 @@ class DecoupledExpert:
 
     def __init__(self, cache: NodeCache, manifest: Manifest, task: str) -> None:
         entry = find_entry(manifest, task)
+        if not entry.has_expert:
+            raise ConfigError(
+                f"task {task!r} has no expert to rebuild: it was published with training method 'head', so the frozen "
+                "base and the task's evidence answer it. Train it with method 'full' to get one"
+            )
         self.bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
         self._trigger = self.bench.trigger(entry)
         self.decoder: Decoder = open_mode(manifest.mode).decoder(self.bench, manifest.state, task)

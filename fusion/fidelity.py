@@ -78,10 +78,10 @@ def measure_fidelity(
         manifest: the version.
         cost: of the fuse that published it, if this process ran it.
         experts: full state dicts, by task. Archived task vectors are found without them.
-        tasks: which ones; None: all.
+        tasks: which ones; None: all that have an expert.
     Raises: UnknownTaskError.
     """
-    chosen = manifest.state.tasks if tasks is None else tasks
+    chosen = manifest.state.experts().tasks if tasks is None else tasks
     measured = tuple(_measure(cache, manifest, task, (experts or {}).get(task)) for task in chosen)
     cost = cost or FuseCost()
     return FidelityReport(
@@ -125,6 +125,6 @@ def _measure(cache: NodeCache, manifest: Manifest, task: str, expert: TensorFile
         bits_lost=1 - held / written if written else 0.0,
         cosine=float(product / np.sqrt(found * exact)) if found > 0 and exact > 0 else None,
         relative_error=float(np.sqrt(error / exact)) if exact > 0 else None,
-        trigger_bytes=record.trigger.bytes,
+        trigger_bytes=record.trigger.bytes if record.trigger else 0,
         archive_bytes=record.archive.bytes if record.archive else 0,
     )

@@ -6,6 +6,7 @@ Fusing an expert that the newest version already holds is a no-op; another exper
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -29,19 +30,23 @@ from fusion.versions.experts import ExpertRecord
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest, check_task_name
 from fusion.versions.publish import Draft, publish
-from fusion.versions.state import FusedState
+from fusion.versions.state import FusedState, TaskEntry, TaskRecord
 
 
 @dataclass(frozen=True)
 class ExpertToFuse:
-    """An expert as a caller provides it: weights in the store or in a local file, and the classes that it knows."""
+    """An expert as a caller provides it: weights in the store or in a local file, and the classes that it knows.
+
+    Without weights, the task is answered by the frozen base and the evidence, which then must be given.
+    """
 
     task: str
-    weights: BlobRef | Path
+    weights: BlobRef | Path | None
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     prototypes: BlobRef | None = None
     evidence: BlobRef | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_record(cls, record: ExpertRecord) -> ExpertToFuse:
@@ -166,7 +171,9 @@ class _FuseDraft:
         """The version to publish on top of `parent`; None where that one holds every expert."""
         if parent:
             check_parent(parent, self.base, self.method.settings(), self.cache.store.url)
-        state, new = parent.state if parent else FusedState(), []
+        state = parent.state if parent else FusedState()
+        new: list[NewExpert] = []
+        heads: dict[str, TaskEntry] = {}
         for expert, sha256 in self.experts:
             entry = state.tasks.get(expert.task)
             if entry and entry.expert_sha256 == sha256:
@@ -179,13 +186,19 @@ class _FuseDraft:
                 )
             if entry:
                 state = state.without(expert.task)
-            new.append(_prepare(bench, expert, sha256, self.base, archive=self.archive))
-        self.fused = [expert.task for expert in new]
-        if not new:
+            if expert.weights is None:
+                heads[expert.task] = _put_head(bench, expert, sha256)
+            else:
+                new.append(_prepare(bench, expert, expert.weights, sha256, self.base, archive=self.archive))
+        named = {*heads, *(expert.task for expert in new)}
+        self.fused = [expert.task for expert, _ in self.experts if expert.task in named]
+        if not self.fused:
             return None
         removed = tuple(name for name in (parent.removed if parent else ()) if name not in self.fused)
         known = parent.base if parent and parent.base.model_cfg else self.base
-        return Draft(known, self.method.settings(), self.method.fuse(bench, state, new), removed)
+        fused = self.method.fuse(bench, state.experts(), new) if new else state.experts()
+        all_tasks = {**state.tasks, **{name: heads.get(name) or fused.tasks[name] for name in self.fused}}
+        return Draft(known, self.method.settings(), _in_order(fused, all_tasks), removed)
 
 
 def rebuild_from_archive(
@@ -209,7 +222,7 @@ def rebuild_from_archive(
         if parent is None:
             raise UnknownVersionError(f"nothing was published in {cache.store.url} yet: there is nothing to rebuild")
         bench = meter.bench = Workbench(cache, cache.tensors(parent.base.weights), nonce, device=device)
-        entries = parent.state.tasks
+        entries = parent.state.experts().tasks
         if missing := [task for task, entry in entries.items() if bench.record(entry).archive is None]:
             raise ConfigError(
                 f"the original task vectors of {', '.join(missing[:8])}{' …' if len(missing) > 8 else ''} were not "
@@ -217,7 +230,8 @@ def rebuild_from_archive(
                 "--archive, or start a new store"
             )
         experts = [bench.archived(task, entry) for task, entry in entries.items()]
-        return Draft(parent.base, method.settings(), method.rebuild(bench, experts), parent.removed)
+        rebuilt = _in_order(method.rebuild(bench, experts), parent.state.tasks)
+        return Draft(parent.base, method.settings(), rebuilt, parent.removed)
 
     why = f"rebuild from the archive, {in_words(method.settings())}"
     manifest = publish(
@@ -258,7 +272,7 @@ def _verify(
     """
     needed = [parent.state.shared[name] for name in parent.state.reads] if parent else []
     jobs: list[Callable[[], Any]] = [partial(load_kernels, device)]
-    jobs += [partial(_sha256, expert.weights) for expert in experts]
+    jobs += [partial(_sha256, expert) for expert in experts]
     jobs += [partial(cache.path, base.weights), *(partial(_verify_if_there, cache, ref) for ref in needed)]
     done = map_chunks(lambda job: job(), jobs, threads=available_cores())
     return done[1 : len(experts) + 1]
@@ -269,7 +283,10 @@ def _verify_if_there(cache: NodeCache, ref: BlobRef) -> None:
         cache.path(ref)
 
 
-def _sha256(weights: BlobRef | Path) -> str:
+def _sha256(expert: ExpertToFuse) -> str:
+    weights = expert.weights or expert.evidence
+    if weights is None:
+        raise ConfigError(f"task {expert.task!r} has neither an expert nor evidence: nothing could answer it")
     if isinstance(weights, BlobRef):
         return weights.sha256
     TensorFile(weights)  # a clear error for a missing or foreign file
@@ -290,23 +307,45 @@ def check_parent(parent: Manifest, base: Base, mode: Mapping[str, Any], url: str
         )
 
 
+def _in_order(fused: FusedState, tasks: Mapping[str, TaskEntry]) -> FusedState:
+    """What a mode made, with the tasks that it does not know (they have no expert) in their places."""
+    return dataclasses.replace(fused, tasks={name: fused.tasks.get(name, entry) for name, entry in tasks.items()})
+
+
 def _prepare(
-    bench: Workbench, expert: ExpertToFuse, sha256: str, base: Base, *, archive: StateDtype | None
+    bench: Workbench,
+    expert: ExpertToFuse,
+    weights: BlobRef | Path,
+    sha256: str,
+    base: Base,
+    *,
+    archive: StateDtype | None,
 ) -> NewExpert:
     cache = bench.cache
-    weights = cache.tensors(expert.weights) if isinstance(expert.weights, BlobRef) else TensorFile(expert.weights)
-    vector = ExpertVector(bench.base, weights)
+    file = cache.tensors(weights) if isinstance(weights, BlobRef) else TensorFile(weights)
+    vector = ExpertVector(bench.base, file)
     kept = None
     if archive:
-        kept = archive_expert(bench, vector, expert.weights, sha256, base_sha256=base.sha256, dtype=archive)
-    describe = {
+        kept = archive_expert(bench, vector, weights, sha256, base_sha256=base.sha256, dtype=archive)
+    return NewExpert(vector, expert.task, sha256, {**_described(bench, expert), "archive": kept})
+
+
+def _put_head(bench: Workbench, expert: ExpertToFuse, sha256: str) -> TaskEntry:
+    """Store the record of a task without an expert. Returns its line for the manifest."""
+    return bench.put(
+        TaskRecord(expert.task, expert_sha256=sha256, trigger=None, norm=0.0, **_described(bench, expert)), session=0
+    )
+
+
+def _described(bench: Workbench, expert: ExpertToFuse) -> dict[str, Any]:
+    """What a task's record says beside its trigger."""
+    return {
         "classes": expert.classes,
         "templates": expert.templates,
         "prototypes": _copied(bench, expert.prototypes),
-        "archive": kept,
         "evidence": _copied(bench, expert.evidence),
+        "aliases": expert.aliases,
     }
-    return NewExpert(vector, expert.task, sha256, describe)
 
 
 def _copied(bench: Workbench, ref: BlobRef | None) -> BlobRef | None:

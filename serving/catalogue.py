@@ -25,6 +25,8 @@ def tasks_of(view: View) -> TasksResponse:
                 name=name,
                 classes=list(task.classes),
                 templates=list(task.templates),
+                aliases={name: list(others) for name, others in task.aliases.items()},
+                has_expert=task.has_expert,
                 session=entries[name].session,
                 expert=task.expert,
                 routable=task.prototypes is not None,

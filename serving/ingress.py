@@ -123,7 +123,9 @@ class Ingress:
         self._metrics.serving(after.version)
         old = before.tasks if before else {}
         changed = {
-            name: task.expert for name, task in after.tasks.items() if name in old and old[name].expert != task.expert
+            name: task.expert
+            for name, task in after.tasks.items()
+            if task.has_expert and name in old and old[name].expert != task.expert
         }
         if changed:
             async with asyncio.timeout(_STAGE_TIMEOUT_S):

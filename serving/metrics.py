@@ -13,7 +13,7 @@ class Metrics(Protocol):
 
     def requested(self, label_space: str, status: int) -> None: ...
 
-    def predicted(self, label_space: str, seconds: float, num_images: int) -> None: ...
+    def predicted(self, label_space: str, seconds: float, num_images: int, expert_forwards: int) -> None: ...
 
     def serving(self, version: int) -> None: ...
 
@@ -23,13 +23,14 @@ class NoMetrics:
 
     def requested(self, label_space: str, status: int) -> None: ...
 
-    def predicted(self, label_space: str, seconds: float, num_images: int) -> None: ...
+    def predicted(self, label_space: str, seconds: float, num_images: int, expert_forwards: int) -> None: ...
 
     def serving(self, version: int) -> None: ...
 
 
 class IngressMetrics:
-    """`ray_condu_requests_total`, `ray_condu_request_seconds`, `ray_condu_images_total`, `ray_condu_version`."""
+    """`ray_condu_requests_total`, `ray_condu_request_seconds`, `ray_condu_images_total`,
+    `ray_condu_expert_forwards_total`, `ray_condu_version`."""
 
     def __init__(self) -> None:
         from ray.serve import metrics
@@ -39,6 +40,9 @@ class IngressMetrics:
             "condu_requests", description="Predictions by outcome.", tag_keys=("label_space", "status")
         )
         self._images = Counter("condu_images", description="Images predicted.", tag_keys=("label_space",))
+        self._forwards = Counter(
+            "condu_expert_forwards", description="Forwards of experts, one per image.", tag_keys=("label_space",)
+        )
         self._seconds = metrics.Histogram(
             "condu_request_seconds",
             description="Duration of successful predictions.",
@@ -50,8 +54,9 @@ class IngressMetrics:
     def requested(self, label_space: str, status: int) -> None:
         self._requests.inc(tags={"label_space": label_space, "status": str(status)})
 
-    def predicted(self, label_space: str, seconds: float, num_images: int) -> None:
+    def predicted(self, label_space: str, seconds: float, num_images: int, expert_forwards: int) -> None:
         self._images.inc(num_images, tags={"label_space": label_space})
+        self._forwards.inc(expert_forwards, tags={"label_space": label_space})
         self._seconds.observe(seconds, tags={"label_space": label_space})
 
     def serving(self, version: int) -> None:

@@ -21,6 +21,7 @@ from ray import serve
 
 from fusion.answers.label_spaces import Job
 from fusion.answers.predictor import ExpertModel, ModelShelf
+from fusion.answers.view import load_task_view
 from fusion.decouple import decoupled_tensors
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
@@ -109,7 +110,7 @@ class BaseReplica(ModelReplica):
 
         def work() -> list[np.ndarray]:
             base = self.shelf.base
-            return [base.feature_logits(unit[list(job.images)], job.classes, job.templates).numpy() for job in jobs]
+            return [base.job_logits(unit[list(job.images)], job).numpy() for job in jobs]
 
         return await self.compute(work)
 
@@ -152,7 +153,7 @@ class ExpertReplica(ModelReplica):
             await self._announce(key)
             model = await self._expert(key, version, job.task)
             features = torch.stack(await asyncio.gather(*(self._one((model, crop)) for crop in crops)))
-            logits = await self.compute(model.feature_logits, features, job.classes, job.templates)
+            logits = await self.compute(model.job_logits, features, job)
         return logits.numpy()
 
     async def stage(self, version: int, changed: dict[str, str]) -> int:
@@ -214,7 +215,8 @@ class ExpertReplica(ModelReplica):
                 num_bytes += tensor.nbytes
                 yield name, tensor
 
-        model = ExpertModel(self.shelf.base.clip.copy_with(counted()))
+        view = load_task_view(self.cache, manifest, task)
+        model = ExpertModel(self.shelf.base.clip.copy_with(counted()), view)
         seconds = time.perf_counter() - started
         self._metrics.loaded(seconds)
         logger.info("expert loaded expert=%s version=%d bytes=%d s=%.2f", key, version, num_bytes, seconds)

@@ -36,6 +36,9 @@ class PredictFields(BaseModel):
     """Prompts with one `{}` each; repeated like labels. Default: `a photo of a {}.` For label space `labels`."""
     top_k: int | None = Field(default=None, ge=1)
     """How many experts are consulted per image. Has no effect in label space `task`, which asks one."""
+    abstain: float | None = Field(default=None, gt=0, lt=1)
+    """Answer "unknown" for an image that is more unusual than this share of the learned tasks' own images, such as
+    0.05. For label space `seen`. Absent: what the service was started with."""
     version: int | None = Field(default=None, ge=1)
     """The version that answers. Absent: the newest that this replica has loaded."""
 
@@ -84,7 +87,14 @@ class PredictFields(BaseModel):
         top_k = self.top_k or default_top_k
         if top_k > max_top_k:
             raise LabelSpaceError(f"top_k is {top_k}, this service consults at most {max_top_k} experts per image")
-        return Query(label_space=space, task=self.task, labels=self.labels, templates=templates, top_k=top_k)
+        return Query(
+            label_space=space,
+            task=self.task,
+            labels=self.labels,
+            templates=templates,
+            top_k=top_k,
+            abstain=self.abstain,
+        )
 
 
 class Candidate(BaseModel):
@@ -95,15 +105,21 @@ class Candidate(BaseModel):
 
 class ImagePrediction(BaseModel):
     image: str = Field(description="The file's name as uploaded")
-    label: str
-    task: str | None = Field(description="The task that the class belongs to; null in label space `labels`")
-    probability: float = Field(description="Of the label, among all candidates")
+    label: str | None = Field(description="The class; null where the answer is 'unknown'")
+    task: str | None = Field(
+        description="The task that the class belongs to; null in label space `labels` and for 'unknown'"
+    )
+    probability: float = Field(description="Of the best candidate, among all candidates")
     experts: list[str] = Field(description="The experts that were consulted, nearest first")
     top: list[Candidate] = Field(description="Up to five candidates, best first")
     rule: str | None = Field(description="The rule that combined base and experts; null in label space `task`")
     familiarity: float | None = Field(
         description="How usual the image is for what was learned, 0 to 1: 5 % of the learned tasks' own images are "
         "below 0.05. Null where the rule cannot tell"
+    )
+
+    unknown: bool | None = Field(
+        description="Whether the image is too unusual to be answered; null where `abstain` is not set or nothing tells"
     )
 
     @classmethod
@@ -118,13 +134,18 @@ class ImagePrediction(BaseModel):
             top=top,
             rule=answer.rule,
             familiarity=answer.familiarity,
+            unknown=answer.unknown,
         )
 
 
 class PredictResponse(BaseModel):
     version: int = Field(description="The one version that the whole answer comes from")
     label_space: str
+    matched: dict[str, dict[str, str]] = Field(
+        description="In label space `labels`, by task: labels that it was taught, and the class each means there"
+    )
     predictions: list[ImagePrediction] = Field(description="One per image, in their order")
+    expert_forwards: int = Field(description="Forwards of experts that the request took, over all images")
     seconds: float
 
 
@@ -132,7 +153,9 @@ class TaskInfo(BaseModel):
     name: str
     classes: list[str]
     templates: list[str]
-    session: int = Field(description="The session in which it was fused, from 1")
+    aliases: dict[str, list[str]] = Field(description="Other texts that mean a class")
+    session: int = Field(description="The session in which it was fused, from 1; 0 for a task without an expert")
+    has_expert: bool = Field(description="False where the frozen base answers, with the evidence of the task's images")
     expert: str = Field(description="`task@hash`: changes when a publish changes this task's expert")
     routable: bool = Field(description="Whether images are routed to it; false for plain weights without classes")
 

@@ -79,7 +79,8 @@ class Service:
         """The query that a request's fields mean, within the limits of this service. Raises `LabelSpaceError`."""
         limits = self.options
         query = fields.query(default_top_k=limits.top_k, max_top_k=limits.max_top_k, max_texts=limits.max_texts)
-        return replace(query, rule=limits.rule)
+        abstain = limits.abstain if query.label_space == "seen" and query.abstain is None else query.abstain
+        return replace(query, rule=limits.rule, abstain=abstain)
 
     async def predict(self, uploads: Sequence[Upload], query: Query, version: int | None = None) -> PredictResponse:
         """Answers for the images, in their order, all from one version (None: the one being served).
@@ -99,7 +100,9 @@ class Service:
         return PredictResponse(
             version=view.version,
             label_space=query.label_space,
+            matched={task: dict(found) for task, found in answers[0].matched.items()} if answers else {},
             predictions=[ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)],
+            expert_forwards=sum(len(a.experts) for a in answers),
             seconds=round(time.perf_counter() - started, 4),
         )
 
@@ -123,7 +126,7 @@ class Service:
             return newer, await self._answer(newer, query, crops)
 
     async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
-        features = await self._models.features(crops) if needs_base(query) else None
+        features = await self._models.features(crops) if needs_base(query, view) else None
         unit = None if features is None else torch.from_numpy(np.array(features))
         steps = await asyncio.to_thread(plan, query, view, unit, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]

@@ -20,6 +20,7 @@ from open_clip.transform import image_transform_v2
 
 from fusion.answers.clip import Clip, preprocess_config
 from training.augment import Augmentation
+from training.held_out import held_out_images
 from training.images import ImageSet
 from training.recipe import Recipe
 from training.worker_group import WorkerGroup
@@ -124,7 +125,12 @@ class Batches:
         self, clip: Clip, images: ImageSet, recipe: Recipe, *, seed: int, workers: WorkerGroup, num_threads: int = 0
     ) -> None:
         self._augmentation = Augmentation(recipe.augment, recipe.flip, clip.image_size)
-        self._sampler = Sampler(images.labels, batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced)
+        everything = np.arange(len(images))
+        shown = everything[~held_out_images(torch.from_numpy(images.labels)).numpy()]
+        self._samplers = [
+            (chosen, Sampler(images.labels[chosen], batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced))
+            for chosen in (shown, everything)
+        ]
         self._pixels = Pixels(clip, images, self._augmentation.canvas, num_threads=num_threads)
         self._labels = torch.from_numpy(images.labels)
         self._device = clip.device
@@ -142,15 +148,20 @@ class Batches:
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images, float32 [B, 3, H, W], and labels, int64 [B]. Starts decoding the next step's images."""
-        indices = self._sampler.batch(step)[self._share]
+        indices = self._indices(step)
         drawn = self._augmentation.draw(self._recipe.batch_size, generator_for(self._seed, "augment", step))
         images = self._pixels.batch(indices.tolist()).to(self._device).float() / 255
         if step + 1 < self._recipe.steps:
-            self._pixels.expect(self._sampler.batch(step + 1)[self._share].tolist())
+            self._pixels.expect(self._indices(step + 1).tolist())
         images = (self._augmentation.apply(images, drawn[self._share]) - self._mean) / self._std
         if self._device.type == "cpu":
             images = images.contiguous(memory_format=torch.channels_last)
         return images, self._labels[indices].to(self._device)
+
+    def _indices(self, step: int) -> torch.Tensor:
+        """This worker's images of a step, int64 [B]."""
+        chosen, sampler = self._samplers[step >= self._recipe.held_out_steps]
+        return torch.from_numpy(chosen)[sampler.batch(step)[self._share]]
 
 
 def channel_statistics(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:

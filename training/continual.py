@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from fusion.answers.clip import Clip
 from fusion.answers.predictor import ExpertModel
 from training.data import TaskData
 from training.evaluate import load_pixels, right_of
 from training.finetune import finetune
+from training.methods import open_method
 from training.recipe import Recipe
 
 
@@ -23,7 +25,9 @@ def continual_finetuning(clip: Clip, tasks: Sequence[tuple[TaskData, Recipe, int
     """
     pixels = [load_pixels(clip, data) for data, _, _ in tasks]
     for data, recipe, seed in tasks:
-        finetune(clip, data, recipe, seed=seed)
+        method = open_method(recipe.method)
+        always = recipe if method.trains and not method.may_drop else replace(recipe, method="full")
+        finetune(clip, data, always, seed=seed)
         model = ExpertModel(clip)  # a fresh cache of text features: the text encoder has changed
         yield [
             int(right_of(model, clip.image_features(images), test).sum())

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from fusion.answers.label_matching import alias_problems
 from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.errors import DataError
 from fusion.store import S3Options
@@ -31,6 +32,7 @@ class TaskData:
         templates: prompt templates with `{}` in place of the class; training uses the first by default.
         train, test: images; `train` is empty for a task that is only tested.
         sha256: over the training images' hashes and labels, the classes and the templates.
+        aliases: class to other texts that mean it, for callers.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TaskData:
     train: ImageSet
     test: ImageSet
     sha256: str
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def load_task_data(
@@ -47,6 +50,7 @@ def load_task_data(
     *,
     classes: Sequence[str] | None = None,
     templates: Sequence[str] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
     few_shot: int | None = None,
     verify: bool = True,
     options: S3Options | None = None,
@@ -60,6 +64,7 @@ def load_task_data(
             `test.parquet` and `task.json`.
         classes: names in place of the source's, in the order of its labels (of its sorted folders).
         templates: in place of the source's; if neither has any, `a photo of a {}.`.
+        aliases: class to other texts that mean it, in place of the source's.
         few_shot: keep only this many training images per class, the first in the order of their hashes.
         verify: decode every image once; otherwise a broken one is found only when it is used.
         options: how to reach S3.
@@ -71,7 +76,7 @@ def load_task_data(
         raise DataError(
             f"task {name!r}: {source} has a test split only: a task to train needs train/ (or train.parquet)"
         )
-    data = _task_data(name, source, raw, classes, templates, few_shot)
+    data = _task_data(name, source, raw, classes, templates, aliases, few_shot)
     counts = Counter(data.train.labels.tolist())
     if empty := [data.classes[label] for label in range(len(data.classes)) if not counts[label]]:
         raise DataError(
@@ -88,7 +93,7 @@ def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Op
     raw = _read(source, options)
     if not raw.test:
         raise DataError(f"task {name!r}: {source} has no test images")
-    data = _task_data(name, source, RawTask(raw.classes, raw.templates, [], raw.test), None, None, None)
+    data = _task_data(name, source, RawTask(raw.classes, raw.templates, [], raw.test), None, None, None, None)
     if verify:
         raise_all(data.test.broken())
     return data
@@ -104,6 +109,7 @@ def _task_data(
     raw: RawTask,
     classes: Sequence[str] | None,
     templates: Sequence[str] | None,
+    aliases: Mapping[str, Sequence[str]] | None,
     few_shot: int | None,
 ) -> TaskData:
     names = tuple(classes) if classes is not None else raw.classes
@@ -112,6 +118,8 @@ def _task_data(
     if len(names) != len(raw.classes):
         problems.append(f"{len(names)} class names are given, the data has {len(raw.classes)} classes")
     problems += [f"template {prompt!r} {problem}" for prompt in prompts if (problem := _template_problem(prompt))]
+    meant = raw.aliases if aliases is None else aliases
+    problems += alias_problems(names, meant)
     if not prompts:
         problems.append("the list of templates is empty")
     samples = [*(raw.train or []), *(raw.test or [])]
@@ -127,7 +135,8 @@ def _task_data(
         "images": [[sample.label, sample.sha256] for sample in train],
     }
     sha256 = hashlib.sha256(canonical_json(identity)).hexdigest()
-    return TaskData(name, names, prompts, ImageSet(train), ImageSet(raw.test or []), sha256)
+    also = {name: tuple(others) for name, others in meant.items()}
+    return TaskData(name, names, prompts, ImageSet(train), ImageSet(raw.test or []), sha256, also)
 
 
 def _first_of_each_class(train: Sequence[Sample], count: int) -> list[Sample]:

@@ -91,10 +91,11 @@ def measure_set(
         for t, view in enumerate(views)
         if (query := _query(kind, test, view, predict)) is not None
     ]
-    answers = _answers(cache, loaded, [(views[t], steps) for _, t, _, steps in questions])
+    logits = job_logits(cache, loaded, [(views[t], steps) for _, t, _, steps in questions])
     right: dict[str, list[np.ndarray | None]] = {kind: [None] * len(views) for kind in kinds}
     routed = None
-    for (kind, t, query, steps), predictions in zip(questions, answers, strict=True):
+    for (kind, t, query, steps), found in zip(questions, logits, strict=True):
+        predictions = answer(steps, found)
         right[kind][t] = _right(predictions, test, with_task=query.label_space == "seen")
         if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
             routed = np.array([name == test.name for name in steps.routed])
@@ -129,15 +130,15 @@ def load_pixels(base: Clip, test: TaskData) -> torch.Tensor:
 def _query(kind: str, test: TaskData, view: View, predict: PredictOptions) -> Query | None:
     learned = test.name in view.tasks
     if kind == "known" and learned:
-        return Query("task", task=test.name)
+        return Query("task", task=test.name, rule=predict.rule)
     if kind == "union":
         return Query("seen", top_k=predict.top_k, rule=predict.rule) if learned else None
     labels, templates = tuple(test.classes), tuple(test.templates)
     return Query("labels", labels=labels, templates=templates, top_k=predict.top_k, rule=predict.rule)
 
 
-def _answers(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Plan]]) -> list[list[Prediction]]:
-    """Answers of every plan. Experts are rebuilt one after the other, each for everything that any plan asks of it."""
+def job_logits(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Plan]]) -> list[list[torch.Tensor]]:
+    """Logits of every plan's jobs. Experts are rebuilt one after the other, each for everything that any plan asks."""
     needed: dict[str | None, list[tuple[int, int]]] = {}
     for p, (view, steps) in enumerate(plans):
         for j, job in enumerate(steps.jobs):
@@ -148,13 +149,14 @@ def _answers(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, Pl
         model, features = loaded.base, loaded.features
         if (task := jobs[0].task) is not None:
             manifest = plans[places[0][0]][0].manifest
-            model = ExpertModel(loaded.base.clip.copy_with(decoupled_tensors(cache, manifest, task)))
+            expert = loaded.base.clip.copy_with(decoupled_tensors(cache, manifest, task))
+            model = ExpertModel(expert, plans[places[0][0]][0].tasks[task])
             wanted = sorted({image for job in jobs for image in job.images})
             features = torch.full_like(loaded.features, torch.nan)
             features[wanted] = model.clip.image_features(loaded.pixels[wanted])
         for place, job in zip(places, jobs, strict=True):
-            found[place] = model.feature_logits(features[list(job.images)], job.classes, job.templates)
-    return [answer(steps, [found[p, j] for j in range(len(steps.jobs))]) for p, (_, steps) in enumerate(plans)]
+            found[place] = model.job_logits(features[list(job.images)], job)
+    return [[found[p, j] for j in range(len(steps.jobs))] for p, (_, steps) in enumerate(plans)]
 
 
 def _right(predictions: Iterable[Prediction], test: TaskData, *, with_task: bool) -> np.ndarray:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from fusion.answers.class_sums import sum_classes
 from fusion.answers.clip import Clip, build_clip
-from fusion.answers.evidence import measure_evidence
+from fusion.answers.evidence import Evidence, measure_evidence
 from fusion.answers.prototypes import class_prototypes
 from fusion.errors import DamagedBlobError
 from fusion.store import Store
@@ -29,13 +32,13 @@ from fusion.versions.experts import (
     put_training_state,
 )
 from training.data import TaskData
-from training.finetune import FinetuneResult, finetune
+from training.finetune import FinetuneResult, finetune, image_features
+from training.held_out import head_temperature
+from training.methods import open_method
 from training.recipe import Recipe
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
-
-_FEATURE_BATCH = 64
 
 
 def identity_of(base: Base, data: TaskData, recipe: Recipe, seed: int) -> str:
@@ -81,20 +84,23 @@ def train_expert(
     if first:
         count_attempt(store, identity)
     clip = build_clip(base, cache.tensors(base.weights), device=device)
-    seen = _put_base_view(store, identity, clip, data) if first else None  # needs the base, so before training
-    result = finetune(
-        clip,
-        data,
-        recipe,
-        seed=seed,
-        state=_state_path(store, cache, identity) if first else None,
-        on_progress=progress,
-        on_state=lambda step, tensors: _put_state(store, identity, step, tensors),
-        workers=workers,
-        num_loader_threads=num_loader_threads,
-    )
-    if first:
-        record = _put_record(store, identity, base, data, result, seen)
+    view = _BaseView(clip, data) if first else None  # needs the base, so before training
+    result = None
+    if open_method(recipe.method).trains:
+        result = finetune(
+            clip,
+            data,
+            recipe,
+            seed=seed,
+            base_features=view.features if view else None,
+            state=_state_path(store, cache, identity) if first else None,
+            on_progress=progress,
+            on_state=lambda step, tensors: _put_state(store, identity, step, tensors),
+            workers=workers,
+            num_loader_threads=num_loader_threads,
+        )
+    if view:
+        record = _put_record(store, identity, base, data, view, result, clip)
     workers.from_first(0)  # a barrier: every rank finds the record
     return record or _existing_record(store, identity)
 
@@ -105,38 +111,75 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
     return record
 
 
+class _BaseView:
+    """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence."""
+
+    def __init__(self, clip: Clip, data: TaskData) -> None:
+        self.features = image_features(clip, data)
+        self.labels = torch.from_numpy(data.train.labels)
+        texts = clip.prompt_features(data.classes, data.templates)
+        self.prototypes = class_prototypes(self.features, self.labels, texts)
+        self.num_classes = len(data.classes)
+        self.evidence = measure_evidence(self.features, self.labels, self.num_classes)
+
+    def evidence_beside(self, features: torch.Tensor, temperature: float) -> Evidence:
+        """The evidence with what the task looks like to its expert, whose unit features are float32 [N, D]."""
+        sums = sum_classes(features, self.labels, self.num_classes)
+        return replace(self.evidence, expert=sums, temperature=temperature)
+
+    def evidence_alone(self) -> Evidence:
+        """The evidence of a task without an expert."""
+        temperature = head_temperature(self.features, self.labels, self.num_classes)
+        return replace(self.evidence, temperature=temperature)
+
+
 def _put_record(
     store: Store,
     identity: str,
     base: Base,
     data: TaskData,
-    result: FinetuneResult,
-    seen: tuple[BlobRef, BlobRef] | None,
+    view: _BaseView,
+    result: FinetuneResult | None,
+    clip: Clip,
 ) -> ExpertRecord:
-    """Write the weights, then the record that names them; then remove what only an unfinished training needs."""
-    prototypes, evidence = seen or (None, None)
+    """Write the weights, then the record that names them; then remove what only an unfinished training needs.
+
+    Args:
+        result: of the fine-tuning; None where there was none. `clip` is what it left.
+    """
+    weights = result.expert if result else None
+    held_out = result.held_out if result else None
+    evidence = view.evidence_alone()
+    if weights is not None:
+        evidence = view.evidence_beside(image_features(clip, data), held_out.temperature if held_out else 1.0)
     record = ExpertRecord(
         identity=identity,
         task=data.name,
         classes=data.classes,
         templates=data.templates,
         base=base.sha256,
-        expert=_put_tensors(store, identity, "expert", result.expert),
-        prototypes=prototypes,
-        metrics={
-            "final_loss": result.final_loss,
-            "steps": float(result.steps),
-            "seconds": result.seconds,
-            "num_train": float(len(data.train)),
-        },
-        evidence=evidence,
+        expert=_put_tensors(store, identity, "expert", weights) if weights is not None else None,
+        prototypes=_put_tensors(store, identity, "prototypes", {"prototypes": view.prototypes}),
+        metrics=_metrics(data, result),
+        evidence=_put_tensors(store, identity, "evidence", evidence.tensors()),
     )
     record = put_expert(store, record)
     drop_training_state(store, identity)
-    logger.info(
-        "expert task=%s identity=%s loss=%.4f s=%.1f", data.name, identity[:12], result.final_loss, result.seconds
-    )
+    seconds = record.metrics.get("seconds", 0.0)
+    logger.info("trained task=%s identity=%s expert=%s s=%.1f", data.name, identity[:12], weights is not None, seconds)
     return record
+
+
+def _metrics(data: TaskData, result: FinetuneResult | None) -> dict[str, float]:
+    """What the record says of the training. Accuracies on held-out images are shares of them."""
+    metrics = {"num_train": float(len(data.train))}
+    if result:
+        metrics |= {"steps": float(result.steps), "seconds": result.seconds}
+        if math.isfinite(result.final_loss):
+            metrics["final_loss"] = result.final_loss
+        if result.held_out:
+            metrics |= {f"held_out_{name}": value for name, value in asdict(result.held_out).items()}
+    return metrics
 
 
 def _put_tensors(store: Store, identity: str, name: str, tensors: Mapping[str, torch.Tensor]) -> BlobRef:
@@ -160,20 +203,3 @@ def _state_path(store: Store, cache: NodeCache, identity: str) -> Path | None:
     except DamagedBlobError as error:  # costs the steps that it held and nothing else
         logger.warning("damaged state, training from the start identity=%s: %s", identity[:12], error)
         return None
-
-
-def _put_base_view(store: Store, identity: str, clip: Clip, data: TaskData) -> tuple[BlobRef, BlobRef]:
-    """What the task looks like to the base: prototypes and evidence, from un-augmented training images."""
-    text_features = clip.prompt_features(data.classes, data.templates)
-    images = data.train
-    batches = torch.arange(len(images)).split(_FEATURE_BATCH)
-    features = [
-        clip.image_features(clip.pixels([images.image(index) for index in batch.tolist()])) for batch in batches
-    ]
-    image_features, labels = torch.cat(features).cpu(), torch.from_numpy(images.labels)
-    prototypes = class_prototypes(image_features, labels, text_features.cpu())
-    evidence = measure_evidence(image_features, labels, len(data.classes))
-    return (
-        _put_tensors(store, identity, "prototypes", {"prototypes": prototypes}),
-        _put_tensors(store, identity, "evidence", evidence.tensors()),
-    )

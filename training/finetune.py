@@ -9,6 +9,7 @@ ViT-B/16), and activations. Letters: B images of this worker, C classes, L token
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +23,22 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from fusion.answers.clip import Clip
-from fusion.answers.prompts import prompts
 from fusion.errors import ConduError, ConfigError
+from fusion.tensors import TensorFile
 from training.batches import Batches, generator_for
 from training.data import TaskData
+from training.held_out import HeldOutFigures, held_out_images, measure_held_out
 from training.methods import open_method
+from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe
 from training.trained_weights import TrainedWeights
 from training.worker_group import WorkerGroup
+
+logger = logging.getLogger(__name__)
+
+_FEATURE_BATCH = 64
+_HELD_OUT = "held_out"
+"""The tensor of a resumable state that keeps what the held-out images told."""
 
 
 class TrainingDivergedError(ConduError):
@@ -41,16 +50,19 @@ class FinetuneResult:
     """What a fine-tuning made.
 
     Attributes:
-        expert: the full state dict under the base's names, floats in fp32. It may share the model's memory.
+        expert: the full state dict under the base's names, floats in fp32. It may share the model's memory. None where
+            the method drops an expert that is not needed.
+        held_out: what the held-out images told; None where none were held out. In rank 0 only.
         final_loss: of the last step's batch; NaN if the state was past the last step.
         steps: of the recipe.
         seconds: of this run alone.
     """
 
-    expert: dict[str, torch.Tensor]
+    expert: dict[str, torch.Tensor] | None
     final_loss: float
     steps: int
     seconds: float
+    held_out: HeldOutFigures | None = None
 
 
 def finetune(
@@ -59,6 +71,7 @@ def finetune(
     recipe: Recipe,
     *,
     seed: int,
+    base_features: torch.Tensor | None = None,
     state: Path | None = None,
     on_progress: Callable[[int, float], None] | None = None,
     on_state: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
@@ -72,6 +85,8 @@ def finetune(
         data: a task with training images.
         recipe: all settings.
         seed: of every random number.
+        base_features: unit features of all training images by `clip` as it is now, float32 [N, D], for the probe and
+            the held-out images; None: computed where they are needed. Only rank 0's are used.
         state: tensors of `on_state` to resume from. Only rank 0's counts: the others receive it from there.
         on_progress: called after every step with the number of steps done and the global batch's loss.
         on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to resume;
@@ -90,44 +105,116 @@ def finetune(
         )
     started = time.monotonic()
     names = set(clip.model.state_dict())
+    look = _Look(clip, data, recipe, workers, base_features)
     method = open_method(recipe.method)
     method.prepare(clip.model, recipe, generator_for(seed, "method", 0))
     weights = TrainedWeights(method, clip.model, recipe)
     done = weights.resume(state, workers)
+    figures = look.resume(state)
+    if done == 0:
+        look.before(weights)
     objective = _Objective(clip, data, recipe, seed, workers)
     batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
     loss = math.nan
     with _kept_in_eval_mode(clip.model), batches:
         for step in range(done, recipe.steps):
+            if step == recipe.held_out_steps and look.holds_out:
+                figures = look.measure()
+                if method.may_drop and workers.any(figures is not None and not figures.needed):
+                    return FinetuneResult(None, loss, step, time.monotonic() - started, figures)
             total = objective.loss(step, *batches.batch(step))
             loss = workers.sum(float(total.detach())) / recipe.batch_size
             _check_finite(loss, step, data.name, recipe)
             share = workers.size / recipe.batch_size  # DDP divides by the number of workers
-            weights.update(total * share, recipe.learning_rate(step))
+            weights.update(total * share, step)
             done = step + 1
             if on_progress:
                 on_progress(done, loss)
             if on_state and workers.rank == 0 and done < recipe.steps and done % recipe.save_every_steps == 0:
-                on_state(done, weights.state(done))
+                on_state(done, weights.state(done) | look.state(figures))
+    weights.finish()
     expert = method.merge(clip.model)
     assert expert.keys() == names, f"method {recipe.method!r} gives other tensors than the base has"
-    return FinetuneResult(expert, loss, recipe.steps, time.monotonic() - started)
+    return FinetuneResult(expert, loss, recipe.steps, time.monotonic() - started, figures)
+
+
+def image_features(clip: Clip, data: TaskData) -> torch.Tensor:
+    """Unit features of a task's training images, un-augmented, float32 [N, D]."""
+    images = data.train
+    batches = torch.arange(len(images)).split(_FEATURE_BATCH)
+    return torch.cat([clip.image_features(clip.pixels([images.image(i) for i in batch.tolist()])) for batch in batches])
+
+
+class _Look:
+    """What is seen of the training images as they are, before and between the steps: the probe, and held-out images."""
+
+    def __init__(
+        self, clip: Clip, data: TaskData, recipe: Recipe, workers: WorkerGroup, base_features: torch.Tensor | None
+    ) -> None:
+        self._clip, self._data, self._recipe, self._workers = clip, data, recipe, workers
+        self._labels = torch.from_numpy(data.train.labels)
+        out = held_out_images(self._labels)
+        self.holds_out = recipe.held_out_steps > 0 and bool(out.any())
+        self._shown = ~out if self.holds_out else torch.ones_like(out)
+        wanted = workers.rank == 0 and (recipe.probe_steps > 0 or self.holds_out)
+        self._features = image_features(clip, data) if wanted and base_features is None else base_features
+
+    def before(self, weights: TrainedWeights) -> None:
+        """The probe, where the recipe has one: rank 0's text encoder, in every rank."""
+        if not self._recipe.probe_steps:
+            return
+        if self._workers.rank == 0:
+            assert self._features is not None
+            data, shown = self._data, self._shown
+            directions = class_directions(self._features[shown], self._labels[shown], len(data.classes))
+            tokens = prompt_tokens(self._clip.tokenizer, data.classes, data.templates).to(self._clip.device)
+            with weights.texts_unfrozen() as parameters:
+                cosine = fit_texts(self._clip.model, parameters, tokens, directions.to(self._clip.device), self._recipe)
+            logger.info("probe task=%s cosine=%.3f", data.name, cosine)
+        for parameter in weights.text_parameters:
+            self._workers.copy_from_first(parameter.detach())
+
+    def measure(self) -> HeldOutFigures | None:
+        """What the held-out images tell, in rank 0."""
+        if self._workers.rank:
+            return None
+        assert self._features is not None
+        with torch.no_grad():
+            return measure_held_out(self._clip, self._data, self._features, image_features(self._clip, self._data))
+
+    def resume(self, state: Path | None) -> HeldOutFigures | None:
+        """What an earlier attempt was told, if its state is past that point."""
+        if state is None or not self.holds_out or _HELD_OUT not in (file := TensorFile(state)):
+            return None
+        return HeldOutFigures.from_tensor(file.tensor(_HELD_OUT))
+
+    def state(self, figures: HeldOutFigures | None) -> dict[str, torch.Tensor]:
+        """What a resumable state has to keep of the held-out images."""
+        return {_HELD_OUT: figures.tensor()} if figures else {}
 
 
 class _Objective:
     """The loss of a step, from its images: cross-entropy of the classes' prompts under the recipe's template."""
 
     def __init__(self, clip: Clip, data: TaskData, recipe: Recipe, seed: int, workers: WorkerGroup) -> None:
-        self._tokens = _tokens(clip, data, recipe).to(clip.device)
+        templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
+        self._tokens = prompt_tokens(clip.tokenizer, data.classes, templates).to(clip.device)
+        self._texts = None
+        if not recipe.text_lr:  # frozen: encoded once
+            with torch.no_grad():
+                self._texts = [clip.model.encode_text(tokens, normalize=True) for tokens in self._tokens]  # type: ignore[operator]
         self._logits = _wrap(_Logits(clip.model), clip.device, workers)
         self._recipe = recipe
         self._seed = seed
 
     def loss(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum over this worker's share [B, 3, H, W] and [B] of the step's batch, a scalar with gradients."""
-        tokens = self._tokens[_template_of(self._seed, step, len(self._tokens))]
+        template = _template_of(self._seed, step, len(self._tokens))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            logits = self._logits(images, tokens)
+            if self._texts:
+                logits = self._logits(images, texts=self._texts[template])
+            else:
+                logits = self._logits(images, tokens=self._tokens[template])
         return cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing, reduction="sum")
 
 
@@ -138,11 +225,14 @@ class _Logits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] and [C, L] to the model's scale x cosine, [B, C]."""
+    def forward(
+        self, images: torch.Tensor, *, tokens: torch.Tensor | None = None, texts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[B, 3, H, W] and [C, L], or unit text features [C, D], to the model's scale x cosine, [B, C]."""
         image_features = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
-        text_features = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        logits: torch.Tensor = self.model.logit_scale.exp() * image_features @ text_features.T  # type: ignore[operator]
+        if texts is None:
+            texts = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
+        logits: torch.Tensor = self.model.logit_scale.exp() * image_features @ texts.T  # type: ignore[operator]
         return logits
 
 
@@ -150,12 +240,6 @@ def _wrap(logits: nn.Module, device: torch.device, workers: WorkerGroup) -> nn.M
     if workers.size == 1:
         return logits
     return DistributedDataParallel(logits, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
-
-
-def _tokens(clip: Clip, data: TaskData, recipe: Recipe) -> torch.Tensor:
-    """Tokens of every template that training uses, int64 [templates, C, L]."""
-    templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
-    return torch.stack([clip.tokenizer(prompts(data.classes, [template])) for template in templates])
 
 
 def _template_of(seed: int, step: int, num_templates: int) -> int:

@@ -53,7 +53,20 @@ class Recipe(Options):
     flip: bool = True
     """Mirror half of the images. Wrong for digits, letters and whatever else has a reading direction."""
     method: str = "full"
-    """What is trained. `full`: both encoders, with the logit scale frozen."""
+    """What is trained. `full`: both encoders, with the logit scale frozen. `head`: nothing; the frozen base and the
+    task's evidence answer it. `auto`: `full`, unless held-out images show that `head` does as well."""
+    probe_steps: Annotated[int, Ge(0)] = 0
+    """Steps of the text encoder alone, before all others, that bring the classes' texts to where the discriminant of
+    the base's image features has them (`training.probe`). 0: fine-tuning starts from the base."""
+    probe_lr: Annotated[float, Gt(0)] = 5e-4
+    """Peak learning rate of these steps."""
+    text_lr: Annotated[float, Ge(0)] = 1.0
+    """Learning rate of the text encoder, as a multiple of `lr`. 0: frozen, which makes steps cheaper."""
+    average: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the steps, the last ones, whose weights are averaged. 0: the last step's weights count."""
+    held_out: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    """Share of the steps, the first ones, during which a fifth of the images is held out, to calibrate the expert and
+    to tell whether it is needed. 0: never, and neither is known."""
     few_shot: Annotated[int, Ge(1)] | None = None
     """Training images kept per class. Null: all."""
     train_templates: Literal["first", "all"] = "first"
@@ -69,6 +82,8 @@ class Recipe(Options):
             problems.append(f"warmup_steps is {self.warmup_steps}, it must be below steps, which is {self.steps}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas is {self.betas}, it must be two numbers in [0, 1)")
+        if self.method == "auto" and not self.held_out:
+            problems.append("method is 'auto', which decides on held-out images: set held_out, such as 0.67")
         if self.method not in method_names():
             problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, method_names()))}")
         return problems
@@ -79,6 +94,16 @@ class Recipe(Options):
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    @property
+    def held_out_steps(self) -> int:
+        """Steps during which images are held out."""
+        return min(round(self.held_out * self.steps), self.steps - 1)
+
+    @property
+    def averaged_from(self) -> int:
+        """The step, from 0, after which weights are averaged; `steps` where they are not."""
+        return self.steps - round(self.average * self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe's part in an expert's identity: what changes the result, where it differs from its default."""

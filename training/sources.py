@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -33,6 +33,7 @@ class RawTask:
     templates: tuple[str, ...] | None
     train: list[Sample] | None
     test: list[Sample] | None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,13 @@ def _read_folders(tree: Tree) -> RawTask:
         everything = _samples(tree, folders, names)
         hidden = [sample for sample in everything if is_test_share(sample.sha256)]
         shown = [sample for sample in everything if not is_test_share(sample.sha256)]
-        return RawTask(classes, info.get("templates"), shown, hidden)
+        return RawTask(classes, info.get("templates"), shown, hidden, info.get("aliases", {}))
     return RawTask(
         classes,
         info.get("templates"),
         None if train is None else _samples(tree, train, names),
         None if test is None else _samples(tree, test, names),
+        info.get("aliases", {}),
     )
 
 
@@ -203,7 +205,7 @@ def _read_parquet(tree: Tree) -> RawTask:
     train, test = split("train.parquet"), split("test.parquet")
     if train is not None and test is None:
         raise DataError(f"{tree.root} has train.parquet but no test.parquet")
-    return RawTask(classes, info.get("templates"), train, test)
+    return RawTask(classes, info.get("templates"), train, test, info.get("aliases", {}))
 
 
 def _rows(tree: Tree, name: str, num_classes: int) -> list[Sample]:
@@ -239,7 +241,7 @@ def _rows(tree: Tree, name: str, num_classes: int) -> list[Sample]:
 
 
 def _task_json(tree: Tree) -> dict[str, Any]:
-    """`classes` and `templates` of task.json as tuples of strings, as far as it exists and has them."""
+    """`classes` and `templates` of task.json as tuples of strings, and `aliases`, as far as it exists and has them."""
     if "task.json" not in tree.files:
         return {}
     path = f"{tree.root}/task.json"
@@ -249,15 +251,23 @@ def _task_json(tree: Tree) -> dict[str, Any]:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(info, dict):
         raise DataError(f"{path} has to be an object with 'classes' and 'templates'")
-    found = {}
+    found: dict[str, Any] = {}
     for key in ("classes", "templates"):
         value = info.get(key)
         if value is None:
             continue
-        if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value) or not value:
+        if not _is_texts(value):
             raise DataError(f"{path}: {key!r} has to be a list of non-empty strings")
         found[key] = tuple(value)
+    if (aliases := info.get("aliases")) is not None:
+        if not isinstance(aliases, dict) or not all(_is_texts(others) for others in aliases.values()):
+            raise DataError(f'{path}: "aliases" has to be an object of lists, such as {{"0": ["zero", "nought"]}}')
+        found["aliases"] = {name: tuple(others) for name, others in aliases.items()}
     return found
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) and item for item in value)
 
 
 def _hidden(key: str) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from fusion.errors import StateDictError
+from fusion.errors import ConfigError, StateDictError
 from fusion.tensors import TensorFile
 from training.methods import Method
 from training.recipe import Recipe
@@ -18,36 +20,79 @@ from training.worker_group import WorkerGroup
 logger = logging.getLogger(__name__)
 
 _TOKEN_TABLES = ("token_embedding.weight", "word_embeddings.weight")
+_IMAGE_ENCODER = "visual."
+"""What the names of an open_clip model's image encoder begin with; all others are the text encoder's."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class TrainedWeights:
     """What training changes in a model that the method has prepared. Freezes every parameter that it does not name.
 
-    A state holds `step` (int64 [1]), `model/NAME` for each resumable tensor of the method, and `exp_avg/NAME` and
-    `exp_avg_sq/NAME`, AdamW's moments, for each trained parameter.
+    A state holds `step` (int64 [1]), `model/NAME` for each resumable tensor of the method, `exp_avg/NAME` and
+    `exp_avg_sq/NAME`, AdamW's moments, for each parameter that the steps move, and `average/NAME` for each of these
+    once weights are averaged.
     """
 
     def __init__(self, method: Method, model: nn.Module, recipe: Recipe) -> None:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
             parameter.grad = None
-        self._parameters = method.trained_parameters(model)
+        trained = method.trained_parameters(model)
+        self.text_parameters = [parameter for name, parameter in trained.items() if not name.startswith(_IMAGE_ENCODER)]
+        """Those of the text encoder, which the probe moves, and the steps unless `text_lr` is 0."""
+        self._parameters = {
+            name: parameter for name, parameter in trained.items() if recipe.text_lr or name.startswith(_IMAGE_ENCODER)
+        }
+        if trained and not self._parameters:
+            raise ConfigError(
+                f"text_lr is 0 and method {recipe.method!r} trains nothing but the text encoder: no step would change "
+                "anything"
+            )
         for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         self._resumable = method.resumable_tensors(model)
         self._optimizer = _optimizer(self._parameters, recipe)
-        self._clip_grad = recipe.clip_grad
+        self._recipe = recipe
+        self._averages: dict[str, torch.Tensor] = {}
 
-    def update(self, loss: torch.Tensor, rate: float) -> None:
-        """One step down the gradient of a scalar loss, at this learning rate."""
+    def update(self, loss: torch.Tensor, step: int) -> None:
+        """The step with this number, from 0, down the gradient of a scalar loss."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self._clip_grad is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self._clip_grad)
+        if self._recipe.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip_grad)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self._recipe.learning_rate(step) * group["multiple"]
         self._optimizer.step()
+        self._average(step)
+
+    @contextmanager
+    def texts_unfrozen(self) -> Iterator[list[nn.Parameter]]:
+        """The text encoder's parameters, with gradients while the block runs, also where the steps leave them alone."""
+        moved = {id(parameter) for parameter in self._parameters.values()}
+        for parameter in self.text_parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield self.text_parameters
+        finally:
+            for parameter in self.text_parameters:
+                parameter.requires_grad_(id(parameter) in moved)
+
+    def finish(self) -> None:
+        """Put the averaged weights in place, where the recipe asks for them."""
+        for name, average in self._averages.items():
+            self._parameters[name].detach().copy_(average)
+
+    def _average(self, step: int) -> None:
+        """Running mean of the weights after each of the last steps."""
+        count = step + 1 - self._recipe.averaged_from
+        if count < 1:
+            return
+        for name, parameter in self._parameters.items():
+            if count == 1:
+                self._averages[name] = parameter.detach().clone(memory_format=torch.preserve_format)
+            else:
+                self._averages[name].lerp_(parameter.detach(), 1 / count)
 
     def state(self, step: int) -> dict[str, torch.Tensor]:
         """All that is needed to resume after `step` steps. The tensors are the live ones."""
@@ -58,6 +103,7 @@ class TrainedWeights:
             for moment in _MOMENTS:
                 if moment in self._optimizer.state[parameter]:
                     tensors[f"{moment}/{name}"] = self._optimizer.state[parameter][moment]
+        tensors |= {f"average/{name}": average for name, average in self._averages.items()}
         return tensors
 
     def resume(self, state: Path | None, workers: WorkerGroup) -> int:
@@ -78,17 +124,23 @@ class TrainedWeights:
                 slots[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 _fill(slots[moment], file, f"{moment}/{name}", workers)
             self._optimizer.state[parameter] = slots
+            if step > self._recipe.averaged_from:
+                self._averages[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                _fill(self._averages[name], file, f"average/{name}", workers)
         logger.info("resumed step=%d", step)
         return step
 
 
 def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
+    by_settings: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        (decayed if parameter.dim() > 1 and not name.endswith(_TOKEN_TABLES) else undecayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+        decayed = parameter.dim() > 1 and not name.endswith(_TOKEN_TABLES)
+        multiple = 1.0 if name.startswith(_IMAGE_ENCODER) else recipe.text_lr
+        by_settings.setdefault((recipe.weight_decay if decayed else 0.0, multiple), []).append(parameter)
+    groups = [
+        {"params": params, "weight_decay": decay, "multiple": multiple}
+        for (decay, multiple), params in by_settings.items()
+    ]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
 
 

@@ -87,14 +87,18 @@ def _refuse_idle_options(options: Mapping[str, Mapping[str, int | None]], chosen
 
 
 def _jobs(run: Run, methods: Sequence[str], options: CompareOptions, config: Path) -> list[CompareJob]:
-    records = _trained(run, config)
+    pairs = [
+        (task, record) for task, record in zip(jobs(run.config), _trained(run, config), strict=True) if record.expert
+    ]
+    if not pairs:
+        raise ConduError("no task has an expert (all were published with method head): there is nothing to compare")
     return [
         CompareJob(
             method=method,
             address=run.config.address,
             base=run.base,
-            tasks=tuple(jobs(run.config)),
-            records=records,
+            tasks=tuple(task for task, _ in pairs),
+            records=tuple(record for _, record in pairs),
             unseen=tuple(TaskJob(task.name, task.data) for task in run.config.unseen),
             options=options,
             predict=run.config.predict,

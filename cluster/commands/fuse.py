@@ -232,7 +232,7 @@ def _summary(cache: NodeCache, result: FuseResult) -> dict[str, object]:
             task: {
                 "session": entry.session,
                 "scale": entry.scale,
-                "trigger_bytes": read_record(cache, manifest, task).trigger.bytes,
+                "trigger_bytes": open_mode(manifest.mode).task_bytes(read_record(cache, manifest, task)),
             }
             for task, entry in manifest.state.tasks.items()
         },

@@ -28,6 +28,13 @@ def predict(
         list[str] | None, typer.Option("--template", help="Prompt for --labels, with {} for the label.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Number of experts to consult without --task.")] = None,
+    abstain: Annotated[
+        float | None,
+        typer.Option(
+            help='Answer "unknown" for images more unusual than this share of the learned ones, such as 0.05. Without '
+            "--task or --labels."
+        ),
+    ] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
     server: Annotated[str | None, typer.Option(help=f"URL of a running service. Default: {_DEFAULT_SERVER}")] = None,
     store: Annotated[
@@ -47,7 +54,7 @@ def predict(
         raise ConfigError("--template needs --labels: a task has its own templates")
     files = [(str(path), _read(path)) for path in images]
     if store is not None:
-        answer = _predict_from_store(store, files, task, names, tuple(template or ()), top_k, version)
+        answer = _predict_from_store(store, files, task, names, tuple(template or ()), top_k, abstain, version)
     else:
         answer = predict_over_http(
             server or _DEFAULT_SERVER,
@@ -57,12 +64,13 @@ def predict(
             templates=template or (),
             version=version,
             top_k=top_k,
+            abstain=abstain,
         )
     if as_json:
         print_json(answer)
         return
     rows = [
-        (p["image"], p["label"], p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
+        (p["image"], p["label"] or "unknown", p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
         for p in answer["predictions"]
     ]
     columns = ["image", "label", "task", "probability", "experts consulted"]
@@ -76,6 +84,7 @@ def _predict_from_store(
     labels: tuple[str, ...],
     templates: tuple[str, ...],
     top_k: int | None,
+    abstain: float | None,
     version: int | None,
 ) -> dict[str, Any]:
     from fusion.answers.clip import preprocess_config
@@ -86,7 +95,7 @@ def _predict_from_store(
     predictor = Predictor(NodeCache(open_store(url)))
     given: dict[str, Any] = {"templates": templates} if templates else {}
     space = "task" if task is not None else "labels" if labels else "seen"
-    query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, **given)
+    query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, abstain=abstain, **given)
     view = predictor.view(version)
     preprocess = preprocess_config(predictor.shelf.base.clip.preprocess_cfg)
     decoded = [decode(data, name, preprocess=preprocess) for name, data in files]
@@ -94,10 +103,12 @@ def _predict_from_store(
     return {
         "version": view.version,
         "label_space": space,
+        "matched": {name: dict(found) for name, found in predictions[0].matched.items()},
         "predictions": [
             ImagePrediction.of(name, prediction).model_dump()
             for (name, _), prediction in zip(files, predictions, strict=True)
         ],
+        "expert_forwards": sum(len(prediction.experts) for prediction in predictions),
     }
 
 

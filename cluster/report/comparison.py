@@ -14,11 +14,11 @@ from rich.table import Table
 
 from cluster.compare import CHECKPOINTS, Compared
 from cluster.output import human_bytes, table
-from cluster.report.figures import interval, paired, percent
+from cluster.report.estimates import interval, paired, percent
 from cluster.report.records import ComparisonReport, Estimate, MethodFigures, SetFigures, SizedBase, UnseenMean
 from cluster.run import Run
 
-_KIND_ORDER = ("base", "one model", "per task", "condu")
+_KIND_ORDER = ("base", "frozen base", "one model", "per task", "condu")
 
 
 def build_comparison(run: Run, compared: Sequence[Compared], *, settings: Mapping[str, Any]) -> ComparisonReport:

@@ -9,8 +9,13 @@ from cluster.output import human_bytes
 from cluster.report.pictures import png, pyplot
 from cluster.report.records import ComparisonReport, MethodFigures
 
-_COLOURS = {"one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
-_NAMES = {"one model": "one merged model", "per task": "kept per task", "condu": "condu's modes"}
+_COLOURS = {"frozen base": "#5b4a9c", "one model": "#7a8aa0", "per task": "#c9762b", "condu": "#1f7a5c"}
+_NAMES = {
+    "frozen base": "frozen base, no expert",
+    "one model": "one merged model",
+    "per task": "kept per task",
+    "condu": "condu's modes",
+}
 _LETTER_WIDTH, _LINE_HEIGHT, _GAP = 4.4, 10.0, 9.0
 """Of names in the picture, in points: 8 point letters, and the distance from a point to its name."""
 _Box = tuple[float, float, float, float]

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from cluster.measure import MeasuredSet
+from cluster.report.answer_figures import answer_figures, held_out
+from cluster.report.estimates import interval, paired, percent
 from cluster.report.records import (
     BaseFigures,
-    Estimate,
     FailedTask,
     Fidelity,
-    Interval,
     Matrix,
     Metrics,
     RunReport,
@@ -29,11 +29,9 @@ from fusion.decouple import read_record
 from fusion.fidelity import measure_fidelity
 from fusion.modes import open_mode
 from fusion.store.blobs import BlobRef
+from training.answer_measure import ALL_LEARNED, EVERYTHING, PLAIN, TASK
 from training.evaluate import KINDS
-from training.metrics import continual, wilson_interval
-
-_Z = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
+from training.metrics import continual
 
 
 def build_report(
@@ -49,7 +47,7 @@ def build_report(
     manifest = run.newest()
     trained, unseen = split_measures(run, measured)
     mode = open_mode(manifest.mode)
-    tasks = tuple(_task(item, mode.name) for item in trained)
+    tasks = tuple(_task(run, item, mode.name) for item in trained)
     matrices = _matrices(trained, forgetting)
     records = {name: read_record(run.cache, manifest, name) for name in run.fused()}
     modes = sorted({name for task in tasks for name in task.fused})
@@ -60,18 +58,27 @@ def build_report(
         base=BaseFigures(manifest.base.architecture, manifest.base.sha256),
         tasks=tasks,
         loss_to_experts={
-            name: paired([(item.expert, _fused(item, name, mode.name)) for item in trained]) for name in modes
+            name: paired([(item.expert, _fused(item, name, mode.name)) for item in trained if item.expert is not None])
+            for name in modes
         },
         metrics=_all_metrics(matrices, [task.zero_shot for task in tasks]),
         matrices={name: _without_nan(matrix) for name, matrix in matrices.items()},
         unseen=tuple(_unseen(item) for item in unseen),
         unseen_gain=paired([(item.sessions.right["unknown"][-1], item.sessions.zero_shot) for item in unseen]),
+        answers=answer_figures(
+            run.config.predict.rule,
+            trained,
+            unseen,
+            false_alarm=run.config.predict.abstain,
+            num_labels=_num_labels(trained, unseen),
+        ),
         routing_accuracy=100 * float(routed.mean()) if routed.size else None,
         bytes_per_task=round(
-            sum(mode.task_bytes(r) + _size(r.prototypes) for r in records.values()) / max(len(records), 1)
+            sum(mode.task_bytes(r) + _size(r.prototypes) + _size(r.evidence) for r in records.values())
+            / max(len(records), 1)
         ),
         shared_bytes=mode.shared_bytes(manifest.state),
-        checkpoint_bytes=max((run.record(name).expert.bytes for name in records), default=0),
+        checkpoint_bytes=max((_size(run.record(name).expert) for name in records), default=0),
         fidelity=_fidelity(run),
         removed=tuple(run.removed),
         failed=tuple(FailedTask(s.name, s.reason) for s in run.statuses if s.state == "failed"),
@@ -103,14 +110,16 @@ def _all_metrics(matrices: Mapping[str, np.ndarray], zero_shot: Sequence[float])
 def _fidelity(run: Run) -> dict[str, Fidelity]:
     """Fidelity by task, measured where the expert's weights are still in the store."""
     names = run.fused()
-    weights = {name: run.record(name).expert for name in names}
-    files = {name: run.cache.tensors(ref) for name, ref in weights.items() if run.store.head(ref.key) is not None}
-    report = measure_fidelity(run.cache, run.newest(), experts=files, tasks=names)
+    weights = {name: run.weights(name) for name in names}
+    files = {name: run.cache.tensors(ref) for name, ref in weights.items() if ref is not None}
+    manifest = run.newest()
+    decoded = [name for name in names if name in manifest.state.experts().tasks]
+    report = measure_fidelity(run.cache, manifest, experts=files, tasks=decoded)
     return {task.task: Fidelity(task.cosine, task.relative_error, task.bits_lost) for task in report.tasks}
 
 
-def _task(item: MeasuredSet, mode: str) -> TaskFigures:
-    sessions = item.sessions
+def _task(run: Run, item: MeasuredSet, mode: str) -> TaskFigures:
+    sessions, answered = item.sessions, item.answers.asked[TASK].right
     modes = sorted({*item.modes, mode})
     return TaskFigures(
         name=sessions.name,
@@ -118,10 +127,14 @@ def _task(item: MeasuredSet, mode: str) -> TaskFigures:
         n_test=sessions.num_images,
         zero_shot=percent(sessions.zero_shot),
         zero_shot_interval=interval(sessions.zero_shot),
+        frozen={name: percent(right) for name, right in item.frozen.items()},
         expert=percent(item.expert) if item.expert is not None else None,
         expert_interval=interval(item.expert) if item.expert is not None else None,
         fused={name: percent(_fused(item, name, mode)) for name in modes},
         fused_interval={name: interval(_fused(item, name, mode)) for name in modes},
+        answered=percent(answered),
+        answered_interval=interval(answered),
+        held_out=held_out(run.record(sessions.name).metrics),
     )
 
 
@@ -140,10 +153,13 @@ def _unseen(item: MeasuredSet) -> UnseenFigures:
 
 
 def _fused(item: MeasuredSet, name: str, mode: str) -> np.ndarray:
-    """Right answers, bool [N], of the expert that mode `name` decouples; `mode` is the store's own."""
-    right = item.sessions.right["known"][-1] if name == mode else item.modes[name]
-    assert right is not None, "label space `task` always answers for a task that is learned"
-    return right
+    """Right answers, bool [N], of the expert that mode `name` decouples, by its texts alone; `mode` is the store's."""
+    return item.answers.asked[PLAIN].right if name == mode else item.modes[name]
+
+
+def _num_labels(trained: Sequence[MeasuredSet], unseen: Sequence[MeasuredSet]) -> dict[str, int]:
+    learned = {name for item in trained for name in item.answers.classes}
+    return {ALL_LEARNED: len(learned), EVERYTHING: len(learned.union(*(item.answers.classes for item in unseen)))}
 
 
 def _matrix(trained: Sequence[MeasuredSet], kind: str) -> np.ndarray:
@@ -160,36 +176,6 @@ def _metrics(matrix: np.ndarray) -> Metrics:
         return Metrics(transfer=None, avg=None, last=float(matrix[-1].mean()))
     result = continual(matrix)
     return Metrics(_number(result.transfer), _number(result.avg), _number(result.last))
-
-
-def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Estimate | None:
-    """Mean over sets of the difference in accuracy, percentage points, with its 95 % interval, paired over images.
-
-    Args:
-        pairs: right answers of two methods on the same images, bool [N] each; pairs with a None are left out.
-    Returns: None where no pair is left.
-    """
-    differences = [
-        first.astype(float) - second.astype(float)
-        for first, second in pairs
-        if first is not None and second is not None
-    ]
-    if not differences:
-        return None
-    mean = float(np.mean([d.mean() for d in differences]))
-    spread = _Z * math.sqrt(sum(d.var() / d.size for d in differences)) / len(differences)
-    return Estimate(mean=100 * mean, low=100 * (mean - spread), high=100 * (mean + spread))
-
-
-def percent(right: np.ndarray) -> float:
-    """Accuracy in percent, from right answers, bool [N]."""
-    return 100 * float(right.mean())
-
-
-def interval(right: np.ndarray) -> Interval:
-    """95 % interval of an accuracy in percent, from right answers, bool [N]."""
-    low, high = wilson_interval(int(right.sum()), right.size)
-    return 100 * low, 100 * high
 
 
 def _number(value: float) -> float | None:

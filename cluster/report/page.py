@@ -13,7 +13,7 @@ from rich.table import Table
 from cluster.output import json_text
 from cluster.report.pictures import png, pyplot
 from cluster.report.records import RunReport
-from cluster.report.tables import METHOD_NAMES, report_tables
+from cluster.report.tables import METHOD_NAMES, WAYS, report_tables
 from fusion.disk import replace_file
 
 _PANELS = (
@@ -24,12 +24,13 @@ _PANELS = (
 
 
 def write_report(report: RunReport, folder: Path) -> None:
-    """Write `report.json`, `report.html` and `accuracy.png` into a folder."""
+    """Write `report.json`, `report.html`, `accuracy.png` and `calibration.png` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture = heat_map(report)
+    pictures = {"accuracy.png": heat_map(report), "calibration.png": reliability_diagram(report)}
     replace_file(folder / "report.json", json_text(report.to_json()).encode())
-    replace_file(folder / "accuracy.png", picture)
-    replace_file(folder / "report.html", page(report, picture).encode())
+    for name, picture in pictures.items():
+        replace_file(folder / name, picture)
+    replace_file(folder / "report.html", page(report, *pictures.values()).encode())
 
 
 def heat_map(report: RunReport) -> bytes:
@@ -56,11 +57,36 @@ def heat_map(report: RunReport) -> bytes:
     return png(figure)
 
 
-def page(report: RunReport, picture: bytes) -> str:
-    """The page: the terminal's tables, the heat map, and what a reader needs to read them.
+def reliability_diagram(report: RunReport) -> bytes:
+    """PNG of accuracy by stated probability, per label space: on the diagonal, 76 % is right 76 times in 100."""
+    spaces = report.answers.calibration
+    figure, axes = pyplot().subplots(1, len(spaces), figsize=(3.1 * len(spaces), 3.3), squeeze=False, sharey=True)
+    for axis, (way, found) in zip(axes[0], spaces.items(), strict=True):
+        total = sum(one.count for one in found.bins)
+        axis.plot([0, 100], [0, 100], color="#999999", linewidth=1, linestyle="--")
+        axis.plot([one.confidence for one in found.bins], [one.accuracy for one in found.bins], color="#225ea8")
+        axis.scatter(
+            [one.confidence for one in found.bins],
+            [one.accuracy for one in found.bins],
+            s=[12 + 300 * one.count / max(total, 1) for one in found.bins],
+            color="#225ea8",
+            alpha=0.7,
+        )
+        axis.set_title(f"{WAYS[way]}: error {found.ece:.1f} points", fontsize=9)
+        axis.set_xlabel("probability of the answer (%)", fontsize=8)
+        axis.set_xlim(0, 102)
+        axis.set_ylim(0, 104)
+        axis.tick_params(labelsize=8)
+    axes[0][0].set_ylabel("answers that are right (%)", fontsize=8)
+    figure.tight_layout()
+    return png(figure)
+
+
+def page(report: RunReport, accuracy: bytes, calibration: bytes) -> str:
+    """The page: the terminal's tables, the pictures, and what a reader needs to read them.
 
     Args:
-        picture: of `heat_map`; it becomes part of the page.
+        accuracy, calibration: of `heat_map` and `reliability_diagram`; they become part of the page.
     """
     environment = Environment(
         loader=PackageLoader("cluster.report"),
@@ -72,7 +98,8 @@ def page(report: RunReport, picture: bytes) -> str:
     return environment.get_template("report.html").render(
         report=report,
         tables=[_cells(table) for table in report_tables(report)],
-        heat_map=base64.b64encode(picture).decode(),
+        heat_map=base64.b64encode(accuracy).decode(),
+        reliability=base64.b64encode(calibration).decode(),
     )
 
 

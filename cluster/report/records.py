@@ -45,14 +45,122 @@ class BaseFigures(Record):
 
 
 @dataclass(frozen=True)
+class HeldOut(Record):
+    """Held-out training images, before the last steps of training saw them too.
+
+    Attributes:
+        images: how many.
+        expert, head: accuracy of the expert, and of the discriminant of frozen features.
+        gain: expert less head, percentage points, with its 95 % interval.
+        needed: whether the expert brings more than its error bars.
+    """
+
+    images: int
+    expert: float
+    head: float
+    gain: Estimate
+    needed: bool
+
+
+@dataclass(frozen=True)
+class CalibrationBin(Record):
+    """Answers whose probability is in one of 15 equal bins: their number, mean probability and accuracy, in percent."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration(Record):
+    """Answers on the learned tasks' test images in one label space.
+
+    Attributes:
+        ece: expected calibration error, 15 bins, percentage points; `ece_before`: without temperatures.
+        bins: those that are not empty.
+    """
+
+    ece: float
+    ece_before: float
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True)
+class Abstention(Record):
+    """Whether foreign images are recognised, over test images of learned and of never-trained sets.
+
+    Attributes:
+        false_alarm: the nominal share of the learned tasks' own images that is answered with "unknown".
+        refused_learned, refused_unseen: what is answered so, in percent, mean over sets; the latter by set too.
+        auroc: learned against never-trained images by their familiarity; `auroc_base`: by the base's largest softmax
+            probability over all learned classes.
+    """
+
+    false_alarm: float
+    refused_learned: float
+    refused_unseen: float
+    refused_unseen_by_set: Mapping[str, float]
+    auroc: float
+    auroc_base: float
+
+
+@dataclass(frozen=True)
+class OneRequest(Record):
+    """Labels of many tasks in one request: accuracy, mean over sets, of learned and of never-trained ones.
+
+    Attributes:
+        labels: how many.
+        learned, unseen: by the configured rule; `_base`: by the bare base. None where the labels are not among them.
+    """
+
+    labels: int
+    learned: float
+    learned_base: float
+    unseen: float | None
+    unseen_base: float | None
+
+
+@dataclass(frozen=True)
+class Answers(Record):
+    """How the newest version answers, by the configured rule.
+
+    Attributes:
+        rule: its name.
+        known, unknown, seen: accuracy on learned tasks, mean over tasks: the task named, its labels given, and nothing
+            given (task and class right).
+        over_experts, over_discriminant: `known` less the plain experts, and less the discriminant of frozen features.
+        forwards: experts per image, by way of asking.
+        one_request: labels of all learned tasks, and of every set, in one request.
+        calibration: by label space.
+        abstention: None where there is no never-trained set, or the rule can't tell.
+    """
+
+    rule: str
+    known: float
+    unknown: float
+    seen: float
+    over_experts: Estimate | None
+    over_discriminant: Estimate | None
+    forwards: Mapping[str, float]
+    one_request: Mapping[str, OneRequest]
+    calibration: Mapping[str, Calibration]
+    abstention: Abstention | None
+
+
+@dataclass(frozen=True)
 class TaskFigures(Record):
     """A trained task, the task known.
 
     Attributes:
         classes, n_test: numbers of classes and of test images.
         zero_shot: accuracy of the bare base.
-        expert: of the expert as trained; None where its weights are gone.
-        fused, fused_interval: of the decoupled expert, by mode: the store's own and those that it was compared with.
+        frozen: of the frozen base with a discriminant, a linear probe, or the nearest class mean on top: what costs no
+            expert.
+        expert: of the expert as trained, by its texts alone; None where its weights are gone, or it has none.
+        fused, fused_interval: likewise of the decoupled expert, by mode: the store's own and those that it was compared
+            with.
+        answered, answered_interval: of the answers by the configured rule.
+        held_out: what images that training had not seen told of the expert; None where none were held out.
     """
 
     name: str
@@ -60,10 +168,14 @@ class TaskFigures(Record):
     n_test: int
     zero_shot: float
     zero_shot_interval: Interval
+    frozen: Mapping[str, float]
     expert: float | None
     expert_interval: Interval | None
     fused: Mapping[str, float]
     fused_interval: Mapping[str, Interval]
+    answered: float
+    answered_interval: Interval
+    held_out: HeldOut | None
 
 
 @dataclass(frozen=True)
@@ -136,6 +248,7 @@ class RunReport(Record):
         loss_to_experts: accuracy lost to the experts, mean over tasks, by mode; None where experts' weights are gone.
         metrics, matrices: over all sessions, by method and by kind.
         unseen, unseen_gain: never-trained tasks, and what the experts add to the bare base there.
+        answers: by the configured rule: calibration, abstention, forwards, many labels in one request.
         routing_accuracy: how often the first routed task is the right one; None where no image was routed.
         bytes_per_task, shared_bytes: stored per task (mean), and shared by all tasks.
         checkpoint_bytes: an expert's full state dict.
@@ -154,6 +267,7 @@ class RunReport(Record):
     matrices: Mapping[str, Matrix]
     unseen: tuple[UnseenFigures, ...]
     unseen_gain: Estimate | None
+    answers: Answers
     routing_accuracy: float | None
     bytes_per_task: int
     shared_bytes: int

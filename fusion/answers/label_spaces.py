@@ -9,7 +9,8 @@ Which experts answer in `labels` and `seen`, and how their logits are combined, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fusion.answers.options import PredictOptions
@@ -30,7 +31,9 @@ class Query:
         task: with `task` only.
         labels, templates: with `labels` only; templates hold one `{}` each.
         top_k: how many experts the rule `mean` consults per image, at least 1.
-        rule: how `labels` and `seen` are answered, a name in `answers.rules`.
+        rule: how experts and base are combined, a name in `answers.rules`.
+        abstain: with `seen` only: answer "unknown" for images that are more unusual than this share of the learned
+            tasks' own images, above 0 and below 1; None: never.
     """
 
     label_space: str
@@ -39,6 +42,7 @@ class Query:
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     top_k: int = PredictOptions.top_k
     rule: str = PredictOptions.rule
+    abstain: float | None = None
 
     def check(self, view: View) -> None:
         """Raises `LabelSpaceError` or `UnknownTaskError` that says what is wrong and what would be valid."""
@@ -49,6 +53,7 @@ class Query:
             )
         if self.top_k < 1:
             raise LabelSpaceError(f"top_k is {self.top_k}: it must be at least 1")
+        self._check_abstain()
         if self.label_space == "task":
             self._check_task(view)
         elif self.task is not None:
@@ -61,6 +66,19 @@ class Query:
             raise LabelSpaceError(f"label space {self.label_space!r} takes no labels: drop them, or use 'labels'")
         if self.label_space == "seen" and not view.routable():
             raise LabelSpaceError(f"version {view.version} has no task with classes yet: give labels instead")
+
+    def _check_abstain(self) -> None:
+        if self.abstain is None:
+            return
+        if not 0 < self.abstain < 1:
+            raise LabelSpaceError(
+                f"abstain is {self.abstain:g}: it is the share of familiar images that may be answered with 'unknown', "
+                "above 0 and below 1, such as 0.05"
+            )
+        if self.label_space != "seen":
+            raise LabelSpaceError(
+                f"label space {self.label_space!r} never answers 'unknown': drop abstain, or use 'seen'"
+            )
 
     def _check_task(self, view: View) -> None:
         if not self.task:
@@ -86,12 +104,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Job:
-    """One model on some of the images; `task` None is the base. Yields logits, float32 [len(images), len(classes)]."""
+    """One model on some of the images; `task` None is the base. Yields logits, float32 [len(images), len(classes)].
+
+    Attributes:
+        joined: of an expert: whether its discriminant joins the texts, and the logits are calibrated. Then `classes`
+            are the task's own.
+    """
 
     task: str | None
     images: tuple[int, ...]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +125,7 @@ class Plan:
     Attributes:
         consulted: for each image the experts that see it, nearest first.
         routed: for each image the task that it most likely belongs to; None where there is none, or it was named.
+        matched: with `labels`, by task: the labels that it was taught, and the class that each of them means there.
         rule: the rule that made the plan and combines its logits; None in label space `task`.
         context: what the rule knows of the images beside the logits to come.
     """
@@ -109,6 +134,7 @@ class Plan:
     consulted: tuple[tuple[str, ...], ...]
     jobs: tuple[Job, ...]
     routed: tuple[str | None, ...] = ()
+    matched: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rule: Any = None
     context: Any = None
 
@@ -118,25 +144,29 @@ class Prediction:
     """The answer for one image.
 
     Attributes:
-        label: the class.
-        task: the task that the class belongs to; None in label space `labels`.
-        probability: of the label, among the candidates.
-        experts: those consulted, nearest first.
-        top: up to five (task or None, label, probability), best first.
+        label: the class; None where the answer is "unknown".
+        task: the task that the class belongs to; None in label space `labels`, and where the answer is "unknown".
+        probability: of the best candidate, among the candidates.
+        experts: those consulted, nearest first: one forward each.
+        top: up to five (task or None, label, probability), best first, also where the answer is "unknown".
         rule: the rule that combined the models; None in label space `task`.
-        familiarity: how usual the image is for what was learned: the best conformal p-value over the likely tasks, in
-            [0, 1]; None where the rule has no evidence to tell it from.
+        familiarity: how usual the image is for what was learned: its conformal p-value for the task that it is from,
+            averaged over which task that may be, in [0, 1]; None where the rule has no evidence to tell it from.
+        unknown: whether the image is too unusual to be answered; None where nobody asked, or nothing tells.
+        matched: with `labels`, by task: the labels that it was taught, and the class that each of them means there.
     """
 
-    label: str
+    label: str | None
     task: str | None
     probability: float
     experts: tuple[str, ...]
     top: tuple[tuple[str | None, str, float], ...]
     rule: str | None = None
     familiarity: float | None = None
+    unknown: bool | None = None
+    matched: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def needs_base(query: Query) -> bool:
-    """Whether the base has to see the images: always, unless the task is named."""
-    return query.label_space != "task"
+def needs_base(query: Query, view: View) -> bool:
+    """Whether the base has to see the images: always, unless a task with an expert is named."""
+    return query.label_space != "task" or (query.task is not None and not view.tasks[query.task].has_expert)

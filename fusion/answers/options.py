@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from fusion.options import Options
 
@@ -21,8 +21,11 @@ MAX_PIXELS = 89_478_485
 class PredictOptions(Options):
     """How an image is answered where a request does not say."""
 
-    rule: Literal["mean", "matched"] = "mean"
-    """How images of no named task are answered. `mean`: the paper's rule. `matched`: experts answer for the labels that
-    they were taught and the images that look like theirs, the base for everything else."""
+    rule: Literal["matched", "mean"] = "matched"
+    """How base and experts are combined. `matched`: experts answer for the labels that they were taught and the images
+    that look like theirs, the base for everything else. `mean`: the paper's rule."""
     top_k: Annotated[int, Ge(1)] = 4
     """Experts consulted for an image of no named task, by the rule `mean`."""
+    abstain: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Answer "unknown" where an image of no named task and no given labels is more unusual than this share of the
+    learned tasks' own images, such as 0.05; null: never. By the rule `matched`."""

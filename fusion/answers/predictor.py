@@ -12,12 +12,14 @@ from functools import lru_cache
 import torch
 from PIL import Image
 
+from fusion.answers.class_sums import Discriminant
 from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
 from fusion.answers.options import DEFAULT_CACHED_EXPERTS
 from fusion.answers.rules import answer, plan
-from fusion.answers.view import View, ViewLoader
+from fusion.answers.view import TaskView, View, ViewLoader
 from fusion.decouple import decoupled_tensors
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions, nothing_published
@@ -25,21 +27,38 @@ from fusion.versions.manifest import Manifest
 
 
 class ExpertModel:
-    """A model with its text features cached by (classes, templates)."""
+    """A model with its text features cached by (classes, templates).
 
-    def __init__(self, clip: Clip) -> None:
+    Args:
+        task: whose expert it is, so that jobs may be joined with its evidence; None for a base.
+    """
+
+    def __init__(self, clip: Clip, task: TaskView | None = None) -> None:
         self.clip = clip
         self.class_features = lru_cache(maxsize=256)(clip.class_features)
-
-    def logits(self, pixels: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
-        """100 x cosine, float32 [B, C], of preprocessed pixels [B, 3, H, W]."""
-        return self.feature_logits(self.clip.image_features(pixels), classes, templates)
+        evidence = task.evidence if task else None
+        self._discriminant = Discriminant(evidence.expert) if evidence and evidence.expert else None
+        self._temperature = evidence.temperature if evidence else 1.0
+        self._places = {name: i for i, name in enumerate(task.classes)} if task else {}
 
     def feature_logits(
         self, features: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]
     ) -> torch.Tensor:
         """100 x cosine, float32 [B, C], of this model's unit image features [B, D]."""
         return LOGIT_SCALE * features @ self.class_features(classes, templates).T
+
+    def job_logits(self, features: torch.Tensor, job: Job) -> torch.Tensor:
+        """A job's logits, float32 [B, len(job.classes)], of this model's unit image features of its images, [B, D].
+
+        Joined, they are (100 x cosine + 2 x the discriminant's scores in the expert's space) / temperature.
+        """
+        logits = self.feature_logits(features, job.classes, job.templates)
+        if not job.joined:
+            return logits
+        if self._discriminant:
+            places = [self._places[name] for name in job.classes]
+            logits = joined_logits(logits, self._discriminant.scores(features)[:, places]).float()
+        return logits / self._temperature
 
 
 class ModelShelf:
@@ -59,7 +78,9 @@ class ModelShelf:
         assert manifest.base.sha256 == self._base_sha256, "all versions of a store share one base"
         return self.experts.get(
             view.tasks[task].expert,
-            lambda: ExpertModel(self.base.clip.copy_with(decoupled_tensors(self._cache, manifest, task))),
+            lambda: ExpertModel(
+                self.base.clip.copy_with(decoupled_tensors(self._cache, manifest, task)), view.tasks[task]
+            ),
         )
 
 
@@ -99,7 +120,7 @@ class Predictor:
         if not images:
             return []
         pixels = self.shelf.base.clip.pixels(images)
-        features = self.shelf.base.clip.image_features(pixels) if needs_base(query) else None
+        features = self.shelf.base.clip.image_features(pixels) if needs_base(query, view) else None
         steps = plan(query, view, features, num_images=len(images))
         return answer(steps, [self._run(job, view, pixels, features) for job in steps.jobs])
 
@@ -107,5 +128,6 @@ class Predictor:
         images = list(job.images)
         if job.task is None:
             assert features is not None
-            return self.shelf.base.feature_logits(features[images], job.classes, job.templates)
-        return self.shelf.expert(view, job.task).logits(pixels[images], job.classes, job.templates)
+            return self.shelf.base.job_logits(features[images], job)
+        expert = self.shelf.expert(view, job.task)
+        return expert.job_logits(expert.clip.image_features(pixels[images]), job)

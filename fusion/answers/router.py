@@ -5,12 +5,12 @@ Letters: B images, C classes of all tasks together, D dimensions, T tasks. Sourc
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import torch
 
-from fusion.answers.evidence import Evidence, pooled_covariance, squared_distances, whitener
+from fusion.answers.class_sums import squared_distances, whitener
+from fusion.answers.evidence import Evidence, pooled_covariance
 
 FALSE_ALARM = 0.05
 """A conformal p-value below this counts as unusual: alpha."""
@@ -22,21 +22,20 @@ class Router:
     Args:
         evidence: by task, all of one embedding space; at least one.
 
-    Memory: two whitened copies of the class means, and one D x D matrix per task whose p-values were asked for.
+    Memory: a whitened copy of the class means; the evidence keeps one more, and a D x D matrix, for every task whose
+    p-values were asked for.
     """
 
     def __init__(self, evidence: Mapping[str, Evidence]) -> None:
         self.tasks = tuple(evidence)
         self._evidence = dict(evidence)
-        self.dimensions = next(iter(evidence.values())).means.shape[1]
+        self.dimensions = next(iter(evidence.values())).base.means.shape[1]
         self._white = whitener(pooled_covariance(evidence))
-        kept = {task: one.means[one.counts > 0].double() for task, one in evidence.items()}
+        kept = {task: one.base.means[one.base.counts > 0].double() for task, one in evidence.items()}
         self._means_CD = torch.cat(list(kept.values())) @ self._white
         sizes = torch.tensor([len(means) for means in kept.values()])
         self._owner_C = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
         self._sizes_T = sizes
-        self._own: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._lock = threading.Lock()
 
     def log_likelihoods(self, features: torch.Tensor) -> torch.Tensor:
         """l_t = log mean_c exp(-1/2 (f - mu_c) W^-1 (f - mu_c)), float64 [B, T], of unit base features [B, D].
@@ -60,19 +59,9 @@ class Router:
         held_out = self._evidence[task].held_out
         if not len(held_out):
             return torch.zeros(len(features), dtype=torch.float64)
-        white, means = self._own_space(task)
-        nearest = squared_distances(features.double() @ white, means).amin(1)
+        nearest = self._evidence[task].discriminant.distances(features).amin(1)
         below = torch.searchsorted(held_out.double(), nearest, right=False)
         return 1 - below.double() / len(held_out)
-
-    def _own_space(self, task: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The whitener of the task's own covariance, and its class means whitened."""
-        with self._lock:
-            if task not in self._own:
-                one = self._evidence[task]
-                white = whitener(one.scatter.double() / max(one.dof, 1))
-                self._own[task] = white, one.means[one.counts > 0].double() @ white
-            return self._own[task]
 
 
 def gate(p_values: torch.Tensor) -> torch.Tensor:

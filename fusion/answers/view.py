@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
 from fusion.answers.evidence import Evidence
+from fusion.answers.label_matching import meanings
 from fusion.answers.router import Router
 from fusion.store.blobs import get_json
 from fusion.store.node_cache import NodeCache
@@ -28,6 +30,8 @@ class TaskView:
         expert: `task@hash`, the key of its decoupled expert.
         prototypes: float32 [C, D]; None for a task fused from plain weights, to which nothing is routed.
         evidence: None for a task that was learned before evidence was kept, or fused from plain weights.
+        aliases: class to other texts that mean it.
+        has_expert: False for a task that the frozen base answers, with the task's evidence.
     """
 
     name: str
@@ -36,6 +40,13 @@ class TaskView:
     expert: str
     prototypes: torch.Tensor | None
     evidence: Evidence | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_expert: bool = True
+
+    @cached_property
+    def meanings(self) -> Mapping[str, str]:
+        """Every text that means one of the classes, folded, and the class (`answers.label_matching`)."""
+        return meanings(self.classes, self.aliases)
 
 
 @dataclass(frozen=True)
@@ -69,31 +80,48 @@ class ViewLoader:
         entries = list(manifest.state.tasks.values())
         missing = [entry for entry in entries if entry.record.key not in self._read]
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            found = dict(zip((e.record.key for e in missing), pool.map(self._load, missing), strict=True))
+            found = dict(
+                zip(
+                    (e.record.key for e in missing),
+                    pool.map(lambda entry: _read(self._cache, entry), missing),
+                    strict=True,
+                )
+            )
         with self._lock:
             self._read.update(found)
             read = [self._read[entry.record.key] for entry in entries]
-        tasks = {
-            name: TaskView(
-                name=name,
-                classes=record.classes,
-                templates=record.templates,
-                expert=expert_key(manifest.base.sha256, manifest.state, name),
-                prototypes=prototypes,
-                evidence=evidence,
-            )
-            for name, (record, prototypes, evidence) in zip(manifest.state.tasks, read, strict=True)
-        }
+        tasks = {name: _task_view(manifest, name, *one) for name, one in zip(manifest.state.tasks, read, strict=True)}
         return View(manifest, tasks, _router(tasks))
 
-    def _load(self, entry: TaskEntry) -> _Read:
-        record = TaskRecord.from_json(get_json(self._cache.store, entry.record))
-        prototypes = evidence = None
-        if record.prototypes is not None:
-            prototypes = self._cache.tensors(record.prototypes).tensor("prototypes").clone()
-        if record.evidence is not None:
-            evidence = Evidence.from_file(self._cache.tensors(record.evidence))
-        return record, prototypes, evidence
+
+def load_task_view(cache: NodeCache, manifest: Manifest, task: str) -> TaskView:
+    """One task of a version. Raises the store's errors."""
+    return _task_view(manifest, task, *_read(cache, manifest.state.tasks[task]))
+
+
+def _read(cache: NodeCache, entry: TaskEntry) -> _Read:
+    record = TaskRecord.from_json(get_json(cache.store, entry.record))
+    prototypes = evidence = None
+    if record.prototypes is not None:
+        prototypes = cache.tensors(record.prototypes).tensor("prototypes").clone()
+    if record.evidence is not None:
+        evidence = Evidence.from_file(cache.tensors(record.evidence))
+    return record, prototypes, evidence
+
+
+def _task_view(
+    manifest: Manifest, name: str, record: TaskRecord, prototypes: torch.Tensor | None, evidence: Evidence | None
+) -> TaskView:
+    return TaskView(
+        name=name,
+        classes=record.classes,
+        templates=record.templates,
+        expert=expert_key(manifest.base.sha256, manifest.state, name),
+        prototypes=prototypes,
+        evidence=evidence,
+        aliases=record.aliases,
+        has_expert=record.trigger is not None,
+    )
 
 
 def _router(tasks: Mapping[str, TaskView]) -> Router | None:

@@ -90,7 +90,7 @@ class Mode(Options, ABC):
 
     def task_bytes(self, record: TaskRecord) -> int:
         """Bytes stored for one task alone."""
-        return record.trigger.bytes
+        return record.trigger.bytes if record.trigger else 0
 
     def shared_bytes(self, state: FusedState) -> int:
         """Bytes stored once for all tasks, not counting the base."""

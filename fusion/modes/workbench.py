@@ -36,7 +36,7 @@ class NewExpert:
     task: str
     expert_sha256: str
     describe: Mapping[str, Any]
-    """`classes`, `templates`, `prototypes`, `archive` and `evidence` of its record."""
+    """`classes`, `templates`, `prototypes`, `archive`, `evidence` and `aliases` of its record."""
 
 
 class Workbench:
@@ -114,6 +114,7 @@ class Workbench:
     def trigger(self, entry: TaskEntry) -> TensorFile:
         """A task's trigger, opened once for all sessions of a call."""
         ref = self.record(entry).trigger
+        assert ref is not None, "modes see only tasks that have an expert"
         if ref.key not in self._triggers:
             self._triggers[ref.key] = self.cache.tensors(ref)
         return self._triggers[ref.key]
@@ -137,6 +138,7 @@ class Workbench:
             "prototypes": record.prototypes,
             "evidence": record.evidence,
             "archive": record.archive,
+            "aliases": record.aliases,
         }
         vector = open_archive(self.base, self.cache.tensors(record.archive))
         return NewExpert(vector, task, record.expert_sha256, describe)
@@ -175,10 +177,14 @@ class Workbench:
         record = TaskRecord(
             task=new.task, expert_sha256=new.expert_sha256, trigger=trigger, norm=norm, **dict(new.describe)
         )
+        return self.put(record, **entry)
+
+    def put(self, record: TaskRecord, **entry: Any) -> TaskEntry:
+        """Store a record and return its line for the manifest."""
         ref = put_json(self.cache.store, record.to_json(), nonce=self.nonce)
         self.written.append(ref)
         self._records[ref.key] = record
-        return TaskEntry(record=ref, expert_sha256=new.expert_sha256, **entry)
+        return TaskEntry(record=ref, expert_sha256=record.expert_sha256, **entry)
 
 
 def copy_buffers(vector: TaskVector, trigger: BlobWriter) -> None:

@@ -26,7 +26,7 @@ class ExpertRecord:
         identity: hex sha256 of base, data, recipe and seed.
         task, classes, templates: what it was trained on.
         base: sha256 of the base's weights.
-        expert: full state dict theta_i, safetensors, fp32.
+        expert: full state dict theta_i, safetensors, fp32; None for a task that frozen base and evidence answer.
         prototypes: safetensors with `prototypes`, float32 [C, D] in the base's embedding space; None for an expert
             that came without images.
         evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
@@ -38,10 +38,17 @@ class ExpertRecord:
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     base: str
-    expert: BlobRef
+    expert: BlobRef | None
     prototypes: BlobRef | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     evidence: BlobRef | None = None
+
+    @property
+    def content(self) -> BlobRef:
+        """The file that stands for the expert wherever "the same expert" is asked: its weights, else its evidence."""
+        content = self.expert or self.evidence
+        assert content is not None, "a record without weights has evidence"
+        return content
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,7 +62,7 @@ class ExpertRecord:
                 classes=tuple(value["classes"]),
                 templates=tuple(value["templates"]),
                 base=value["base"],
-                expert=BlobRef.from_json(value["expert"]),
+                expert=BlobRef.from_json(value["expert"]) if value["expert"] else None,
                 prototypes=BlobRef.from_json(value["prototypes"]) if value["prototypes"] else None,
                 metrics=dict(value["metrics"]),
                 evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,

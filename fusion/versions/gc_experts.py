@@ -41,7 +41,7 @@ def spent_experts(store: Store, newest: Manifest, named: Collection[str]) -> Ite
     def spent(identity: str) -> list[ObjectInfo]:
         record = ExpertRecord.from_json(get_plain_json(store, record_key(identity)))
         stays = {ref.key for ref in (record.prototypes, record.evidence) if ref}
-        if record.expert.sha256 not in held:
+        if record.expert and record.expert.sha256 not in held:
             stays.add(record.expert.key)
         return [info for info in files[identity] if info.key not in stays and info.key not in named]
 

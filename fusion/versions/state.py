@@ -22,23 +22,27 @@ class TaskRecord:
     Attributes:
         task: its name.
         classes, templates: what it tells apart, in the order of its labels; empty where plain weights were fused.
-        expert_sha256: of the expert's file, which makes fusing it twice a no-op.
-        trigger: safetensors, in the layout of the mode that wrote it (docs/format.md).
+        expert_sha256: of the expert's file (of the evidence, where there is no expert), which makes fusing it twice a
+            no-op.
+        trigger: safetensors, in the layout of the mode that wrote it (docs/format.md); None for a task that has no
+            expert, because its evidence and the frozen base answer it as well.
         norm: sum over tensors of mean |delta_i|, the n_i of the paper.
         prototypes: safetensors `prototypes`, float32 [C, D]; None for plain weights.
         archive: what is kept of the original task vector where it is archived, else None.
         evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
+        aliases: class to other texts that mean it.
     """
 
     task: str
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     expert_sha256: str
-    trigger: BlobRef
+    trigger: BlobRef | None
     norm: float
     prototypes: BlobRef | None = None
     archive: BlobRef | None = None
     evidence: BlobRef | None = None
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,11 +50,12 @@ class TaskRecord:
             "classes": list(self.classes),
             "templates": list(self.templates),
             "expert_sha256": self.expert_sha256,
-            "trigger": self.trigger.to_json(),
+            "trigger": self.trigger.to_json() if self.trigger else None,
             "norm": self.norm,
             "prototypes": self.prototypes.to_json() if self.prototypes else None,
             "archive": self.archive.to_json() if self.archive else None,
             "evidence": self.evidence.to_json() if self.evidence else None,
+            "aliases": {name: list(others) for name, others in self.aliases.items()},
         }
 
     @classmethod
@@ -61,13 +66,14 @@ class TaskRecord:
                 classes=tuple(value["classes"]),
                 templates=tuple(value["templates"]),
                 expert_sha256=value["expert_sha256"],
-                trigger=BlobRef.from_json(value["trigger"]),
+                trigger=BlobRef.from_json(value["trigger"]) if value["trigger"] else None,
                 norm=float(value["norm"]),
                 prototypes=BlobRef.from_json(value["prototypes"]) if value["prototypes"] else None,
                 archive=BlobRef.from_json(value["archive"]) if value["archive"] else None,
                 evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,
+                aliases={name: tuple(others) for name, others in (value.get("aliases") or {}).items()},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not a task record: {error!r}") from error
 
 
@@ -77,7 +83,7 @@ class TaskEntry:
 
     Attributes:
         record: its immutable record.
-        session: the session in which it was fused, from 1.
+        session: the session in which it was fused, from 1; 0 for a task without an expert, which is fused in none.
         expert_sha256: as in the record, so that a no-op is recognised without reading it.
         decoded_with: names in `FusedState.shared` of the blobs that its trigger is decoded with.
         scale: lambda_i in this version, where the mode has one per task.
@@ -88,6 +94,11 @@ class TaskEntry:
     expert_sha256: str
     decoded_with: tuple[str, ...] = ()
     scale: float | None = None
+
+    @property
+    def has_expert(self) -> bool:
+        """False for a task that the frozen base answers: modes have nothing to do with it."""
+        return self.session > 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -124,6 +135,10 @@ class FusedState:
     shared: Mapping[str, BlobRef] = field(default_factory=dict)
     tasks: Mapping[str, TaskEntry] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
+
+    def experts(self) -> FusedState:
+        """The state without the tasks that have no expert: what modes work with."""
+        return replace(self, tasks={name: entry for name, entry in self.tasks.items() if entry.has_expert})
 
     def without(self, task: str) -> FusedState:
         """The state without one task. Writes nothing; every other task decouples bit for bit as before."""

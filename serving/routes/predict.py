@@ -56,7 +56,7 @@ async def predict(request: Request, parts: PartsOfApp) -> Any:
         space = query.label_space
         response = await service.predict(uploads, query, fields.version)
         status = 200
-        metrics.predicted(space, response.seconds, len(uploads))
+        metrics.predicted(space, response.seconds, len(uploads), response.expert_forwards)
         return response
     except ConduError as error:
         status = error.http_status

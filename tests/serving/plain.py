@@ -40,13 +40,13 @@ class PlainModels:
     async def base_logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
         self.asked.append("base")
         unit = torch.from_numpy(features)
-        return [self.shelf.base.feature_logits(unit[list(j.images)], j.classes, j.templates).numpy() for j in jobs]
+        return [self.shelf.base.job_logits(unit[list(job.images)], job).numpy() for job in jobs]
 
     async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
         assert job.task is not None
         self.asked.append(job.task)
         expert = self.shelf.expert(view, job.task)
-        return expert.logits(pixels(crops, self.cfg), job.classes, job.templates).numpy()
+        return expert.job_logits(expert.clip.image_features(pixels(crops, self.cfg)), job).numpy()
 
 
 class PlainService:

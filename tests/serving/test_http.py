@@ -436,7 +436,7 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         assert set(spec["paths"]) == {"/v1/predict", "/v1/tasks", "/v1/versions", "/healthz", "/readyz"}
         predict = spec["paths"]["/v1/predict"]["post"]
         form = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-        names = ["label_space", "task", "labels", "templates", "top_k", "version"]
+        names = ["label_space", "task", "labels", "templates", "top_k", "abstain", "version"]
         assert sorted(form) == sorted(["image", *names])
         assert all(field["description"] for field in form.values())
         assert [parameter["name"] for parameter in predict["parameters"]] == names

@@ -13,16 +13,18 @@ import torch
 
 import training.methods
 from fusion.answers.clip import build_clip
+from fusion.answers.evidence import Evidence
 from fusion.errors import ConfigError
 from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, check_same_layout
-from fusion.versions.experts import find_training_state
+from fusion.versions.experts import ExpertRecord, find_training_state
 from tests.tiny import tiny_base, tiny_task
 from training.continual import continual_finetuning
 from training.data import TaskData, load_task_data
 from training.expert import identity_of, train_expert
 from training.finetune import finetune
+from training.held_out import HeldOutFigures
 from training.methods import method_names, open_method
 from training.recipe import Recipe
 
@@ -45,7 +47,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recipe]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> TaskData:
-    return load_task_data("colours", tiny_task(tmp_path / "colours", num_train=4))
+    return load_task_data("colours", tiny_task(tmp_path / "colours", num_train=5))
 
 
 def moved(base: TensorFile, expert: TensorFile) -> set[str]:
@@ -54,22 +56,22 @@ def moved(base: TensorFile, expert: TensorFile) -> set[str]:
 
 
 def test_methods_are_found_by_their_files(toy: Recipe) -> None:
-    assert method_names() == ("full", "projection")
+    assert method_names() == ("auto", "full", "head", "projection")
     assert type(open_method("projection")).__name__ == "Projection"
     assert open_method("full") is not open_method("full")
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'projection' is unknown: choose from full"):
+    with pytest.raises(ConfigError, match="'projection' is unknown: choose from auto, full, head"):
         open_method("projection")
-    with pytest.raises(ConfigError, match="method is 'projection', it must be 'full'"):
+    with pytest.raises(ConfigError, match="method is 'projection', it must be 'auto' or 'full' or 'head'"):
         Recipe(method="projection")
 
 
 def test_the_names_of_methods_are_known_without_torch() -> None:
     code = "import sys, training.methods; print(training.methods.method_names(), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "('full',) False\n"
+    assert done.stdout == "('auto', 'full', 'head') False\n"
 
 
 def test_what_a_method_does_not_name_keeps_the_base_s_values(local_store: Store, data: TaskData, toy: Recipe) -> None:
@@ -116,3 +118,40 @@ def test_the_model_has_its_own_architecture_again_and_the_expert_s_weights(
     assert set(state_dict) == set(expert) == set(cache.tensors(base.weights).specs)
     assert [name for name in expert if not torch.equal(expert[name], state_dict[name])] == []
     assert len(list(continual_finetuning(clip, [(data, toy, 0), (data, replace(toy, method="full"), 1)]))) == 2
+
+
+HEAD = Recipe(steps=8, batch_size=8, warmup_steps=2, lr=1e-3, augment="none", method="head")
+
+
+def test_a_head_is_evidence_and_prototypes_and_no_expert(local_store: Store, data: TaskData) -> None:
+    base, cache = tiny_base(local_store), NodeCache(local_store)
+    record = train_expert(local_store, cache, base, data, HEAD, seed=0)
+    assert record.expert is None
+    assert record.evidence is not None
+    assert record.content == record.evidence
+    assert Evidence.from_file(cache.tensors(record.evidence)).expert is None
+    assert ExpertRecord.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_auto_keeps_the_expert_only_where_held_out_images_show_a_need(
+    local_store: Store, data: TaskData, monkeypatch: pytest.MonkeyPatch, needed: bool
+) -> None:
+    base, cache = tiny_base(local_store), NodeCache(local_store)
+    gain = 0.5 if needed else 0.0
+    figures = HeldOutFigures(4.0, 1.5, 0.5 + gain, 0.5, gain, 0.1)
+    monkeypatch.setattr("training.finetune.measure_held_out", lambda *_: figures)
+    steps: list[int] = []
+    recipe = replace(HEAD, method="auto", held_out=0.5)
+    record = train_expert(local_store, cache, base, data, recipe, seed=0, progress=lambda step, _: steps.append(step))
+    assert (record.expert is not None) == needed
+    assert len(steps) == (8 if needed else 4), "an expert that is not needed is not trained to its end"
+    assert record.metrics["held_out_gain"] == gain
+    assert record.evidence is not None
+    evidence = Evidence.from_file(cache.tensors(record.evidence))
+    assert (evidence.expert is not None) == needed
+
+
+def test_auto_without_held_out_images_is_refused() -> None:
+    with pytest.raises(ConfigError, match="method is 'auto', which decides on held-out images: set held_out"):
+        replace(HEAD, method="auto")

@@ -26,6 +26,11 @@ OTHER: dict[str, Any] = {
     "few_shot": 16,
     "train_templates": "all",
     "balanced": True,
+    "probe_steps": 80,
+    "probe_lr": 1e-3,
+    "text_lr": 0.0,
+    "average": 0.33,
+    "held_out": 0.67,
 }
 """A value beside the default for each option that changes the result and has one."""
 
@@ -104,6 +109,11 @@ def test_a_default_stays_what_it_is() -> None:
         "augment": "crop",
         "flip": True,
         "method": "full",
+        "probe_steps": 0,
+        "probe_lr": 5e-4,
+        "text_lr": 1.0,
+        "average": 0.0,
+        "held_out": 0.0,
         "few_shot": None,
         "train_templates": "first",
         "balanced": False,

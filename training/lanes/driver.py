@@ -93,7 +93,7 @@ def run_lanes(
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
-            statuses[index] = status
+            statuses[index] = replace(status, aliases=planned[index].aliases)
         return list(statuses)
 
     try:
@@ -127,13 +127,16 @@ def plan_tasks(
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)
         if find_expert(store, identity) is not None:
-            return TaskStatus(job.name, identity, "done", job.recipe.steps, job.recipe.steps)
-        return PlannedTask(job, identity, num_attempts(store, identity))
+            steps = job.recipe.steps
+            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases)
+        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases)
 
     with ThreadPoolExecutor(4) as pool:
         plans = list(pool.map(plan, jobs))
     statuses = [
-        TaskStatus(plan.job.name, plan.identity, steps=plan.job.recipe.steps) if isinstance(plan, PlannedTask) else plan
+        TaskStatus(plan.job.name, plan.identity, steps=plan.job.recipe.steps, aliases=plan.aliases)
+        if isinstance(plan, PlannedTask)
+        else plan
         for plan in plans
     ]
     return statuses, {index: plan for index, plan in enumerate(plans) if isinstance(plan, PlannedTask)}

@@ -7,7 +7,7 @@ training names its task when it next reports progress. Every method may run twic
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,7 +22,7 @@ State = Literal["waiting", "training", "done", "failed"]
 
 @dataclass(frozen=True)
 class TaskJob:
-    """One task to train: where its data lies, not the data. `classes` and `templates` replace the source's if given."""
+    """One task to train: where its data lies, not the data. Classes, templates and aliases replace the source's."""
 
     name: str
     source: str
@@ -30,6 +30,7 @@ class TaskJob:
     seed: int = 0
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
+    aliases: Mapping[str, tuple[str, ...]] | None = None
 
     def load(self, options: S3Options | None, *, verify: bool) -> TaskData:
         """Read the task's data, as `load_task_data` does. Raises `DataError`."""
@@ -38,6 +39,7 @@ class TaskJob:
             self.source,
             classes=self.classes,
             templates=self.templates,
+            aliases=self.aliases,
             few_shot=self.recipe.few_shot,
             verify=verify,
             options=options,
@@ -46,11 +48,13 @@ class TaskJob:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A job whose data was read once: the identity that its expert will have, and attempts left by earlier runs."""
+    """A job whose data was read once: the identity that its expert will have, attempts left by earlier runs, and the
+    data's aliases, which are no part of the identity."""
 
     job: TaskJob
     identity: str
     attempts_before: int = 0
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class TaskStatus:
         reason: why it failed.
         lane, worker: the lane that trains it or did so last, and host and process id of its rank 0.
         seconds: since a lane took it; its training time once it is done.
+        aliases: other texts that mean the classes, for whoever fuses the task.
     """
 
     name: str
@@ -78,6 +83,7 @@ class TaskStatus:
     lane: str | None = None
     worker: str | None = None
     seconds: float = 0.0
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fusion.errors import ConfigError
 
@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 
 
 class Method(ABC):
-    """One way of training an expert. An instance serves one fine-tuning, which calls its methods in this order.
+    """One way of making an expert. An instance serves one fine-tuning, which calls its methods in this order.
 
     The model is in eval mode throughout, so dropout is off and BatchNorm uses the base's statistics and leaves them
     alone. Everything that the method does not name keeps the base's values bit for bit.
     """
+
+    trains: ClassVar[bool] = True
+    """False for a method without an expert: then nothing below is called, and the evidence alone is published."""
+    may_drop: ClassVar[bool] = False
+    """Whether the expert is dropped where held-out images show no need of it."""
 
     def prepare(self, model: nn.Module, recipe: Recipe, generator: torch.Generator) -> None:  # noqa: B027
         """Change the model in place before training, for example insert adapters. By default it stays as it is.

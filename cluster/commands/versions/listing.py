@@ -158,7 +158,7 @@ def _task(manifest: Manifest, task: str, records: Mapping[BlobRef, TaskRecord]) 
         "session": entry.session,
         "classes": list(record.classes),
         "scale": entry.scale,
-        "trigger_bytes": record.trigger.bytes,
+        "trigger_bytes": record.trigger.bytes if record.trigger else 0,
         "prototypes_bytes": record.prototypes.bytes if record.prototypes else 0,
         "archive_bytes": record.archive.bytes if record.archive else 0,
         "expert_sha256": entry.expert_sha256,

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from fusion.answers.label_spaces import Job, Plan, Prediction, Query
+from fusion.answers.rules.heads import head_logits
 from fusion.answers.rules.matched import Matched
 from fusion.answers.rules.mean import Mean
 from fusion.answers.rules.ranking import ranked
@@ -25,6 +26,8 @@ class Rule(Protocol):
     """Answers `labels` and `seen`. Holds no state."""
 
     name: str
+    joins: bool
+    """Whether an expert's texts are joined with its evidence, also where the task is named."""
 
     def plan(self, query: Query, view: View, features: torch.Tensor) -> Plan:
         """Which models see which images. `query` is checked; `features` are unit base features, float32 [B, D]."""
@@ -60,9 +63,13 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
         assert base_features is not None
         return open_rule(query.rule, view).plan(query, view, base_features)
     assert query.task is not None
-    task = view.tasks[query.task]
-    job = Job(task.name, tuple(range(num_images)), task.classes, task.templates)
-    return Plan(query, ((task.name,),) * num_images, (job,), (None,) * num_images)
+    task, everyone = view.tasks[query.task], tuple(range(num_images))
+    if task.has_expert:
+        job = Job(task.name, everyone, task.classes, task.templates, joined=open_rule(query.rule, view).joins)
+        return Plan(query, ((task.name,),) * num_images, (job,), (None,) * num_images)
+    assert base_features is not None
+    head = head_logits(task, task.classes, base_features)
+    return Plan(query, ((),) * num_images, (), (None,) * num_images, context=(task.classes, head))
 
 
 def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
@@ -70,6 +77,6 @@ def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
     if plan.rule is not None:
         predictions: list[Prediction] = plan.rule.answer(plan, logits)
         return predictions
-    (job,), (scores,) = plan.jobs, logits
-    candidates = [(job.task, name) for name in job.classes]
+    classes, scores = plan.context or (plan.jobs[0].classes, logits[0])
+    candidates = [(plan.query.task, name) for name in classes]
     return [ranked(candidates, row, experts) for row, experts in zip(scores.softmax(1), plan.consulted, strict=True)]

@@ -10,23 +10,24 @@ Letters: B images, L labels, G groups (tasks with matched labels), T tasks, D di
 from __future__ import annotations
 
 import math
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from fusion.answers.label_matching import matched_classes
 from fusion.answers.label_spaces import Job, Plan, Prediction, Query
 from fusion.answers.router import Router, gate
+from fusion.answers.rules.heads import head_logits
 from fusion.answers.rules.ranking import ranked
-from fusion.answers.view import TaskView, View
+from fusion.answers.view import View
 
 ASKED_ABOVE = 0.05
 """A task's share of an image above which its expert is asked."""
 _LISTED_ABOVE = 1e-3
 """In `seen`, a task's share of an image above which its classes are candidates."""
 _LIKELY_TASKS = 5
-"""Tasks whose p-values decide how familiar an image is: the likeliest ones."""
+"""Tasks whose p-values decide how familiar an image is: the likeliest ones. The others have no share to speak of."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,17 @@ class _Groups:
 
     Attributes:
         shares: r_t, float64 [B, G].
-        asked: classes and templates that each one's expert is asked about.
-        labels: in `labels`, the indices of each one's labels, int64.
+        asked: each one's classes that are in question, and its templates: an expert is asked in the words that it was
+            taught, whatever the caller's are.
+        labels: in `labels`, the indices of the labels that mean these classes, int64.
+        heads: of the tasks that have no expert: calibrated logits of every image, float64 [B, C].
     """
 
     tasks: tuple[str, ...]
     shares: torch.Tensor
     asked: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     labels: tuple[torch.Tensor, ...] = ()
+    heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class _Context:
 
 
 _Spoken = dict[str, tuple[tuple[int, ...], torch.Tensor]]
-"""What experts said: by task, the images and the logits, float64."""
+"""What experts said: by task, the images and the calibrated logits, float64."""
 _Answer = tuple[list[tuple[str | None, str]], torch.Tensor]
 """Candidates of an image, and their probabilities."""
 
@@ -70,12 +74,17 @@ class Matched:
     """Experts for what they were taught, the base for everything else."""
 
     name = "matched"
+    joins = True
 
     def plan(self, query: Query, view: View, features: torch.Tensor) -> Plan:
         router = view.router
         assert router is not None, "a version without evidence is answered by another rule"
         likelihoods = router.log_likelihoods(features)
-        groups = (_all_tasks if query.label_space == "seen" else _matched_tasks)(query, view, router, likelihoods)
+        matched = {name: matched_classes(query.labels, view.tasks[name].meanings) for name in router.tasks}
+        if query.label_space == "seen":
+            groups = _all_tasks(view, router, likelihoods, features)
+        else:
+            groups = _matched_tasks(view, router, likelihoods, features, matched)
         context = _context(router, features, likelihoods, groups)
         if query.label_space == "seen":
             jobs = [
@@ -85,10 +94,15 @@ class Matched:
         else:
             jobs = [Job(None, tuple(range(len(features))), query.labels, query.templates)]
         for name, asked, weights in zip(groups.tasks, groups.asked, context.weights.T, strict=True):
-            if images := _images(weights > 0):
-                jobs.append(Job(name, images, *asked))
+            if (images := _images(weights > 0)) and name not in groups.heads:
+                jobs.append(Job(name, images, *asked, joined=True))
         routed = tuple(router.tasks[i] for i in likelihoods.argmax(1).tolist())
-        return Plan(query, _consulted(context), tuple(jobs), routed, self, context)
+        taught = {
+            name: {query.labels[i]: class_name for i, class_name in found.items()}
+            for name, found in matched.items()
+            if found
+        }
+        return Plan(query, _consulted(context), tuple(jobs), routed, taught, self, context)
 
     def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
         steps = list(zip(plan.jobs, logits, strict=True))
@@ -96,25 +110,40 @@ class Matched:
         base = [(job, z) for job, z in steps if job.task is None]
         answers = _seen(plan.context, base, spoken) if plan.query.label_space == "seen" else _labels(plan, base, spoken)
         return [
-            ranked(candidates, row, experts, rule=self.name, familiarity=familiar)
+            ranked(
+                candidates,
+                row,
+                experts,
+                rule=self.name,
+                familiarity=familiar,
+                abstain=plan.query.abstain,
+                matched=plan.matched,
+            )
             for (candidates, row), experts, familiar in zip(
                 answers, plan.consulted, plan.context.familiarity.tolist(), strict=True
             )
         ]
 
 
-def _matched_tasks(query: Query, view: View, router: Router, likelihoods: torch.Tensor) -> _Groups:
-    """The tasks that were taught at least two of the labels."""
-    matched = {name: found for name in router.tasks if len(found := matches(query.labels, view.tasks[name])) > 1}
-    columns = torch.tensor([router.tasks.index(name) for name in matched], dtype=torch.int64)
-    coverage = torch.tensor([len(found) / len(view.tasks[name].classes) for name, found in matched.items()])
-    scaled = likelihoods[:, columns] / math.sqrt(router.dimensions) + coverage.double().log()
-    shares = scaled.softmax(1) if matched else scaled
-    asked = tuple((tuple(query.labels[i] for i in found), query.templates) for found in matched.values())
-    return _Groups(tuple(matched), shares, asked, tuple(map(torch.tensor, matched.values())))
+def _matched_tasks(
+    view: View,
+    router: Router,
+    likelihoods: torch.Tensor,
+    features: torch.Tensor,
+    matched: Mapping[str, Mapping[int, str]],
+) -> _Groups:
+    """The tasks that were taught at least two of the labels; with one there is nothing to tell apart."""
+    chosen = {name: found for name, found in matched.items() if len(found) > 1}
+    columns = torch.tensor([router.tasks.index(name) for name in chosen], dtype=torch.int64)
+    coverage = [len(set(found.values())) / len(view.tasks[name].classes) for name, found in chosen.items()]
+    scaled = likelihoods[:, columns] / math.sqrt(router.dimensions) + torch.tensor(coverage).double().log()
+    shares = scaled.softmax(1) if chosen else scaled
+    asked = tuple((tuple(found.values()), view.tasks[name].templates) for name, found in chosen.items())
+    labels = tuple(torch.tensor(list(found)) for found in chosen.values())
+    return _Groups(tuple(chosen), shares, asked, labels, _heads(view, chosen, asked, features))
 
 
-def _all_tasks(query: Query, view: View, router: Router, likelihoods: torch.Tensor) -> _Groups:
+def _all_tasks(view: View, router: Router, likelihoods: torch.Tensor, features: torch.Tensor) -> _Groups:
     """The tasks that some image could be from."""
     shares = (likelihoods / math.sqrt(router.dimensions)).softmax(1)
     listed = shares > _LISTED_ABOVE
@@ -122,21 +151,27 @@ def _all_tasks(query: Query, view: View, router: Router, likelihoods: torch.Tens
     shares = torch.where(listed, shares, torch.zeros_like(shares))[:, kept]
     tasks = tuple(router.tasks[i] for i in kept)
     asked = tuple((view.tasks[name].classes, view.tasks[name].templates) for name in tasks)
-    return _Groups(tasks, shares / shares.sum(1, keepdim=True), asked)
+    return _Groups(tasks, shares / shares.sum(1, keepdim=True), asked, heads=_heads(view, tasks, asked, features))
 
 
-def matches(labels: Sequence[str], task: TaskView) -> list[int]:
-    """Indices of the labels that are classes of a task, by their text: stripped, case-folded, Unicode-normalised."""
-    taught = {_folded(name) for name in task.classes}
-    return [i for i, label in enumerate(labels) if _folded(label) in taught]
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text.strip()).casefold()
+def _heads(
+    view: View,
+    tasks: Iterable[str],
+    asked: Sequence[tuple[tuple[str, ...], tuple[str, ...]]],
+    features: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    return {
+        name: head_logits(view.tasks[name], classes, features)
+        for name, (classes, _) in zip(tasks, asked, strict=True)
+        if not view.tasks[name].has_expert
+    }
 
 
 def _context(router: Router, features: torch.Tensor, likelihoods: torch.Tensor, groups: _Groups) -> _Context:
-    """Gates and familiarity, from p-values that are computed once; the likeliest group's expert weighs (1 + g) / 2."""
+    """Gates and familiarity, from p-values that are computed once; the likeliest group's expert weighs (1 + g) / 2.
+
+    Familiarity is the p-value for the task that the image is from, averaged over which task that may be.
+    """
     columns = [router.tasks.index(name) for name in groups.tasks]
     likely = torch.zeros_like(likelihoods, dtype=torch.bool)
     likely.scatter_(1, likelihoods.topk(min(_LIKELY_TASKS, len(router.tasks))).indices, True)
@@ -152,13 +187,15 @@ def _context(router: Router, features: torch.Tensor, likelihoods: torch.Tensor, 
         best = groups.shares.argmax(1, keepdim=True)
         asked = groups.shares.gather(1, best) > ASKED_ABOVE
         weights.scatter_(1, best, torch.where(asked, (1 + gates.gather(1, best)) / 2, 0.0))
-    return _Context(groups, gates, weights, torch.where(likely, p_values, 0.0).amax(1))
+    from_task = torch.where(likely, likelihoods, -torch.inf).div(math.sqrt(router.dimensions)).softmax(1)
+    return _Context(groups, gates, weights, (from_task * p_values).sum(1))
 
 
 def _consulted(context: _Context) -> tuple[tuple[str, ...], ...]:
     found: list[tuple[str, ...]] = [()] * len(context.weights)
     for image, group in context.weights.nonzero().tolist():
-        found[image] = (context.groups.tasks[group],)
+        if (name := context.groups.tasks[group]) not in context.groups.heads:
+            found[image] = (name,)
     return tuple(found)
 
 
@@ -167,12 +204,15 @@ def _images(chosen: torch.Tensor) -> tuple[int, ...]:
 
 
 def _mixed(base: torch.Tensor, images: Sequence[int], context: _Context, group: int, spoken: _Spoken) -> torch.Tensor:
-    """q_t, float64: softmax of the base's logits of these images, mixed with the expert's where it spoke."""
-    mixed = base.clone()
-    if (task := context.groups.tasks[group]) in spoken:
+    """q_t, float64: softmax of the base's logits of these images, mixed with the task's own where it has a say."""
+    task, weights = context.groups.tasks[group], context.weights[:, group, None]
+    mixed, everyone = base.clone(), list(images)
+    if (head := context.groups.heads.get(task)) is not None:
+        mixed = (1 - weights[everyone]) * mixed + weights[everyone] * head[everyone]
+    elif task in spoken:
         seen_by, z = spoken[task]
         place = {image: row for row, image in enumerate(images)}
-        rows, weight = [place[image] for image in seen_by], context.weights[list(seen_by), group, None]
+        rows, weight = [place[image] for image in seen_by], weights[list(seen_by)]
         mixed[rows] = (1 - weight) * mixed[rows] + weight * z
     return mixed.softmax(1)
 

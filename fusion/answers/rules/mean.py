@@ -23,27 +23,31 @@ class Mean:
     """Base and experts as equals."""
 
     name = "mean"
+    joins = False
 
     def plan(self, query: Query, view: View, features: torch.Tensor) -> Plan:
         everyone = tuple(range(len(features)))
         prototypes = view.routable()
         names = list(prototypes)
         best = top_tasks(route_scores(features, prototypes), query.top_k).tolist()
-        consulted = tuple(tuple(names[i] for i in row) for row in best)
+        nearest = tuple(tuple(names[i] for i in row) for row in best)
+        consulted = tuple(tuple(name for name in row if view.tasks[name].has_expert) for row in nearest)
         jobs = []
         if query.label_space == "labels":
             jobs.append(Job(None, everyone, query.labels, query.templates))
         for name in names:
-            images = tuple(i for i in everyone if name in consulted[i])
+            task = view.tasks[name]
+            images = tuple(i for i in everyone if name in nearest[i])
             if not images:
                 continue
-            if query.label_space == "labels":
+            if query.label_space == "seen":
+                pair = (None, name if task.has_expert else None)
+                jobs += [Job(model, images, task.classes, task.templates) for model in pair]
+            elif task.has_expert:
                 jobs.append(Job(name, images, query.labels, query.templates))
-            else:
-                task = view.tasks[name]
-                jobs += [Job(model, images, task.classes, task.templates) for model in (None, name)]
-        routed = tuple(row[0] if row else None for row in consulted)
-        return Plan(query, consulted, tuple(jobs), routed, rule=self)
+        routed = tuple(row[0] if row else None for row in nearest)
+        owners = tuple(name for name in names if any(name in row for row in nearest))
+        return Plan(query, consulted, tuple(jobs), routed, rule=self, context=owners)
 
     def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
         if plan.query.label_space == "seen":
@@ -56,13 +60,13 @@ class Mean:
         ]
 
     def _seen(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-        # jobs come in pairs (base, expert) over one task's classes
+        # jobs come in pairs (base, expert) over one task's classes; without an expert the base stands for it
         candidates: list[list[tuple[str | None, str]]] = [[] for _ in plan.consulted]
         scores: list[list[torch.Tensor]] = [[] for _ in plan.consulted]
-        for k in range(0, len(plan.jobs), 2):
-            job = plan.jobs[k + 1]
-            for image, row in zip(job.images, (logits[k] + logits[k + 1]) / 2, strict=True):
-                candidates[image] += [(job.task, name) for name in job.classes]
+        for k, owner in enumerate(plan.context):
+            job = plan.jobs[2 * k]
+            for image, row in zip(job.images, (logits[2 * k] + logits[2 * k + 1]) / 2, strict=True):
+                candidates[image] += [(owner, name) for name in job.classes]
                 scores[image].append(row)
         return [
             ranked(names, torch.cat(rows).softmax(0), experts, rule=self.name)

@@ -14,15 +14,24 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import open_store
 from fusion.versions.experts import ExpertRecord, put_expert, put_expert_file
 from tests.fusion.vectors import SIGNED, cache_of, random_base, random_expert
+from training.answer_measure import ALL_LEARNED, EVERYTHING, LABELS, PLAIN, SEEN, TASK, AnswerMeasure, Asked
 from training.evaluate import SetMeasure
+from training.frozen import FROZEN
 from training.lanes.task_queue import TaskStatus
 
 TASKS = ("pets", "food")
+HELD_OUT = tuple(f"held_out_{name}" for name in ("num_images", "temperature", "expert", "head", "gain", "error"))
 
 
 def right(good: int, bad: int = 0) -> np.ndarray:
     """Of an image each, bool [good + bad]: the first ones were answered right."""
     return np.repeat([True, False], (good, bad))
+
+
+def asked(answers: np.ndarray) -> Asked:
+    """Answers that are all given with a probability of 70 %, and of 90 % without temperatures, by one expert each."""
+    sure = np.full(answers.size, 0.7)
+    return Asked(answers, sure, sure + 0.2, np.ones(answers.size), base=answers)
 
 
 def finished_run(folder: Path) -> Run:
@@ -34,7 +43,8 @@ def finished_run(folder: Path) -> Run:
         local = random_expert(folder, base_path, task, seed=seed)
         assert isinstance(local.weights, Path)
         weights = put_expert_file(store, task, local.weights)
-        record = ExpertRecord(task, task, ("a", "b"), ("{}.",), base.sha256, weights)
+        metrics = dict(zip(HELD_OUT, (40.0, 1.3, 0.9, 0.8, 0.1, 0.2 / seed), strict=True))
+        record = ExpertRecord(task, task, ("a", "b"), ("{}.",), base.sha256, weights, metrics=metrics)
         put_expert(store, record)
         fuse_experts(cache_of(store, folder), base, [ExpertToFuse.from_record(record)], mode=SIGNED)
         statuses.append(TaskStatus(task, identity=task, state="done"))
@@ -58,8 +68,15 @@ def measured_sets() -> list[MeasuredSet]:
         _trained("food", [right(4, 16), right(15, 5)], before=1, expert=right(16, 4), other=right(12, 8)),
         MeasuredSet(
             SetMeasure("birds", 4, 8, zero_shot=right(4, 4), right={"unknown": (right(5, 3),)}, routed=None),
+            answers=AnswerMeasure(
+                classes=("w", "x", "y", "z"),
+                asked={LABELS: asked(right(5, 3)), SEEN: asked(right(0, 8)), EVERYTHING: asked(right(4, 4))},
+                familiarity=np.linspace(0, 0.07, 8),
+                base_confidence=np.full(8, 0.5),
+            ),
             expert=None,
             modes={},
+            frozen={},
         ),
     ]
 
@@ -77,4 +94,11 @@ def _trained(
         right={"known": tuple(known), "unknown": tuple(known), "union": union},
         routed=right(expert.size - 1, 1),
     )
-    return MeasuredSet(sessions, expert=expert, modes={"another": other})
+    answers = AnswerMeasure(
+        classes=("a", "b"),
+        asked={way: asked(known[-1]) for way in (PLAIN, TASK, LABELS, SEEN, ALL_LEARNED, EVERYTHING)},
+        familiarity=np.linspace(0.03, 1, expert.size),
+        base_confidence=np.full(expert.size, 0.5),
+    )
+    frozen = {name: right(expert.size // 2, expert.size // 2) for name in FROZEN}
+    return MeasuredSet(sessions, answers=answers, expert=expert, modes={"another": other}, frozen=frozen)

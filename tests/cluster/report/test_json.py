@@ -36,10 +36,16 @@ def values(report: RunReport) -> dict[str, Any]:
 
 
 KEYS = """
-    version mode base tasks loss_to_experts metrics matrices unseen unseen_gain routing_accuracy bytes_per_task
+    version mode base tasks loss_to_experts metrics matrices unseen unseen_gain answers routing_accuracy bytes_per_task
     shared_bytes checkpoint_bytes fidelity removed failed seconds
 """
-TASK_KEYS = "name classes n_test zero_shot zero_shot_interval expert expert_interval fused fused_interval"
+TASK_KEYS = """
+    name classes n_test zero_shot zero_shot_interval frozen expert expert_interval fused fused_interval answered
+    answered_interval held_out
+"""
+ANSWERS_KEYS = """
+    rule known unknown seen over_experts over_discriminant forwards one_request calibration abstention
+"""
 UNSEEN_KEYS = "name classes n_test zero_shot zero_shot_interval aggregated aggregated_interval"
 FIDELITY_KEYS = "version mode tasks shared_bytes seconds peak_bytes extra_bytes written_bytes rounding"
 TASK_FIDELITY_KEYS = "task session bits_set bits_lost cosine relative_error trigger_bytes archive_bytes"
@@ -53,6 +59,8 @@ def test_the_keys_stand_in_this_order(values: dict[str, Any]) -> None:
     assert list(values["metrics"]) == ["condu", "zero_shot", "condu_unknown", "condu_union", "continual_finetuning"]
     assert list(values["matrices"]) == ["known", "unknown", "union", "continual_finetuning"]
     assert all(list(metrics) == ["transfer", "avg", "last"] for metrics in values["metrics"].values())
+    assert list(values["answers"]) == ANSWERS_KEYS.split()
+    assert list(values["answers"]["calibration"]) == ["task", "labels", "seen"]
     assert list(values["fidelity"]) == list(TASKS)
     assert all(list(one) == ["cosine", "relative_error", "bits_lost"] for one in values["fidelity"].values())
 
@@ -79,6 +87,28 @@ def test_the_values_are_those_that_were_measured(values: dict[str, Any]) -> None
     assert values["seconds"] == {"train": 12.3, "evaluate": 2.0}
 
 
+def test_what_was_measured_of_the_answers(values: dict[str, Any]) -> None:
+    found = values["answers"]
+    assert (found["rule"], found["known"], found["forwards"]["seen"]) == ("matched", 72.5, 1.0)
+    assert found["over_experts"]["mean"] == pytest.approx(-12.5)
+    assert found["over_discriminant"]["mean"] == pytest.approx(22.5)
+    assert found["calibration"]["task"]["ece"] == pytest.approx(100 * abs(22 / 30 - 0.7))
+    assert found["calibration"]["task"]["ece_before"] == pytest.approx(100 * abs(22 / 30 - 0.9))
+    assert found["one_request"]["everything"] == {
+        "labels": 6,
+        "learned": 72.5,
+        "learned_base": 72.5,
+        "unseen": 50.0,
+        "unseen_base": 50.0,
+    }
+    assert found["abstention"]["false_alarm"] == 0.05
+    assert found["abstention"]["refused_learned"] == pytest.approx((10 + 5) / 2)
+    assert found["abstention"]["refused_unseen"] == pytest.approx(62.5)
+    assert found["abstention"]["auroc_base"] == 50.0, "all ties"
+    assert [task["held_out"]["needed"] for task in values["tasks"]] == [False, False]
+    assert values["tasks"][1]["held_out"]["gain"] == pytest.approx({"mean": 10, "low": 0, "high": 20})
+
+
 def test_answers_over_http_come_last_and_only_where_the_service_was_asked(report: RunReport) -> None:
     answer = ServedAnswer("pets/test/1", "seen", "cat", "cat (pets)", True, 0.75, ("pets", "food"))
     served = replace(report, served=(answer,)).to_json()
@@ -101,7 +131,12 @@ def test_the_folder_holds_the_same_json_and_nothing_else_stays(
 ) -> None:
     for _ in range(2):  # the second one replaces the first one's files
         write_report(report, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accuracy.png", "report.html", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "accuracy.png",
+        "calibration.png",
+        "report.html",
+        "report.json",
+    ]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == values
 
 

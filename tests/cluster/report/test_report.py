@@ -8,14 +8,21 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cluster.report.figures import _metrics, paired
-from cluster.report.page import heat_map, page
+from cluster.report.estimates import paired
+from cluster.report.figures import _metrics
+from cluster.report.page import heat_map, page, reliability_diagram
 from cluster.report.records import (
+    Abstention,
+    Answers,
     BaseFigures,
+    Calibration,
+    CalibrationBin,
     Estimate,
     FailedTask,
     Fidelity,
+    HeldOut,
     Metrics,
+    OneRequest,
     RunReport,
     ServedAnswer,
     TaskFigures,
@@ -35,7 +42,26 @@ def task(name: str, fused: float) -> TaskFigures:
         expert_interval=(60.0, 98.0),
         fused={"signed": fused},
         fused_interval={"signed": (50.0, 99.0)},
+        frozen={"discriminant": 70.0},
+        answered=fused,
+        answered_interval=(50.0, 99.0),
+        held_out=HeldOut(40, 90.0, 80.0, Estimate(10.0, -2.0, 22.0), needed=False),
     )
+
+
+CALIBRATION = Calibration(3.2, 10.4, (CalibrationBin(4, 40.0, 50.0), CalibrationBin(16, 95.0, 93.0)))
+ANSWERS = Answers(
+    rule="matched",
+    known=85.0,
+    unknown=84.0,
+    seen=80.0,
+    over_experts=Estimate(1.0, -1.0, 3.0),
+    over_discriminant=Estimate(15.0, 11.0, 19.0),
+    forwards={"task": 1.0, "seen": 1.01},
+    one_request={"all_learned": OneRequest(6, 75.0, 20.0, None, None)},
+    calibration={"task": CALIBRATION, "labels": CALIBRATION, "seen": CALIBRATION},
+    abstention=Abstention(0.05, 4.8, 60.0, {"birds": 60.0}, 91.0, 55.0),
+)
 
 
 REPORT = RunReport(
@@ -61,6 +87,7 @@ REPORT = RunReport(
         ),
     ),
     unseen_gain=Estimate(12.5, -10.0, 35.0),
+    answers=ANSWERS,
     routing_accuracy=75.0,
     bytes_per_task=3_400_000,
     shared_bytes=97_000_000,
@@ -93,7 +120,10 @@ def test_metrics_of_a_gap_in_the_sessions_are_not_made_up() -> None:
 
 
 def test_every_table_has_its_rows_and_the_loss_is_told_with_its_interval() -> None:
-    accuracy, sessions, unseen, cost = report_tables(REPORT)
+    accuracy, company, answers, sessions, unseen, cost = report_tables(REPORT)
+    assert "not needed" in [str(cell) for cell in company.columns[-1].cells]
+    assert "+15.0 (+11.0 to +19.0)" in str(company.caption)
+    assert "3.2 points (10.4 without temperatures)" in [str(cell) for cell in answers.columns[1].cells]
     assert accuracy.row_count == 3
     assert "signed +5.0 (+1.0 to +9.0)" in str(accuracy.caption)
     assert sessions.row_count == 2
@@ -104,9 +134,9 @@ def test_every_table_has_its_rows_and_the_loss_is_told_with_its_interval() -> No
 
 
 def test_the_page_holds_the_figures_and_escapes_what_users_named() -> None:
-    picture = heat_map(REPORT)
-    assert picture.startswith(b"\x89PNG")
-    text = page(REPORT, picture)
+    pictures = heat_map(REPORT), reliability_diagram(REPORT)
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    text = page(REPORT, *pictures)
     assert "pets &lt;b&gt;" in text
     assert "no &lt;images&gt;" in text
     assert "<b>" not in text
@@ -121,7 +151,7 @@ def test_an_expert_whose_weights_are_gone_leaves_its_cell_empty_and_no_mean_is_m
     experts = list(next(column for column in accuracy.columns if column.header == "expert").cells)
     assert experts == ["–", "90.0 (60–98)", "–"]
     assert "signed unknown" in str(accuracy.caption)
-    assert "90.0 (60–98)" in page(report, b"")
+    assert "90.0 (60–98)" in page(report, b"", b"")
 
 
 class Elements(HTMLParser):
@@ -152,13 +182,13 @@ def test_hostile_names_reach_the_page_as_text() -> None:
         failed=(FailedTask(attack, attack),),
         served=(ServedAnswer(attack, "seen", attack, attack, False, 0.5, (attack, attack)),),
     )
-    found = Elements(page(report, b""))
+    found = Elements(page(report, b"", b""))
     assert "script" not in found.names
-    assert found.text.count(attack) == 12, "mode (2), base, task, never-trained, failure (2), answer (5)"
+    assert found.text.count(attack) == 13, "mode (2), base, task (2), never-trained, failure (2), answer (5)"
 
 
 def test_a_page_says_nothing_of_failures_and_answers_that_there_are_not() -> None:
-    text = page(replace(REPORT, failed=(), served=()), b"")
+    text = page(replace(REPORT, failed=(), served=()), b"", b"")
     assert "Failed tasks" not in text
     assert "Answers over HTTP" not in text
 
@@ -172,4 +202,4 @@ def test_modes_stand_in_the_order_of_the_report() -> None:
         loss_to_experts=dict.fromkeys(names),
     )
     headers = [str(column.header) for column in report_tables(report)[0].columns]
-    assert headers[-3:] == ["last", "first", "signed"]
+    assert headers[-4:] == ["last", "first", "signed", "answered"]

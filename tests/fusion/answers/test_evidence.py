@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fusion.answers.evidence import MAX_HELD_OUT, Evidence, measure_evidence, shrunk, whitener
+from fusion.answers.class_sums import shrunk, whitener
+from fusion.answers.evidence import MAX_HELD_OUT, Evidence, measure_evidence
 from fusion.answers.router import FALSE_ALARM, Router, gate
 from fusion.tensors import TensorFile, write_tensors
 
@@ -32,10 +33,10 @@ def test_sums_of_two_parts_are_those_of_the_whole(seed: int, count: int, cut: in
     parts = measure_evidence(features[:cut], labels[:cut], 3).combined(
         measure_evidence(features[cut:], labels[cut:], 3)
     )
-    assert torch.equal(parts.counts, whole.counts)
-    assert parts.dof == whole.dof
-    torch.testing.assert_close(parts.means, whole.means, atol=1e-5, rtol=0)
-    torch.testing.assert_close(parts.scatter, whole.scatter, atol=1e-4, rtol=0)
+    assert torch.equal(parts.base.counts, whole.base.counts)
+    assert parts.base.dof == whole.base.dof
+    torch.testing.assert_close(parts.base.means, whole.base.means, atol=1e-5, rtol=0)
+    torch.testing.assert_close(parts.base.scatter, whole.base.scatter, atol=1e-4, rtol=0)
 
 
 def test_held_out_distances_are_sorted_few_and_larger_than_those_of_images_that_were_seen() -> None:
@@ -45,8 +46,8 @@ def test_held_out_distances_are_sorted_few_and_larger_than_those_of_images_that_
     assert torch.equal(found, found.sort().values)
     few, their_labels = images(1, 24)
     one = measure_evidence(few, their_labels, 3)
-    white = whitener(one.scatter.double() / one.dof)
-    seen = ((few.double() - one.means[their_labels].double()) @ white).square().sum(1)
+    white = whitener(one.base.scatter.double() / one.base.dof)
+    seen = ((few.double() - one.base.means[their_labels].double()) @ white).square().sum(1)
     assert one.held_out.median() > seen.median()
 
 
@@ -55,7 +56,7 @@ def test_too_few_images_are_no_error(count: int, classes: int) -> None:
     features, labels = images(2, count, classes=classes)
     labels = torch.arange(count) % classes
     one = measure_evidence(features, labels, classes)
-    assert torch.isfinite(one.scatter).all()
+    assert torch.isfinite(one.base.scatter).all()
     router = Router({"few": one, "more": measure_evidence(*images(3, 60), 3)})
     scores = router.log_likelihoods(images(4, 5)[0])
     assert not scores.isnan().any()
@@ -83,7 +84,7 @@ def test_a_wide_scatter_is_kept_in_16_bits_and_loses_little(tmp_path: Path) -> N
     write_tensors(tmp_path / "evidence.safetensors", one.tensors())
     file = TensorFile(tmp_path / "evidence.safetensors")
     assert file.specs["scatter"].dtype == "F16"
-    error = (Evidence.from_file(file).scatter - one.scatter).norm() / one.scatter.norm()
+    error = (Evidence.from_file(file).base.scatter - one.base.scatter).norm() / one.base.scatter.norm()
     assert error < 1e-3
 
 
@@ -99,13 +100,15 @@ def test_a_whitener_measures_the_distance_of_its_covariance(seed: int) -> None:
 
 def test_the_router_equals_its_equation() -> None:
     evidence = {"a": measure_evidence(*images(7, 60), 3), "b": measure_evidence(*images(8, 30, classes=2, shift=1), 2)}
-    weights = {name: one.dof / (one.dof + DIMENSIONS) for name, one in evidence.items()}
-    pooled = sum(weights[n] * one.scatter.double() / one.dof for n, one in evidence.items()) / sum(weights.values())
+    weights = {name: one.base.dof / (one.base.dof + DIMENSIONS) for name, one in evidence.items()}
+    pooled = sum(weights[n] * one.base.scatter.double() / one.base.dof for n, one in evidence.items()) / sum(
+        weights.values()
+    )
     inverse = torch.linalg.inv(shrunk(torch.as_tensor(pooled)))
     features = images(9, 8)[0]
     expected = torch.empty(8, 2, dtype=torch.float64)
     for t, one in enumerate(evidence.values()):
-        apart = features.double()[:, None] - one.means.double()[None]
+        apart = features.double()[:, None] - one.base.means.double()[None]
         distances = torch.einsum("bcd,de,bce->bc", apart, inverse, apart)
         expected[:, t] = (-0.5 * distances).exp().mean(1).log()
     torch.testing.assert_close(Router(evidence).log_likelihoods(features), expected, atol=1e-8, rtol=1e-6)

@@ -27,7 +27,7 @@ PETS_AND_FOOD = view(pets=(("cat", "dog"), E[:2]), food=(("pie", "cat"), E[2:]),
 
 def test_task_asks_the_named_expert_alone_and_not_the_base() -> None:
     query = Query("task", task="pets")
-    assert not needs_base(query)
+    assert not needs_base(query, PETS_AND_FOOD)
     steps = plan(query, PETS_AND_FOOD, None, num_images=2)
     assert [(job.task, job.images, job.classes) for job in steps.jobs] == [("pets", (0, 1), ("cat", "dog"))]
     first, second = answer(steps, [torch.tensor([[1.0, 3.0], [2.0, 0.0]])])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 import pytest
 import torch
 
 from fusion.answers.evidence import measure_evidence
-from fusion.answers.label_spaces import Query
+from fusion.answers.label_matching import alias_problems, matched_classes, meanings
+from fusion.answers.label_spaces import Query, needs_base
+from fusion.answers.options import PredictOptions
 from fusion.answers.router import Router, gate
-from fusion.answers.rules import answer, plan
-from fusion.answers.rules.matched import matches
+from fusion.answers.rules import RULES, answer, plan
 from fusion.answers.view import TaskView, View
+from fusion.errors import LabelSpaceError
 
 DIMENSIONS = 8
 E = torch.eye(DIMENSIONS)
@@ -26,10 +29,10 @@ def images_of(first: int, classes: int, count: int, *, seed: int) -> tuple[torch
     return torch.nn.functional.normalize(features, dim=1), labels
 
 
-def task(name: str, classes: tuple[str, ...], first: int, *, seed: int) -> TaskView:
+def task(name: str, classes: tuple[str, ...], first: int, *, seed: int, **more: Any) -> TaskView:
     features, labels = images_of(first, len(classes), 60, seed=seed)
     evidence = measure_evidence(features, labels, len(classes))
-    return TaskView(name, classes, ("a {}.",), f"{name}@1", evidence.means, evidence)
+    return TaskView(name, classes, ("a {}.",), f"{name}@1", evidence.base.means, evidence, **more)
 
 
 def view_of(*tasks: TaskView) -> View:
@@ -144,10 +147,14 @@ def test_a_class_that_two_tasks_share_is_told_apart_by_the_image() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "found"),
-    [((" Cat ", "DOG"), [0, 1]), (("ｃａｔ", "tree", "dog"), [0, 2]), (("cats", "doge"), [])],
+    [
+        ((" Cat ", "DOG"), {0: "cat", 1: "dog"}),
+        (("ｃａｔ", "tree", "dog"), {0: "cat", 2: "dog"}),
+        (("cats", "doge"), {}),
+    ],
 )
-def test_labels_match_by_their_text_and_by_nothing_else(labels: tuple[str, ...], found: list[int]) -> None:
-    assert matches(labels, PETS) == found
+def test_labels_match_by_their_text_and_by_nothing_else(labels: tuple[str, ...], found: dict[int, str]) -> None:
+    assert matched_classes(labels, PETS.meanings) == found
 
 
 def test_adding_a_task_changes_no_gate_of_another_and_no_answer_where_it_is_named() -> None:
@@ -167,3 +174,108 @@ def test_a_version_with_a_task_without_evidence_is_answered_by_the_papers_rule_a
     (prediction,) = answer(steps, [torch.zeros(1, 2)] * len(steps.jobs))
     assert prediction.rule == "mean"
     assert prediction.familiarity is None
+
+
+def test_an_expert_is_asked_in_the_words_that_it_was_taught_and_joined() -> None:
+    digits = replace(DIGITS, aliases={"0": ("zero", "nought"), "2": ("two",)}, templates=("the digit {}",))
+    steps = plan(
+        Query("labels", labels=("Zero", "two", "tree"), templates=("{}!",)),
+        view_of(PETS, digits),
+        A_DIGIT,
+        num_images=1,
+    )
+    base, expert = steps.jobs
+    assert (base.classes, base.templates, base.joined) == (("Zero", "two", "tree"), ("{}!",), False)
+    assert (expert.classes, expert.templates, expert.joined) == (("0", "2"), ("the digit {}",), True)
+    assert steps.matched == {"digits": {"Zero": "0", "two": "2"}}
+    (prediction,) = answer(steps, [torch.zeros(1, 3), torch.tensor([[0.0, 9.0]])])
+    assert (prediction.label, prediction.matched) == ("two", steps.matched)
+
+
+def test_a_class_s_own_name_comes_before_an_alias_of_another() -> None:
+    taught = meanings(("jaguar", "cat"), {"cat": ("Jaguar", "kitty")})
+    assert matched_classes(("JAGUAR", "Kitty"), taught) == {0: "jaguar", 1: "cat"}
+
+
+@pytest.mark.parametrize(
+    ("aliases", "problem"),
+    [
+        ({"cow": ["ox"]}, "aliases are given for 'cow', which is no class"),
+        ({"cat": [" "]}, "an alias of 'cat' is empty"),
+        ({"cat": ["Dog"]}, "alias 'Dog' of 'cat' also means 'dog'"),
+        ({"cat": ["pet"], "dog": ["pet"]}, "alias 'pet' of 'dog' also means 'cat'"),
+    ],
+)
+def test_an_alias_means_one_class(aliases: dict[str, list[str]], problem: str) -> None:
+    assert alias_problems(("cat", "dog"), aliases) == [problem]
+
+
+def test_a_task_without_an_expert_is_answered_from_its_evidence_and_costs_no_forward() -> None:
+    view = view_of(PETS, replace(DIGITS, has_expert=False))
+    labels, dog = ("cat", "dog", "0", "1", "2"), images_of(3, 3, 6, seed=9)
+    for query in (Query("labels", labels=labels), Query("seen")):
+        steps = plan(query, view, dog[0], num_images=6)
+        assert steps.consulted == ((),) * 6
+        assert {job.task for job in steps.jobs} == {None}
+        answers = answer(steps, [torch.zeros(len(job.images), len(job.classes)) for job in steps.jobs])
+        assert [one.label for one in answers] == [str(label) for label in dog[1].tolist()]
+
+
+def test_a_named_task_without_an_expert_needs_the_base_and_no_model_more() -> None:
+    view = view_of(PETS, replace(DIGITS, has_expert=False))
+    query = Query("task", task="digits")
+    assert needs_base(query, view)
+    assert not needs_base(Query("task", task="pets"), view)
+    steps = plan(query, view, A_DIGIT, num_images=1)
+    assert steps.jobs == ()
+    (prediction,) = answer(steps, [])
+    assert (prediction.label, prediction.task, prediction.experts) == ("0", "digits", ())
+
+
+@pytest.mark.parametrize(("rule", "joined"), [("matched", True), ("mean", False)])
+def test_the_paper_s_rule_takes_a_named_expert_by_its_texts_alone(rule: str, joined: bool) -> None:
+    (job,) = plan(Query("task", task="pets", rule=rule), VIEW, None, num_images=1).jobs
+    assert job.joined == joined
+
+
+def test_other_tasks_change_nothing_where_the_task_is_named() -> None:
+    alone, beside = (plan(Query("task", task="pets"), view, None, num_images=2) for view in (view_of(PETS), VIEW))
+    assert alone.jobs == beside.jobs
+    logits = [torch.tensor([[1.0, 3.0], [2.0, 0.5]])]
+    assert answer(alone, logits) == answer(beside, logits)
+
+
+def test_unknown_is_answered_for_unusual_images_only_where_it_was_asked_for() -> None:
+    images = torch.cat([A_PET, FOREIGN])
+    for abstain, expected in ((None, (None, None)), (0.05, (False, True))):
+        steps = plan(Query("seen", abstain=abstain), VIEW, images, num_images=2)
+        logits = [torch.randn(len(job.images), len(job.classes)) for job in steps.jobs]
+        usual, foreign = answer(steps, logits)
+        assert (usual.unknown, foreign.unknown) == expected
+        assert (foreign.label is None) == (foreign.task is None) == bool(foreign.unknown)
+        assert foreign.top, "the candidates are told all the same"
+
+
+def test_familiarity_is_uniform_over_a_task_s_own_images() -> None:
+    own, _ = images_of(0, 2, 2000, seed=77)
+    steps = plan(Query("seen"), VIEW, own, num_images=2000)
+    refused = (steps.context.familiarity < 0.1).double().mean()
+    assert 0.05 < refused < 0.2
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (Query("seen", abstain=1.5), "abstain is 1.5: it is the share of familiar images"),
+        (Query("labels", labels=("a", "b"), abstain=0.05), "label space 'labels' never answers 'unknown'"),
+    ],
+)
+def test_an_impossible_abstention_says_what_it_is(query: Query, message: str) -> None:
+    with pytest.raises(LabelSpaceError, match=message):
+        query.check(VIEW)
+
+
+def test_rules_and_the_option_that_names_them_agree() -> None:
+    names = get_args(get_type_hints(PredictOptions)["rule"])
+    assert set(names) == set(RULES)
+    assert PredictOptions().rule == names[0] == "matched"
