@@ -56,7 +56,8 @@ class IngressMetrics:
 
     def predicted(self, label_space: str, seconds: float, num_images: int, expert_forwards: int) -> None:
         self._images.inc(num_images, tags={"label_space": label_space})
-        self._forwards.inc(expert_forwards, tags={"label_space": label_space})
+        if expert_forwards:  # Ray refuses to count 0
+            self._forwards.inc(expert_forwards, tags={"label_space": label_space})
         self._seconds.observe(seconds, tags={"label_space": label_space})
 
     def serving(self, version: int) -> None:

@@ -35,7 +35,8 @@ class PredictFields(BaseModel):
     templates: tuple[Text, ...] = ()
     """Prompts with one `{}` each; repeated like labels. Default: `a photo of a {}.` For label space `labels`."""
     top_k: int | None = Field(default=None, ge=1)
-    """How many experts are consulted per image. Has no effect in label space `task`, which asks one."""
+    """How many experts are consulted per image by the rule `mean`. Has no effect by `matched`, and in label space
+    `task`, which asks one."""
     abstain: float | None = Field(default=None, gt=0, lt=1)
     """Answer "unknown" for an image that is more unusual than this share of the learned tasks' own images, such as
     0.05. For label space `seen`. Absent: what the service was started with."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from fusion.answers.class_sums import sum_classes
 from fusion.answers.clip import Clip, build_clip
+from fusion.answers.evidence import measure_evidence
 from fusion.answers.prototypes import class_prototypes
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store
@@ -27,8 +30,20 @@ TASKS: dict[str, tuple[str, ...]] = {"colours": tuple(COLOURS), "shapes": SHAPES
 TEMPLATES = ("a {} picture.", "{}.")
 
 
-def publish_tasks(store: Store, tasks: dict[str, tuple[str, ...]] | None = None, *, seed: int = 0) -> Manifest:
-    """Fuse one expert per task, the base plus noise, in mode `signed`, and return the version's manifest."""
+def publish_tasks(
+    store: Store,
+    tasks: dict[str, tuple[str, ...]] | None = None,
+    *,
+    seed: int = 0,
+    evidence: bool = False,
+    heads: Sequence[str] = (),
+) -> Manifest:
+    """Fuse one expert per task, the base plus noise, in mode `signed`, and return the version's manifest.
+
+    Args:
+        evidence: keep evidence of the tasks; without it, versions are answered by the rule `mean`.
+        heads: tasks that get no expert, which takes `evidence`.
+    """
     newest = Versions(store).newest()
     base = newest.base if newest else tiny_base(store)
     cache = NodeCache(store)
@@ -41,19 +56,27 @@ def publish_tasks(store: Store, tasks: dict[str, tuple[str, ...]] | None = None,
             key: (value + 0.05 * torch.randn(value.shape, generator=noise) if value.is_floating_point() else value)
             for key, value in clip.model.state_dict().items()
         }
-        images = [picture(label, random) for label in classes for _ in range(2)]
-        prototypes = class_prototypes(
-            clip.image_features(clip.pixels(images)),
-            torch.arange(len(classes)).repeat_interleave(2),
-            clip.class_features(classes, TEMPLATES),
-        )
+        count = 12 if evidence else 2
+        pixels = clip.pixels([picture(label, random) for label in classes for _ in range(count)])
+        labels = torch.arange(len(classes)).repeat_interleave(count)
+        features = clip.image_features(pixels)
+        prototypes = class_prototypes(features, labels, clip.class_features(classes, TEMPLATES))
+        seen = None
+        if evidence:
+            own = clip.copy_with(tensors.items()).image_features(pixels)
+            kept = measure_evidence(features, labels, len(classes))
+            if name not in heads:
+                kept = replace(kept, expert=sum_classes(own, labels, len(classes)), temperature=1.5)
+            with scratch_file(store) as path:
+                write_tensors(path, kept.tensors())
+                seen = put_file(store, path, nonce=new_nonce())
         with scratch_file(store) as path:
             write_tensors(path, {"prototypes": prototypes})
             found = put_file(store, path, nonce=new_nonce())
         with scratch_file(store) as path:
             write_tensors(path, {key: value.contiguous() for key, value in tensors.items()})
             weights = put_file(store, path, nonce=new_nonce())
-        experts.append(ExpertToFuse(name, weights, classes, TEMPLATES, found))
+        experts.append(ExpertToFuse(name, None if name in heads else weights, classes, TEMPLATES, found, seen))
     return fuse_experts(cache, base, experts, mode={"name": "signed", "bits": 2}, replace=True).manifest
 
 
