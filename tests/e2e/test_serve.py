@@ -13,6 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from fusion.answers.class_sums import Discriminant
+from fusion.answers.evidence import joined_logits
+from fusion.answers.predictor import Predictor
+from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.tiny import tiny_task
@@ -38,7 +42,7 @@ def test_the_command_line_asks_the_service(service: tuple[str, subprocess.Popen[
 def test_the_service_gives_the_exported_experts_probabilities(
     service: tuple[str, subprocess.Popen[str]], finished: Project, tmp_path: Path
 ) -> None:
-    """An expert exported and run by plain open_clip, against the answers over HTTP, image by image."""
+    """An expert exported and run by plain open_clip, joined with its class means, against the answers over HTTP."""
     import open_clip
     import torch
     from PIL import Image
@@ -68,7 +72,11 @@ def test_the_service_gives_the_exported_experts_probabilities(
         texts = [template.replace("{}", name) for name in task["classes"] for template in task["templates"]]
         words = model.encode_text(tokenizer(texts), normalize=True)
         words = words.reshape(len(task["classes"]), -1, words.shape[-1]).mean(1)
-        logits = 100 * features @ torch.nn.functional.normalize(words, dim=-1).T
+        texts_alone = 100 * features @ torch.nn.functional.normalize(words, dim=-1).T
+    evidence = Predictor(NodeCache(finished.store)).view().tasks["colours"].evidence
+    assert evidence is not None
+    assert evidence.expert is not None, "training keeps the class means in the expert's space"
+    logits = joined_logits(texts_alone, Discriminant(evidence.expert).scores(features)) / evidence.temperature
     for row, prediction in zip(logits.softmax(1), predictions, strict=True):
         told = {item["label"]: item["probability"] for item in prediction["top"]}
         assert told == pytest.approx(dict(zip(task["classes"], row.tolist(), strict=True)), abs=1e-4)

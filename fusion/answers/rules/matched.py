@@ -38,6 +38,7 @@ class _Groups:
         shares: r_t, float64 [B, G].
         asked: each one's classes that are in question, and its templates: an expert is asked in the words that it was
             taught, whatever the caller's are.
+        temperatures: of each one's calibrated logits.
         labels: in `labels`, the indices of the labels that mean these classes, int64.
         heads: of the tasks that have no expert: calibrated logits of every image, float64 [B, C].
     """
@@ -45,6 +46,7 @@ class _Groups:
     tasks: tuple[str, ...]
     shares: torch.Tensor
     asked: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
+    temperatures: tuple[float, ...]
     labels: tuple[torch.Tensor, ...] = ()
     heads: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
@@ -140,7 +142,8 @@ def _matched_tasks(
     shares = scaled.softmax(1) if chosen else scaled
     asked = tuple((tuple(found.values()), view.tasks[name].templates) for name, found in chosen.items())
     labels = tuple(torch.tensor(list(found)) for found in chosen.values())
-    return _Groups(tuple(chosen), shares, asked, labels, _heads(view, chosen, asked, features))
+    heads = _heads(view, chosen, asked, features)
+    return _Groups(tuple(chosen), shares, asked, _temperatures(view, chosen), labels, heads)
 
 
 def _all_tasks(view: View, router: Router, likelihoods: torch.Tensor, features: torch.Tensor) -> _Groups:
@@ -151,7 +154,13 @@ def _all_tasks(view: View, router: Router, likelihoods: torch.Tensor, features: 
     shares = torch.where(listed, shares, torch.zeros_like(shares))[:, kept]
     tasks = tuple(router.tasks[i] for i in kept)
     asked = tuple((view.tasks[name].classes, view.tasks[name].templates) for name in tasks)
-    return _Groups(tasks, shares / shares.sum(1, keepdim=True), asked, heads=_heads(view, tasks, asked, features))
+    heads = _heads(view, tasks, asked, features)
+    return _Groups(tasks, shares / shares.sum(1, keepdim=True), asked, _temperatures(view, tasks), heads=heads)
+
+
+def _temperatures(view: View, tasks: Iterable[str]) -> tuple[float, ...]:
+    evidence = [view.tasks[name].evidence for name in tasks]
+    return tuple(one.temperature if one else 1.0 for one in evidence)
 
 
 def _heads(
@@ -205,16 +214,22 @@ def _images(chosen: torch.Tensor) -> tuple[int, ...]:
 
 def _mixed(base: torch.Tensor, images: Sequence[int], context: _Context, group: int, spoken: _Spoken) -> torch.Tensor:
     """q_t, float64: softmax of the base's logits of these images, mixed with the task's own where it has a say."""
-    task, weights = context.groups.tasks[group], context.weights[:, group, None]
-    mixed, everyone = base.clone(), list(images)
+    task, everyone = context.groups.tasks[group], list(images)
+    mixed, weights = base.clone(), context.weights[:, group, None]
+    warmth = context.groups.temperatures[group]
     if (head := context.groups.heads.get(task)) is not None:
-        mixed = (1 - weights[everyone]) * mixed + weights[everyone] * head[everyone]
+        mixed = _beside(mixed, weights[everyone], head[everyone], warmth)
     elif task in spoken:
         seen_by, z = spoken[task]
         place = {image: row for row, image in enumerate(images)}
-        rows, weight = [place[image] for image in seen_by], weights[list(seen_by)]
-        mixed[rows] = (1 - weight) * mixed[rows] + weight * z
+        rows = [place[image] for image in seen_by]
+        mixed[rows] = _beside(mixed[rows], weights[list(seen_by)], z, warmth)
     return mixed.softmax(1)
+
+
+def _beside(base: torch.Tensor, weight: torch.Tensor, own: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Two opinions mixed as they were before one of them was calibrated, then made as sure as it is."""
+    return ((1 - weight) * base + weight * temperature * own) / (1 - weight + weight * temperature)
 
 
 def _labels(plan: Plan, base: Sequence[tuple[Job, torch.Tensor]], spoken: _Spoken) -> list[_Answer]:

@@ -279,3 +279,17 @@ def test_rules_and_the_option_that_names_them_agree() -> None:
     names = get_args(get_type_hints(PredictOptions)["rule"])
     assert set(names) == set(RULES)
     assert PredictOptions().rule == names[0] == "matched"
+
+
+def test_a_calibrated_expert_is_as_loud_beside_the_base_as_before() -> None:
+    """At a weight of a half the mixture takes T z_t, the uncalibrated expert, and is as sure as both together."""
+    assert DIGITS.evidence is not None
+    warm = replace(DIGITS, evidence=replace(DIGITS.evidence, temperature=3.0))
+    foreign = -E[3:4]
+    z0, z = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[0.0, 1.5, 0.5]])
+    steps = plan(Query("labels", labels=("0", "1", "2")), view_of(PETS, warm), foreign, num_images=1)
+    assert steps.context.weights.tolist() == [[0.5]]
+    (prediction,) = answer(steps, [z0, z])
+    expected = ((0.5 * z0 + 0.5 * 3 * z) / 2).double().softmax(1)[0]
+    found = {label: p for _, label, p in prediction.top}
+    assert found == pytest.approx(dict(zip(("0", "1", "2"), expected.tolist(), strict=True)))
