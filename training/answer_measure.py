@@ -21,7 +21,7 @@ from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
-from training.evaluate import LoadedSet, job_logits
+from training.evaluate import LoadedSet, job_logits, right_answers
 
 PLAIN, TASK, LABELS, SEEN = "plain", "task", "labels", "seen"
 ALL_LEARNED, EVERYTHING = "all_learned", "everything"
@@ -85,7 +85,7 @@ def measure_answers(
     for (name, query), (_, steps), found in zip(questions.items(), plans, logits, strict=True):
         predictions = answer(steps, found)
         asked[name] = Asked(
-            right=right_answers(predictions, loaded, with_task=query.label_space == "seen"),
+            right=right_answers(predictions, loaded.test, with_task=query.label_space == "seen"),
             confidence=_confidence(predictions),
             uncalibrated=_confidence(answer(steps, _without_temperatures(view, steps, found))),
             forwards=np.array([len(one.experts) for one in predictions], float),
@@ -94,17 +94,6 @@ def measure_answers(
         if name == SEEN and predictions[0].familiarity is not None:
             familiarity = np.array([one.familiarity for one in predictions], float)
     return AnswerMeasure(tuple(loaded.test.classes), asked, familiarity, _base_confidence(loaded, view))
-
-
-def right_answers(predictions: Sequence[Prediction], loaded: LoadedSet, *, with_task: bool) -> np.ndarray:
-    """Which answers name the image's class (and task), bool [N]."""
-    test = loaded.test
-    return np.array(
-        [
-            prediction.label == test.classes[label] and (not with_task or prediction.task == test.name)
-            for prediction, label in zip(predictions, test.test.labels.tolist(), strict=True)
-        ]
-    )
 
 
 def _questions(loaded: LoadedSet, view: View, predict: PredictOptions, foreign: Sequence[str]) -> dict[str, Query]:
@@ -129,8 +118,10 @@ def _confidence(predictions: Sequence[Prediction]) -> np.ndarray:
 
 def _without_temperatures(view: View, steps: Plan, logits: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """The logits of a plan's jobs as they were before they were calibrated. Tasks without an expert keep theirs."""
-    evidence = [view.tasks[job.task].evidence if job.task and job.joined else None for job in steps.jobs]
-    return [z * one.temperature if one else z for z, one in zip(logits, evidence, strict=True)]
+    return [
+        z * view.tasks[job.task].temperature if job.task and job.joined else z
+        for job, z in zip(steps.jobs, logits, strict=True)
+    ]
 
 
 def _base_right(loaded: LoadedSet, query: Query) -> np.ndarray:

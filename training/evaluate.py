@@ -96,7 +96,7 @@ def measure_set(
     routed = None
     for (kind, t, query, steps), found in zip(questions, logits, strict=True):
         predictions = answer(steps, found)
-        right[kind][t] = _right(predictions, test, with_task=query.label_space == "seen")
+        right[kind][t] = right_answers(predictions, test, with_task=query.label_space == "seen")
         if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
             routed = np.array([name == test.name for name in steps.routed])
     return SetMeasure(
@@ -159,7 +159,8 @@ def job_logits(cache: NodeCache, loaded: LoadedSet, plans: Sequence[tuple[View, 
     return [[found[p, j] for j in range(len(steps.jobs))] for p, (_, steps) in enumerate(plans)]
 
 
-def _right(predictions: Iterable[Prediction], test: TaskData, *, with_task: bool) -> np.ndarray:
+def right_answers(predictions: Iterable[Prediction], test: TaskData, *, with_task: bool) -> np.ndarray:
+    """Which answers name the test image's class (and task), bool [N]."""
     return np.array(
         [
             prediction.label == test.classes[label] and (not with_task or prediction.task == test.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -149,8 +149,9 @@ def _put_record(
     """
     weights = result.expert if result else None
     held_out = result.held_out if result else None
-    evidence = view.evidence_alone()
-    if weights is not None:
+    if weights is None:
+        evidence = view.evidence_alone()
+    else:
         evidence = view.evidence_beside(image_features(clip, data), held_out.temperature if held_out else 1.0)
     record = ExpertRecord(
         identity=identity,
@@ -178,7 +179,7 @@ def _metrics(data: TaskData, result: FinetuneResult | None) -> dict[str, float]:
         if math.isfinite(result.final_loss):
             metrics["final_loss"] = result.final_loss
         if result.held_out:
-            metrics |= {f"held_out_{name}": value for name, value in asdict(result.held_out).items()}
+            metrics |= result.held_out.metrics()
     return metrics
 
 

@@ -10,18 +10,20 @@ Letters: N training images, H held-out ones, C classes, D dimensions.
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, fields
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from fusion.answers.class_sums import Discriminant, sum_classes
 from fusion.answers.clip import LOGIT_SCALE, Clip
-from fusion.answers.evidence import NUM_FOLDS, folds, joined_logits
+from fusion.answers.evidence import NUM_FOLDS, cross_fitted, folds, joined_logits
 from training.data import TaskData
+from training.metrics import Z_95
 
-_Z = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
+_METRIC = "held_out_"
+"""What their names begin with among the metrics of an expert's record."""
 _PRIOR_IMAGES = 10.0
 """How many images' worth of belief says that logits are calibrated as they are: few images change little."""
 _LOG_TEMPERATURES = torch.linspace(math.log(0.2), math.log(10.0), 200, dtype=torch.float64)
@@ -51,6 +53,17 @@ class HeldOutFigures:
     def needed(self) -> bool:
         """Whether the expert brings more than its error bars over the head."""
         return self.gain > self.error
+
+    def metrics(self) -> dict[str, float]:
+        """What an expert's record says of them."""
+        return {_METRIC + name: value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, float]) -> HeldOutFigures | None:
+        """From a record's metrics; None where no images were held out."""
+        found = {field.name: metrics.get(_METRIC + field.name) for field in fields(cls)}
+        given = {name: value for name, value in found.items() if value is not None}
+        return cls(**given) if len(given) == len(found) else None
 
     def tensor(self) -> torch.Tensor:
         """All figures, float64 [6]: what a resumable state keeps."""
@@ -88,19 +101,15 @@ def measure_held_out(clip: Clip, data: TaskData, base_features: torch.Tensor, fe
         expert=float(expert_right.mean()),
         head=float(head_right.mean()),
         gain=float(gain.mean()),
-        error=_Z * float(gain.var(correction=0) / len(gain)) ** 0.5,
+        error=Z_95 * float(gain.var(correction=0) / len(gain)) ** 0.5,
     )
 
 
 def head_temperature(base_features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> float:
     """Temperature of the head's scores, cross-fitted over all training images. 1 where no class has two images."""
-    fold_of = folds(labels)
     scores = torch.zeros(len(labels), num_classes, dtype=torch.float64)
-    for fold in range(NUM_FOLDS):
-        out = fold_of == fold
-        if out.any() and not out.all():
-            others = Discriminant(sum_classes(base_features[~out], labels[~out], num_classes))
-            scores[out] = others.scores(base_features[out])
+    for out, others in cross_fitted(base_features, labels, num_classes):
+        scores[out] = others.scores(base_features[out])
     return fit_temperature(scores, labels)
 
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Z_95 = 1.959963984540054
+"""Standard normal quantile of a two-sided 95 % interval."""
+
 
 @dataclass(frozen=True)
 class Continual:
@@ -41,7 +44,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
         raise ValueError(f"{correct} correct of {total}")
     if total == 0:
         return math.nan, math.nan
-    z = 1.959963984540054
+    z = Z_95
     share = correct / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))

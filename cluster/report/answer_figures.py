@@ -11,6 +11,7 @@ from cluster.report.estimates import paired, percent
 from cluster.report.records import Abstention, Answers, Calibration, CalibrationBin, Estimate, HeldOut, OneRequest
 from training.answer_measure import ALL_LEARNED, EVERYTHING, LABELS, SEEN, TASK, Asked
 from training.frozen import DISCRIMINANT
+from training.held_out import HeldOutFigures
 
 NUM_BINS = 15
 FALSE_ALARM = 0.05
@@ -49,15 +50,16 @@ def answer_figures(
 
 def held_out(metrics: Mapping[str, float]) -> HeldOut | None:
     """What an expert's record says of held-out images."""
-    if "held_out_gain" not in metrics:
+    found = HeldOutFigures.from_metrics(metrics)
+    if found is None:
         return None
-    gain, error = 100 * metrics["held_out_gain"], 100 * metrics["held_out_error"]
+    gain, error = 100 * found.gain, 100 * found.error
     return HeldOut(
-        images=int(metrics["held_out_num_images"]),
-        expert=100 * metrics["held_out_expert"],
-        head=100 * metrics["held_out_head"],
+        images=int(found.num_images),
+        expert=100 * found.expert,
+        head=100 * found.head,
         gain=Estimate(mean=gain, low=gain - error, high=gain + error),
-        needed=gain > error,
+        needed=found.needed,
     )
 
 

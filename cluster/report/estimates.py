@@ -9,10 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cluster.report.records import Estimate, Interval
-from training.metrics import wilson_interval
-
-_Z = 1.959963984540054
-"""Standard normal quantile of a two-sided 95 % interval."""
+from training.metrics import Z_95, wilson_interval
 
 
 def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Estimate | None:
@@ -30,7 +27,7 @@ def paired(pairs: Sequence[tuple[np.ndarray | None, np.ndarray | None]]) -> Esti
     if not differences:
         return None
     mean = float(np.mean([d.mean() for d in differences]))
-    spread = _Z * math.sqrt(sum(d.var() / d.size for d in differences)) / len(differences)
+    spread = Z_95 * math.sqrt(sum(d.var() / d.size for d in differences)) / len(differences)
     return Estimate(mean=100 * mean, low=100 * (mean - spread), high=100 * (mean + spread))
 
 

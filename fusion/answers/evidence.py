@@ -8,7 +8,7 @@ Letters: N images, C classes, D dimensions of the embedding, H held-out distance
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,16 +103,21 @@ def folds(labels: torch.Tensor) -> torch.Tensor:
     return rank % NUM_FOLDS
 
 
-def _held_out(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Distances with means and covariance from the other folds, sorted."""
+def cross_fitted(
+    features: torch.Tensor, labels: torch.Tensor, num_classes: int
+) -> Iterator[tuple[torch.Tensor, Discriminant]]:
+    """Each fold's images, bool [N], and the discriminant of all others. No fold where it would leave no image."""
     fold_of = folds(labels)
-    found: list[torch.Tensor] = []
     for fold in range(NUM_FOLDS):
         out = fold_of == fold
-        if not out.any() or out.all():
-            continue
-        others = Discriminant(sum_classes(features[~out], labels[~out], num_classes))
-        found.append(others.distances(features[out]).amin(1))
+        if out.any() and not out.all():
+            yield out, Discriminant(sum_classes(features[~out], labels[~out], num_classes))
+
+
+def _held_out(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Distances with means and covariance from the other folds, sorted."""
+    fitted = cross_fitted(features, labels, num_classes)
+    found = [others.distances(features[out]).amin(1) for out, others in fitted]
     return _thinned(torch.cat(found).float() if found else torch.empty(0))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 
 def meanings(classes: Sequence[str], aliases: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -42,5 +43,6 @@ def alias_problems(classes: Sequence[str], aliases: Mapping[str, Sequence[str]])
     return problems
 
 
+@lru_cache(maxsize=1 << 14)  # a request's labels are compared with every task's
 def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text.strip()).casefold()

@@ -38,7 +38,7 @@ class ExpertModel:
         self.class_features = lru_cache(maxsize=256)(clip.class_features)
         evidence = task.evidence if task else None
         self._discriminant = Discriminant(evidence.expert) if evidence and evidence.expert else None
-        self._temperature = evidence.temperature if evidence else 1.0
+        self._temperature = task.temperature if task else 1.0
         self._places = {name: i for i, name in enumerate(task.classes)} if task else {}
 
     def feature_logits(

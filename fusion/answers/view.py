@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -42,6 +42,11 @@ class TaskView:
     evidence: Evidence | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_expert: bool = True
+
+    @property
+    def temperature(self) -> float:
+        """What the task's logits are divided by."""
+        return self.evidence.temperature if self.evidence else 1.0
 
     @cached_property
     def meanings(self) -> Mapping[str, str]:
@@ -83,7 +88,7 @@ class ViewLoader:
             found = dict(
                 zip(
                     (e.record.key for e in missing),
-                    pool.map(lambda entry: _read(self._cache, entry), missing),
+                    pool.map(partial(_read, self._cache), missing),
                     strict=True,
                 )
             )

@@ -23,4 +23,4 @@ def head_logits(task: TaskView, classes: Sequence[str], features: torch.Tensor) 
     """
     assert task.evidence is not None, "a task without an expert is published with evidence"
     places = [task.classes.index(name) for name in classes]
-    return task.evidence.discriminant.scores(features)[:, places] / task.evidence.temperature
+    return task.evidence.discriminant.scores(features)[:, places] / task.temperature

@@ -159,8 +159,7 @@ def _all_tasks(view: View, router: Router, likelihoods: torch.Tensor, features: 
 
 
 def _temperatures(view: View, tasks: Iterable[str]) -> tuple[float, ...]:
-    evidence = [view.tasks[name].evidence for name in tasks]
-    return tuple(one.temperature if one else 1.0 for one in evidence)
+    return tuple(view.tasks[name].temperature for name in tasks)
 
 
 def _heads(
