@@ -24,9 +24,9 @@ from cluster.report.estimates import paired
 from fusion.answers.options import PredictOptions
 from fusion.answers.predictor import Predictor
 from fusion.answers.rules import RULES
-from training.answer_measure import ALL_LEARNED, LABELS, SEEN, TASK, AnswerMeasure, measure_answers
+from training.answer_measure import ALL_LEARNED, LABELS, SEEN, TASK, AnswerMeasure, every_way
 from training.data import load_task_data, load_test_data
-from training.evaluate import LoadedSet, load_set
+from training.evaluate import load_set, measure_together
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
     learned = [load_task_data(task.name, task.data, verify=False) for task in config.tasks if task.name in view.tasks]
     foreign = [load_test_data(task.name, task.data, verify=False) for task in config.unseen]
     found: dict[str, list[AnswerMeasure]] = {rule: [] for rule in RULES}
-    sets: list[LoadedSet] = []
     for data in [*learned, *foreign]:
-        sets.append(load_set(base, data))
-        for rule in RULES:
-            found[rule].append(measure_answers(cache, sets[-1], view, PredictOptions(rule=rule)))  # type: ignore[arg-type]
+        loaded = load_set(base, data)
+        rules = [every_way(loaded, view, PredictOptions(rule=rule)) for rule in RULES]  # type: ignore[arg-type]
+        for rule, answers in zip(RULES, measure_together(cache, loaded, rules), strict=True):
+            found[rule].append(answers)
         print(f"measured {data.name} after {time.perf_counter() - start:.0f} s", flush=True)
     figures = {rule: _figures(answers[: len(learned)], answers[len(learned) :]) for rule, answers in found.items()}
     for name in next(iter(figures.values())):

@@ -14,37 +14,44 @@ from training.data import TaskData, load_test_data
 
 _FALSE_ALARM = 0.05
 """How many of the learned tasks' own images may be called unknown, where an image of no task is asked about."""
+_OWN_LABELS_PER_SET = 2
 
 
 def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[ServedAnswer]:
-    """Start the service in this Ray session, query it, stop it.
+    """Start the service in this Ray session, ask what a newcomer would try first, stop it.
 
-    Each image of a trained task is asked about twice, with its task named and with nothing named; each image of a
-    never-trained task likewise, with its own classes as labels and with nothing named, where "unknown" is right.
+    An image of each trained task, with its task named and with nothing said; an image of each never-trained set, with
+    nothing said, where "unknown" is right, as is its class if a task happens to have it; and an image of every set with
+    the same mixed list of labels.
 
     Args:
-        images_per_set: test images per task.
+        images_per_set: test images per set and question.
     """
     from serving.app import stop
 
     options = service_options(run.config, port=port)
     server = f"http://{options.host}:{options.port}"
+    store_options = run.config.address.options
+    learned = [job.load(store_options, verify=False) for job in jobs(run.config) if job.name in run.versions]
+    foreign = [load_test_data(one.name, one.data, verify=False, options=store_options) for one in run.config.unseen]
+    everything = [*learned, *foreign]
+    labels = tuple(dict.fromkeys(name for data in everything for name in data.classes[:_OWN_LABELS_PER_SET]))
     try:
         start_service(options)
         console.print(f"serving on {server}")
-        answers = []
-        for job in jobs(run.config):
-            if job.name not in run.versions:
-                continue
-            data = job.load(run.config.address.options, verify=False)
+        answers = [
+            _ask(server, data, index, label_space)
+            for data in learned
+            for index in _spread(len(data.test), images_per_set)
+            for label_space in ("task", "seen")
+        ]
+        for data in foreign:
             for index in _spread(len(data.test), images_per_set):
-                answers.append(_ask(server, data, index, "task"))
-                answers.append(_ask(server, data, index, "seen"))
-        for unseen in run.config.unseen:
-            data = load_test_data(unseen.name, unseen.data, verify=False, options=run.config.address.options)
-            for index in _spread(len(data.test), images_per_set):
-                answers.append(_ask(server, data, index, "labels"))
                 answers.append(_ask(server, data, index, "seen", of_no_task=True))
+        for data in everything:
+            known = [i for i, label in enumerate(data.test.labels.tolist()) if data.classes[label] in labels]
+            for place in _spread(len(known), images_per_set):
+                answers.append(_ask(server, data, known[place], "labels", labels=labels))
         return answers
     finally:
         stop()
@@ -57,13 +64,21 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _ask(server: str, data: TaskData, index: int, label_space: str, *, of_no_task: bool = False) -> ServedAnswer:
+def _ask(
+    server: str,
+    data: TaskData,
+    index: int,
+    label_space: str,
+    *,
+    labels: tuple[str, ...] = (),
+    of_no_task: bool = False,
+) -> ServedAnswer:
     name = f"{data.name}/test/{index}"
     asked: dict[str, Any] = {}
     if label_space == "task":
         asked = {"task": data.name}
     elif label_space == "labels":
-        asked = {"labels": data.classes, "templates": data.templates}
+        asked = {"labels": labels}
     elif of_no_task:
         asked = {"abstain": _FALSE_ALARM}
     answer = predict_over_http(server, [(name, data.test.encoded(index))], **asked)["predictions"][0]
@@ -75,7 +90,7 @@ def _ask(server: str, data: TaskData, index: int, label_space: str, *, of_no_tas
         asked=label_space,
         truth=f"{truth} (no task)" if of_no_task else truth,
         answer=f"{said} ({answer['task']})" if label_space == "seen" and answer["task"] else said,
-        right=bool(answer["unknown"]) if of_no_task else right,
+        right=bool(answer["unknown"]) or answer["label"] == truth if of_no_task else right,
         probability=answer["probability"],
         experts=tuple(answer["experts"]),
     )

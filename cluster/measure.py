@@ -20,9 +20,17 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
-from training.answer_measure import AnswerMeasure, measure_answers
+from training.answer_measure import AnswerMeasure, every_way
 from training.data import load_test_data
-from training.evaluate import LoadedSet, SetMeasure, load_set, measure_set, measure_weights
+from training.evaluate import (
+    LoadedSet,
+    SetMeasure,
+    load_set,
+    measure_set,
+    measure_together,
+    measure_weights,
+    over_sessions,
+)
 from training.finetune import image_features
 from training.frozen import FROZEN, frozen_right
 from training.lanes.task_queue import TaskJob
@@ -90,9 +98,17 @@ def measure(job: MeasureJob) -> MeasuredSet:
         for one in job.unseen
         for name in load_test_data(one.name, one.source, verify=False, options=options).classes
     ]
+    over_time, answers = measure_together(
+        cache,
+        loaded,
+        [
+            over_sessions(loaded, sessions, kinds=job.kinds, predict=job.predict),
+            every_way(loaded, sessions[-1], job.predict, foreign=foreign),
+        ],
+    )
     return MeasuredSet(
-        sessions=measure_set(cache, loaded, sessions, kinds=job.kinds, predict=job.predict),
-        answers=measure_answers(cache, loaded, sessions[-1], job.predict, foreign=foreign),
+        sessions=over_time,
+        answers=answers,
         expert=measure_weights(cache, loaded, job.expert) if job.expert else None,
         modes={mode: _measure_mode(url, loaded) for mode, url in job.modes},
         frozen=_measure_frozen(loaded) if job.trained else {},

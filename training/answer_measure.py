@@ -20,8 +20,7 @@ from fusion.answers.options import PredictOptions
 from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
-from fusion.store.node_cache import NodeCache
-from training.evaluate import LoadedSet, job_logits, right_answers
+from training.evaluate import LoadedSet, Measurement, right_answers
 
 PLAIN, TASK, LABELS, SEEN = "plain", "task", "labels", "seen"
 ALL_LEARNED, EVERYTHING = "all_learned", "everything"
@@ -67,33 +66,34 @@ class AnswerMeasure:
     base_confidence: np.ndarray
 
 
-def measure_answers(
-    cache: NodeCache, loaded: LoadedSet, view: View, predict: PredictOptions, *, foreign: Sequence[str] = ()
-) -> AnswerMeasure:
-    """Measure one version on one test set.
+def every_way(
+    loaded: LoadedSet, view: View, predict: PredictOptions, *, foreign: Sequence[str] = ()
+) -> Measurement[AnswerMeasure]:
+    """How one version answers, in every way of asking.
 
     Args:
         predict: how images are answered.
         foreign: labels that no task was taught, for `everything`.
     """
     questions = _questions(loaded, view, predict, foreign)
-    plans = [
-        (view, plan(query, view, loaded.features, num_images=len(loaded.features))) for query in questions.values()
-    ]
-    logits = job_logits(cache, loaded, plans)
-    asked, familiarity = {}, None
-    for (name, query), (_, steps), found in zip(questions.items(), plans, logits, strict=True):
-        predictions = answer(steps, found)
-        asked[name] = Asked(
-            right=right_answers(predictions, loaded.test, with_task=query.label_space == "seen"),
-            confidence=_confidence(predictions),
-            uncalibrated=_confidence(answer(steps, _without_temperatures(view, steps, found))),
-            forwards=np.array([len(one.experts) for one in predictions], float),
-            base=_base_right(loaded, query) if query.label_space == "labels" else None,
-        )
-        if name == SEEN and predictions[0].familiarity is not None:
-            familiarity = np.array([one.familiarity for one in predictions], float)
-    return AnswerMeasure(tuple(loaded.test.classes), asked, familiarity, _base_confidence(loaded, view))
+    plans = [plan(query, view, loaded.features, num_images=len(loaded.features)) for query in questions.values()]
+
+    def read(logits: Sequence[Sequence[torch.Tensor]]) -> AnswerMeasure:
+        asked, familiarity = {}, None
+        for (name, query), steps, found in zip(questions.items(), plans, logits, strict=True):
+            predictions = answer(steps, found)
+            asked[name] = Asked(
+                right=right_answers(predictions, loaded.test, with_task=query.label_space == "seen"),
+                confidence=_confidence(predictions),
+                uncalibrated=_confidence(answer(steps, _without_temperatures(view, steps, found))),
+                forwards=np.array([len(one.experts) for one in predictions], float),
+                base=_base_right(loaded, query) if query.label_space == "labels" else None,
+            )
+            if name == SEEN and predictions[0].familiarity is not None:
+                familiarity = np.array([one.familiarity for one in predictions], float)
+        return AnswerMeasure(tuple(loaded.test.classes), asked, familiarity, _base_confidence(loaded, view))
+
+    return Measurement([(view, steps) for steps in plans], read)
 
 
 def _questions(loaded: LoadedSet, view: View, predict: PredictOptions, foreign: Sequence[str]) -> dict[str, Query]:

@@ -9,8 +9,10 @@ Letters: N test images, C classes, D dimensions, T versions (session t is versio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,9 @@ from training.data import TaskData
 KINDS = ("known", "unknown", "union")
 """The three matrices: `known` (label space `task`, and `labels` before the task is learned), `unknown` (`labels` for
 all tasks), `union` (`seen`, learned tasks only)."""
+
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,37 @@ def load_set(base: Clip, test: TaskData) -> LoadedSet:
     return LoadedSet(test, ExpertModel(base), pixels, base.image_features(pixels))
 
 
+@dataclass(frozen=True)
+class Measurement(Generic[Found]):
+    """Questions about one test set, and what their answers come to.
+
+    Attributes:
+        plans: one per question, with the version that it is asked of.
+        read: from the logits of each plan's jobs to what was measured.
+    """
+
+    plans: Sequence[tuple[View, Plan]]
+    read: Callable[[Sequence[Sequence[torch.Tensor]]], Found]
+
+
+def measure_together(cache: NodeCache, loaded: LoadedSet, measurements: Sequence[Measurement[Any]]) -> list[Any]:
+    """What each measurement found. An expert that several of them need sees the images once."""
+    logits = iter(job_logits(cache, loaded, [plan for one in measurements for plan in one.plans]))
+    return [one.read(list(islice(logits, len(one.plans)))) for one in measurements]
+
+
 def measure_set(
     cache: NodeCache, loaded: LoadedSet, views: Sequence[View], *, kinds: Sequence[str] = KINDS, predict: PredictOptions
 ) -> SetMeasure:
-    """Measure versions on one test set.
+    """Measure versions on one test set: `over_sessions`, by itself."""
+    found: SetMeasure = measure_together(cache, loaded, [over_sessions(loaded, views, kinds=kinds, predict=predict)])[0]
+    return found
+
+
+def over_sessions(
+    loaded: LoadedSet, views: Sequence[View], *, kinds: Sequence[str] = KINDS, predict: PredictOptions
+) -> Measurement[SetMeasure]:
+    """Which images versions answer correctly.
 
     Args:
         views: session by session.
@@ -91,22 +123,25 @@ def measure_set(
         for t, view in enumerate(views)
         if (query := _query(kind, test, view, predict)) is not None
     ]
-    logits = job_logits(cache, loaded, [(views[t], steps) for _, t, _, steps in questions])
-    right: dict[str, list[np.ndarray | None]] = {kind: [None] * len(views) for kind in kinds}
-    routed = None
-    for (kind, t, query, steps), found in zip(questions, logits, strict=True):
-        predictions = answer(steps, found)
-        right[kind][t] = right_answers(predictions, test, with_task=query.label_space == "seen")
-        if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
-            routed = np.array([name == test.name for name in steps.routed])
-    return SetMeasure(
-        name=test.name,
-        num_classes=len(test.classes),
-        num_images=len(test.test),
-        zero_shot=right_of(loaded.base, loaded.features, test),
-        right={kind: tuple(values) for kind, values in right.items()},
-        routed=routed,
-    )
+
+    def read(logits: Sequence[Sequence[torch.Tensor]]) -> SetMeasure:
+        right: dict[str, list[np.ndarray | None]] = {kind: [None] * len(views) for kind in kinds}
+        routed = None
+        for (kind, t, query, steps), found in zip(questions, logits, strict=True):
+            predictions = answer(steps, found)
+            right[kind][t] = right_answers(predictions, test, with_task=query.label_space == "seen")
+            if t == len(views) - 1 and query.label_space != "task" and test.name in views[t].routable():
+                routed = np.array([name == test.name for name in steps.routed])
+        return SetMeasure(
+            name=test.name,
+            num_classes=len(test.classes),
+            num_images=len(test.test),
+            zero_shot=right_of(loaded.base, loaded.features, test),
+            right={kind: tuple(values) for kind, values in right.items()},
+            routed=routed,
+        )
+
+    return Measurement([(views[t], steps) for _, t, _, steps in questions], read)
 
 
 def measure_weights(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -50,7 +50,7 @@ def demo(
     seconds = {**run.seconds, "total": time.perf_counter() - start}
     report = replace(report, served=tuple(answers), seconds={name: round(value, 1) for name, value in seconds.items()})
     write_report(report, output)
-    _print_answers(answers)
+    _print_answers(answers, {task.name for task in settings.unseen})
     _print_goodbye(report, output, written)
 
 
@@ -67,10 +67,28 @@ def _into_folder(config: Config, output: Path) -> tuple[Config, Path]:
     return load_config(written), written
 
 
-def _print_answers(answers: Sequence[ServedAnswer]) -> None:
-    rows = [(a.image, a.asked, a.truth, ("" if a.right else "✗ ") + a.answer, ", ".join(a.experts)) for a in answers]
-    columns = ["image", "label space", "truth", "answer", "experts consulted"]
-    console.print(table("Held-out images, answered over HTTP", columns, rows), markup=False)
+def _print_answers(answers: Sequence[ServedAnswer], never_trained: Collection[str]) -> None:
+    columns = ["image", "label space", "truth", "answer", "probability", "experts consulted"]
+    foreign = [a for a in answers if a.asked == "seen" and a.image.split("/")[0] in never_trained]
+    own = [a for a in answers if a.asked == "labels"]
+    learned = [a for a in answers if a not in foreign and a not in own]
+    for title, group in {
+        "An image of each task, named and not": learned,
+        'An image of no task, where "unknown" is right': foreign,
+        "Labels of your own, the same for every image": own,
+    }.items():
+        rows = [
+            (
+                a.image,
+                a.asked,
+                a.truth,
+                ("" if a.right else "✗ ") + a.answer,
+                f"{a.probability:.0%}",
+                ", ".join(a.experts),
+            )
+            for a in group
+        ]
+        console.print(table(title, columns, rows), "", markup=False)
 
 
 def _print_goodbye(report: RunReport, output: Path, written: Path) -> None:

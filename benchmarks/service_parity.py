@@ -1,0 +1,132 @@
+"""Claim: the service gives the plain predictor's probabilities, to 1e-5, in every label space.
+
+Serves the store of a finished run on real replicas, and asks it and a predictor in this process about the same test
+images, in random groups of 1 to 16, four requests at a time: with the task named (a task's own images), with the labels
+of every learned task and every never-trained set in one request, and with nothing given. Images are those of all
+configured sets in turn. The last line is JSON.
+
+    make demo && python -m benchmarks.service_parity demo-output/condu.yaml     # 500 images, two minutes on 2 cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cluster.config import Config, load_config
+from cluster.demo_service import free_port
+from cluster.service_client import predict_over_http
+from cluster.serving_config import service_options, start_service
+from cluster.session import ray_session
+from fusion.answers.label_spaces import Prediction, Query
+from fusion.answers.predictor import Predictor
+from training.data import TaskData, load_task_data, load_test_data
+
+_LARGEST_GROUP = 16
+_CLIENTS = 4
+"""At once, so that the service batches images of several requests."""
+_LIMIT = 1e-5
+_Group = list[tuple[str, bytes]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--images", type=int, default=500, help="per label space")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    config, chance = load_config(options.config), random.Random(options.seed)
+    predictor = Predictor(config.address.open_cache(), capacity=len(config.tasks))
+    learned = [load_task_data(one.name, one.data, verify=False) for one in config.tasks]
+    foreign = [load_test_data(one.name, one.data, verify=False) for one in config.unseen]
+    labels = tuple(dict.fromkeys(name for data in [*learned, *foreign] for name in data.classes))
+    everyone = _in_turn([*learned, *foreign], options.images, chance)
+    questions = [("labels", Query("labels", labels=labels), group) for group in _groups(everyone, chance)]
+    questions += [("seen", Query("seen", abstain=0.05), group) for group in _groups(everyone, chance)]
+    for data in learned:
+        own = _in_turn([data], -(-options.images // len(learned)), chance)
+        questions += [("task", Query("task", task=data.name), group) for group in _groups(own, chance)]
+    largest, images = _compare(config, predictor, questions)
+    for space, difference in largest.items():
+        print(f"{space:8s}{images[space]:5d} images, largest difference of a probability {difference:.1e}")
+    print(json.dumps({"images": images, "largest_difference": largest, "limit": _LIMIT}))
+    if max(largest.values()) > _LIMIT:
+        raise SystemExit(1)
+
+
+def _compare(
+    config: Config, predictor: Predictor, questions: Sequence[tuple[str, Query, _Group]]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Largest difference by label space, and images asked."""
+    options = service_options(config, port=free_port())
+    largest, images = dict.fromkeys(("task", "labels", "seen"), 0.0), dict.fromkeys(("task", "labels", "seen"), 0)
+    with ray_session(config.ray, store=config.store):
+        from serving.app import stop  # imports Ray
+
+        try:
+            start_service(options)
+            served_by = partial(_ask, f"http://{options.host}:{options.port}")
+            with ThreadPoolExecutor(_CLIENTS) as clients:
+                answers = list(clients.map(served_by, questions))
+            for (space, query, group), answer in zip(questions, answers, strict=True):
+                wanted = predictor.predict([Image.open(io.BytesIO(image)) for _, image in group], query)
+                for served, plain in zip(answer["predictions"], wanted, strict=True):
+                    largest[space] = max(largest[space], _difference(served, plain))
+                images[space] += len(group)
+        finally:
+            stop()
+    return largest, images
+
+
+def _ask(server: str, question: tuple[str, Query, _Group]) -> dict[str, Any]:
+    _, query, group = question
+    return predict_over_http(server, group, task=query.task, labels=query.labels, abstain=query.abstain)
+
+
+def _difference(served: dict[str, Any], plain: Prediction) -> float:
+    """Of any probability of the five best, and of familiarity. Raises where the answers name other things."""
+    said = (served["label"], served["task"], served["unknown"], served["experts"])
+    if said != (plain.label, plain.task, plain.unknown, list(plain.experts)):
+        raise SystemExit(f"the service answers {said}, the predictor {plain}")
+    mine = {(task, label): value for task, label, value in plain.top}
+    found = [abs(one["probability"] - mine[one["task"], one["label"]]) for one in served["top"]]
+    familiar = [] if plain.familiarity is None else [abs(served["familiarity"] - plain.familiarity)]
+    return max([*found, *familiar])
+
+
+def _in_turn(sets: Sequence[TaskData], count: int, chance: random.Random) -> _Group:
+    """Test images, one of each set after the other; of each set in random order."""
+    orders = [chance.sample(range(len(data.test)), len(data.test)) for data in sets]
+    turns = (
+        (data, order[turn])
+        for turn in range(count)
+        for data, order in zip(sets, orders, strict=True)
+        if turn < len(order)
+    )
+    return [
+        (f"{data.name}/test/{index}", data.test.encoded(index))
+        for (data, index), _ in zip(turns, range(count), strict=False)
+    ]
+
+
+def _groups(images: _Group, chance: random.Random) -> Iterator[_Group]:
+    start = 0
+    while start < len(images):
+        size = chance.randint(1, _LARGEST_GROUP)
+        yield images[start : start + size]
+        start += size
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
