@@ -169,7 +169,8 @@ class _Look:
             directions = class_directions(self._features[shown], self._labels[shown], len(data.classes))
             tokens = prompt_tokens(self._clip.tokenizer, data.classes, data.templates).to(self._clip.device)
             with weights.texts_unfrozen() as parameters:
-                cosine = fit_texts(self._clip.model, parameters, tokens, directions.to(self._clip.device), self._recipe)
+                wanted, seen = (part.to(self._clip.device) for part in (directions, self._features[shown]))
+                cosine = fit_texts(self._clip.model, parameters, tokens, wanted, seen, self._recipe)
             logger.info("probe task=%s cosine=%.3f", data.name, cosine)
         for parameter in weights.text_parameters:
             self._workers.copy_from_first(parameter.detach())

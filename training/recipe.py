@@ -58,7 +58,7 @@ class Recipe(Options):
     probe_steps: Annotated[int, Ge(0)] = 0
     """Steps of the text encoder alone, before all others, that bring the classes' texts to where the discriminant of
     the base's image features has them (`training.probe`). 0: fine-tuning starts from the base."""
-    probe_lr: Annotated[float, Gt(0)] = 5e-4
+    probe_lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate of these steps."""
     text_lr: Annotated[float, Ge(0)] = 1.0
     """Learning rate of the text encoder, as a multiple of `lr`. 0: frozen, which makes steps cheaper."""

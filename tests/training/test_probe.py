@@ -59,15 +59,35 @@ def test_a_few_steps_bring_every_prompt_of_a_class_there(local_store: Store, tmp
     base = tiny_base(local_store)
     clip = build_clip(base, NodeCache(local_store).tensors(base.weights))
     data = load_task_data("colours", tiny_task(tmp_path / "colours", num_train=6))
-    directions = normalize(torch.randn(4, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    dice = torch.Generator().manual_seed(0)
+    directions, features = (normalize(torch.randn(count, 32, generator=dice), dim=1) for count in (4, 50))
     tokens = prompt_tokens(clip.tokenizer, data.classes, data.templates)
     texts = [
         parameter for name, parameter in clip.model.named_parameters() if not name.startswith(("visual.", "logit"))
     ]
     visual = {name: p.detach().clone() for name, p in clip.model.named_parameters() if name.startswith("visual.")}
-    fit_texts(clip.model, texts, tokens, directions, replace(RECIPE, probe_steps=120))
+    fit_texts(clip.model, texts, tokens, directions, features, replace(RECIPE, probe_steps=120))
     assert (clip.class_features(data.classes, data.templates) * directions).sum(1).min() > 0.9
     assert all(torch.equal(clip.model.get_parameter(name), before) for name, before in visual.items())
+
+
+def test_prompts_tell_apart_what_directions_do_that_share_nearly_all_their_length(
+    local_store: Store, tmp_path: Path
+) -> None:
+    base = tiny_base(local_store)
+    clip = build_clip(base, NodeCache(local_store).tensors(base.weights))
+    dice = torch.Generator().manual_seed(0)
+    common, own = (normalize(torch.randn(count, 32, generator=dice), dim=1) for count in (1, 26))
+    classes = tuple("abcdefghijklmnopqrstuvwxyz")
+    labels = torch.arange(520) % 26
+    features = normalize(common + own[labels] + 0.05 * torch.randn(520, 32, generator=dice), dim=1)
+    directions = normalize(common + 0.2 * own, dim=1)
+    assert (directions @ directions.T).mean() > 0.95
+    texts = [p for name, p in clip.model.named_parameters() if not name.startswith(("visual.", "logit"))]
+    tokens = prompt_tokens(clip.tokenizer, classes, ("letter {}.",))
+    fit_texts(clip.model, texts, tokens, directions, features, replace(RECIPE, probe_steps=80))
+    said = features @ clip.class_features(classes, ("letter {}.",)).T
+    assert (said.argmax(1) == labels).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("state_step", [4, 8])
