@@ -26,7 +26,7 @@ ROOMS = {
     "ground": ("errors", "backoff", "disk", "tensors", "planes", "memory", "actor_names", "options", "turns"),
     "store": ("store",),
     "versions": ("versions",),
-    "elements": ("chunks", "kernels", "task_vectors"),
+    "elements": ("chunks", "kernels", "factors", "task_vectors"),
     "modes": ("modes", "archives"),
     "fuse": ("fuse", "fusion_options", "decouple", "fidelity"),
     "answers": ("answers",),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -50,7 +51,9 @@ def _options() -> dict[str, inspect.Parameter]:
 
 
 def _plain(hint: Any) -> type:
-    """The type that the command line parses; the mode checks ranges and choices."""
+    """The type that the command line parses; the mode checks ranges and choices, and None is "not given"."""
+    if get_origin(hint) in (Union, UnionType):
+        return _plain(next(kind for kind in get_args(hint) if kind is not NoneType))
     if get_origin(hint) is Annotated:
         return _plain(get_args(hint)[0])
     if get_origin(hint) is Literal:

@@ -56,6 +56,7 @@ class Workbench:
         self.cache = cache
         self.base = base
         self.nonce = nonce
+        self.device = device
         self.kernels = open_kernels(device)
         self.threads = threads or available_cores()
         self.buffers = Buffers()

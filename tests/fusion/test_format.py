@@ -29,6 +29,7 @@ MODES: list[dict[str, Any]] = [
     {"name": "iterative", "dtype": "float16"},
     {"name": "joint", "dtype": "float16"},
     *({"name": "signed", "bits": bits} for bits in (1, 2, 4)),
+    {"name": "lowrank", "quality": 0.5},
 ]
 NUM_TASKS = 4
 Decouple = Callable[[Path, str], dict[str, np.ndarray]]
@@ -129,4 +130,4 @@ def test_the_reader_on_the_page_imports_only_what_the_page_says(listing: str) ->
             imported |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             imported.add(str(node.module))
-    assert imported == {"hashlib", "json", "sys", "pathlib", "numpy", "safetensors.numpy"}
+    assert imported == {"hashlib", "json", "sys", "zlib", "pathlib", "numpy", "safetensors.numpy"}
