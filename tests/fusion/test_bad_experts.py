@@ -20,7 +20,10 @@ from fusion.versions.history import Versions
 from tests.fusion.faults import keys, same
 from tests.fusion.vectors import cache_of, random_base, random_expert
 
-MODES: list[dict[str, Any]] = [{"name": "iterative"}, {"name": "joint"}, {"name": "signed", "bits": 2}]
+MODES: list[dict[str, Any]] = [
+    *({"name": name} for name in ("iterative", "joint", "lowrank")),
+    {"name": "signed", "bits": 2},
+]
 Tensors = dict[str, torch.Tensor]
 COUNTER = "bn.num_batches_tracked"
 

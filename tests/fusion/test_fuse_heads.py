@@ -23,7 +23,7 @@ from fusion.versions.history import Versions
 from fusion.versions.verify import verify
 from tests.fusion.vectors import SIGNED, cache_of, decoupled, random_base, random_expert
 
-MODES = [{"name": "iterative"}, {"name": "joint"}, SIGNED]
+MODES = [{"name": "iterative"}, {"name": "joint"}, {"name": "lowrank"}, SIGNED]
 
 
 def stored(store: Store, tensors: dict[str, torch.Tensor]) -> BlobRef:

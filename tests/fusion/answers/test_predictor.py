@@ -32,7 +32,7 @@ def by_hand(clip: Clip, pixels: torch.Tensor, classes: tuple[str, ...], template
     return LOGIT_SCALE * clip.image_features(pixels) @ clip.class_features(classes, templates).T
 
 
-@pytest.mark.parametrize("mode", [SIGNED, {"name": "iterative"}, {"name": "joint"}], ids=str)
+@pytest.mark.parametrize("mode", [SIGNED, {"name": "iterative"}, {"name": "joint"}, {"name": "lowrank"}], ids=str)
 def test_each_label_space_is_its_rule_written_out(
     mode: dict[str, object], local_store: Store, tmp_path: Path, images: list[Image.Image]
 ) -> None:
