@@ -60,7 +60,7 @@ def test_settings_open_the_mode_that_wrote_them(mode: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
-        ({"name": "average"}, "is unknown: choose iterative, joint or signed"),
+        ({"name": "average"}, "is unknown: choose iterative, joint, lowrank or signed"),
         ({"name": "signed", "scales": "row"}, "has no option scales"),
         ({"name": "signed", "bits": 5}, "bits is 5, it must be at least 1 and at most 4"),
         ({"name": "joint", "scales": "column"}, "it must be 'task', 'tensor' or 'row'"),
