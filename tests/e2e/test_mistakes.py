@@ -96,7 +96,7 @@ def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Pat
     refused(shared, "fuse", "--store", store, "--expert", f"a={experts[0]}", code=2, says="name theta_0 with --base")
     refused(shared, *good[:-1], "a", code=2, says="write NAME=FILE")
     refused(shared, *good[:-1], "a=nowhere.safetensors", code=1, says="nowhere.safetensors: no such file")
-    refused(shared, *good, "--mode", "best", code=2, says="'best' is unknown: choose iterative, joint, lowrank or signed")
+    refused(shared, *good, "--mode", "best", code=2, says="choose iterative, joint, lowrank or signed")
     refused(shared, *good, "--mode", "joint", "--bits", "2", code=2, says="--bits 2 has no effect")
     (tmp_path / "pickled.safetensors").write_bytes(b"\x80\x04K\x01.")
     refused(shared, *good[:-1], f"a={tmp_path}/pickled.safetensors", code=1, says="reads safetensors only")
