@@ -76,11 +76,8 @@ def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> l
 
 
 def _start_baseline(run: Run, ray: Any) -> Any:
-    """Start continual fine-tuning. It trains one task after another, so it starts first; it reserves no core.
-
-    With two threads it gets its share beside two lanes, and the cores to itself once they are done: it ends last.
-    """
-    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**MALLOC_ENVIRONMENT, "OMP_NUM_THREADS": "2"}})(
+    """Start continual fine-tuning. It trains one task after another, so it starts first; it reserves no core."""
+    remote = ray.remote(num_cpus=0, runtime_env={"env_vars": {**MALLOC_ENVIRONMENT, "OMP_NUM_THREADS": "1"}})(
         _continual
     )
     return remote.remote(run.config.address, run.base, jobs(run.config))
