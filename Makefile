@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m fusion.kernels
 	@touch $@
 
-demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (about 11 minutes on 2 cores)
+demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (11 to 18 minutes on 2 cores)
 	@$(BIN)/condu demo
 
 test: lint  ## Lint, types and all tests (under 15 minutes on 2 cores)
