@@ -91,17 +91,16 @@ def encode(matrix: np.ndarray, step: float, algebra: Algebra) -> Components | No
     v = _without_empty(v)
     if not v.size:
         return None
-    u, gammas = _left_for(delta, v, step, algebra)
-    scaled = algebra.up((u * _values(*gammas)).astype(np.float32))
-    v = np.rint(algebra.down(_refit(delta.T, scaled, algebra)))
-    v = _without_empty(v)
+    u, v, gammas = _left_for(delta, v, step, algebra)
     if not v.size:
         return None
-    u, gammas = _left_for(delta, v, step, algebra)
-    alive = np.abs(u).max(0) > 0
-    if not alive.any():
+    scaled = algebra.up((u * _values(*gammas)).astype(np.float32))
+    v = _without_empty(np.rint(algebra.down(_refit(delta.T, scaled, algebra))))
+    if not v.size:
         return None
-    u, v, (mantissas, exponents) = u[:, alive], v[:, alive], (part[alive] for part in gammas)
+    u, v, (mantissas, exponents) = _left_for(delta, v, step, algebra)
+    if not v.size:
+        return None
     return Components(u.T.astype(np.int32), v.T.astype(np.int32), mantissas, exponents + np.int32(shift))
 
 
@@ -128,11 +127,18 @@ def _worth(values: np.ndarray, rows: int, columns: int, step: float) -> int:
     return int((values**2 - error > SLOPE * step**2 * bits).sum())
 
 
-def _left_for(delta: Any, v: np.ndarray, step: float, algebra: Algebra) -> tuple[np.ndarray, tuple[Any, Any]]:
-    """u, float [R, K], and gamma for given v, [C, K]: least squares, each column at its own power-of-two-like step."""
+def _left_for(
+    delta: Any, v: np.ndarray, step: float, algebra: Algebra
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """u, float [R, K], and gamma for given v, [C, K]: least squares, each column at its own power-of-two-like step.
+
+    Components whose u rounds to nothing are left out of all three, v included.
+    """
     exact = algebra.down(_refit(delta, algebra.up(v.astype(np.float32)), algebra))
-    gammas = _dyadic(step / np.sqrt((v.astype(np.float64) ** 2).sum(0)))
-    return np.rint(exact / _values(*gammas)), gammas
+    mantissas, exponents = _dyadic(step / np.sqrt((v.astype(np.float64) ** 2).sum(0)))
+    u = np.rint(exact / _values(mantissas, exponents))
+    alive = np.abs(u).max(0) > 0
+    return u[:, alive], v[:, alive], (mantissas[alive], exponents[alive])
 
 
 def _refit(delta: Any, factor: Any, algebra: Algebra) -> Any:

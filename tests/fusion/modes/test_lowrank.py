@@ -70,6 +70,10 @@ def test_components_decode_to_the_same_bits_in_any_order_and_precision(matrix: n
     assert np.linalg.norm(matrix - whole(found)) <= np.linalg.norm(matrix) * 1.0001, "worse than nothing"
 
 
+def test_a_matrix_whose_components_all_round_to_nothing_has_none() -> None:
+    assert encode(np.ones((4, 1), np.float32), 2.0, CPU) is None
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.lists(arrays(np.int32, st.integers(0, 40), elements=st.integers(-(1 << 31) + 1, (1 << 31) - 1)), max_size=8))
 def test_symbols_come_back_in_the_order_in_which_they_were_added(runs: list[np.ndarray]) -> None:
