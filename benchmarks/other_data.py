@@ -5,7 +5,7 @@ with the demo's base and recipe, beside the demo's never-trained sets. Then leav
 that were never trained: the same experts are fused without them into a store of its own, and their test sets are
 measured with the others. Everything goes through `condu run`. The last line is JSON.
 
-    make demo && python -m benchmarks.other_data FOLDER     # six small sets: a quarter of an hour on 2 cores
+    python -m benchmarks.other_data FOLDER     # six small sets: a quarter of an hour on 2 cores
 """
 
 from __future__ import annotations

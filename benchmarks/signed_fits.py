@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from cluster.config import load_config
-from cluster.run import jobs
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from benchmarks.finished_run import open_finished_run
+from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.answers.predictor import ExpertModel
 from fusion.answers.prompts import prompts
 from fusion.fuse import ExpertToFuse, fuse_experts
@@ -31,11 +30,8 @@ from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
-from fusion.versions.experts import find_expert
-from fusion.versions.history import Versions
 from training.data import TaskData
 from training.evaluate import load_pixels, right_of
-from training.expert import identity_of
 
 _NUM_IMAGES, _NUM_STEPS, _BATCH, _RATE = 128, 30, 32, 0.02
 
@@ -56,24 +52,13 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--tasks", nargs="+", help="default: all")
     options = parser.parse_args()
-    config = load_config(options.config)
-    store = config.address.open()
-    cache = NodeCache(store, config.cache)
-    newest = Versions(store).newest()
-    assert newest is not None, "run the configuration first"
-    base = cache.tensors(newest.base.weights)
-    clip = build_clip(newest.base, base)
-    loaded = {job.name: (job, job.load(None, verify=False)) for job in jobs(config)}
-    files: dict[str, TensorFile] = {}
-    for name, (job, data) in loaded.items():
-        record = find_expert(store, identity_of(newest.base, data, job.recipe, job.seed))
-        assert record is not None, f"{name} has no expert: run the configuration first"
-        files[name] = cache.tensors(record.expert)
-    profile = _profile(cache, newest.base.weights, files)
+    run = open_finished_run(options.config)
+    base, clip, files = run.base, run.clip, run.experts
+    profile = _profile(base.path, files)
     rows = []
     print(f"{'task':<12} {'expert':>7} {'mean':>7} {'squares':>8} {'tuned':>7}   cosine: mean, squares, tuned")
-    for name in options.tasks or loaded:
-        case = _case(loaded[name][1], base, files[name], profile)
+    for name in options.tasks or files:
+        case = _case(run.data[name], base, files[name], profile)
         fits: list[Callable[[], dict[str, torch.Tensor]]] = [
             lambda case=case: _mean(case),
             lambda case=case: _least_squares(case),
@@ -96,11 +81,11 @@ def main() -> None:
     print(json.dumps({"accuracy": accuracies, "cosine": cosines, "columns": ["expert", "mean", "squares", "tuned"]}))
 
 
-def _profile(cache: NodeCache, weights: object, files: dict[str, TensorFile]) -> dict[str, np.ndarray]:
+def _profile(base_path: Path, files: dict[str, TensorFile]) -> dict[str, np.ndarray]:
     """The newest profile of a scratch store in which the experts are fused with one bit."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = open_store(folder)
-        base = put_base(scratch, cache.path(weights))  # type: ignore[arg-type]
+        base = put_base(scratch, base_path)
         experts = [ExpertToFuse(name, file.path) for name, file in files.items()]
         own = NodeCache(scratch)
         state = fuse_experts(own, base, experts, mode={"name": "signed", "bits": 1}).manifest.state

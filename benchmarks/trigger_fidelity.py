@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from torch.nn.functional import kl_div
 
-from cluster.config import load_config
+from benchmarks.finished_run import open_finished_run
 from cluster.report.estimates import paired
-from cluster.run import jobs
-from fusion.answers.clip import Clip, build_clip
+from fusion.answers.clip import Clip
 from fusion.answers.predictor import ExpertModel
 from fusion.baselines import fuse_baseline, open_baseline
 from fusion.decouple import decoupled_tensors, read_record
@@ -35,11 +34,8 @@ from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
-from fusion.versions.experts import find_expert
-from fusion.versions.history import Versions
 from training.data import TaskData
 from training.evaluate import load_pixels
-from training.expert import identity_of
 
 _MODES: list[dict[str, Any]] = [
     *({"name": "lowrank", "quality": quality} for quality in (0.7, 1.0, 1.4, 2.0)),
@@ -105,21 +101,11 @@ class Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    config = load_config(parser.parse_args().config)
-    store = config.address.open()
-    cache, newest = NodeCache(store, config.cache), Versions(store).newest()
-    assert newest is not None, "run the configuration first"
-    base = cache.tensors(newest.base.weights)
-    clip = build_clip(newest.base, base)
-    asked: dict[str, Asked] = {}
-    for job in jobs(config):
-        data = job.load(config.address.options, verify=False)
-        record = find_expert(store, identity_of(newest.base, data, job.recipe, job.seed))
-        if record is not None and record.expert is not None:
-            asked[job.name] = Asked(clip, data, cache.tensors(record.expert))
+    run = open_finished_run(parser.parse_args().config)
+    asked = {task: Asked(run.clip, run.data[task], expert) for task, expert in run.experts.items()}
     figures = []
     print(f"{'':28s} {'KB a task':>9} {'most':>7} {'shared':>9} {'points lost':>22} {'agree %':>8} {'KL':>8}")
-    for row in _rows(asked, base):
+    for row in _rows(asked, run.base):
         found = row.figures()
         figures.append(found)
         mean, low, high = found["points_lost"]

@@ -74,7 +74,7 @@ def _print_answers(answers: Sequence[ServedAnswer], never_trained: Collection[st
     learned = [a for a in answers if a not in foreign and a not in own]
     for title, group in {
         "An image of each task, named and not": learned,
-        'An image of no task, where "unknown" is right': foreign,
+        'An image of no task: right is "unknown", or its class in a task that has it': foreign,
         "Labels of your own, the same for every image": own,
     }.items():
         rows = [

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class LowRank(Mode):
             session = state.session + 1
             trigger = self._encode(bench, expert.vector, algebra)
             with bench.blobs(trigger.layout() | dict(expert.vector.changed_buffers())) as (blob,):
-                for name, values in trigger.tensors().items():
+                for name, values in trigger.tensors.items():
                     blob.write(name, values)
                 copy_buffers(expert.vector, blob)
             entry = bench.put_record(expert, blob.ref, trigger.norm, session=session)
@@ -153,8 +154,9 @@ class _Trigger:
     def run(self, values: np.ndarray) -> None:
         self.classes.append(self.symbols.add(values))
 
+    @cached_property
     def tensors(self) -> dict[str, np.ndarray]:
-        """What is stored, beside buffers."""
+        """What is stored, beside buffers, once all is added. Compressed a single time."""
         found: dict[str, np.ndarray] = {
             "kind": np.array(self.kinds, np.uint8),
             "count": np.array(self.counts, np.int32),
@@ -170,12 +172,12 @@ class _Trigger:
 
     def layout(self) -> dict[str, TensorSpec]:
         dtypes = {"uint8": "U8", "int16": "I16", "int32": "I32", "float32": "F32"}
-        return {name: TensorSpec(dtypes[str(v.dtype)], v.shape) for name, v in self.tensors().items()}
+        return {name: TensorSpec(dtypes[str(v.dtype)], v.shape) for name, v in self.tensors.items()}
 
     @property
     def num_bytes(self) -> int:
         """Of its tensors, without the file's header and without buffers."""
-        return sum(values.nbytes for values in self.tensors().values())
+        return sum(values.nbytes for values in self.tensors.values())
 
 
 def _measure(bench: Workbench, vector: TaskVector, name: str) -> _Measured:

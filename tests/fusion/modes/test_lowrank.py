@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fusion.decouple import decoupled_tensors
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.errors import ConfigError, StateDictError
 from fusion.factors.algebra import CpuAlgebra, DeviceAlgebra
 from fusion.factors.components import Components, encode
@@ -163,8 +163,6 @@ def moved(base: Mapping[str, torch.Tensor], *, seed: int = 1, scale: float = 0.0
 def trigger_of(store: Store, folder: Path, expert: Path, base: Any, mode: Mapping[str, Any] = LOWRANK) -> Any:
     cache = cache_of(store, folder)
     fused = fuse_experts(cache, base, [ExpertToFuse("task", expert)], mode=mode, replace=True)
-    from fusion.decouple import read_record
-
     record = read_record(cache, fused.manifest, "task")
     assert record.trigger is not None
     return fused.manifest, cache.tensors(record.trigger)
@@ -273,7 +271,7 @@ def test_tasks_share_nothing_and_leave_without_a_trace(local_store: Store, tmp_p
 PROGRAM = """
 import hashlib, sys
 from pathlib import Path
-from fusion.decouple import decoupled_tensors
+from fusion.decouple import decoupled_tensors, read_record
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
