@@ -1,4 +1,4 @@
-"""A trigger of components and integers as tensors of a blob: how each tensor of a task vector is written, and read again.
+"""A trigger of components and integers as a blob: how each tensor of a task vector is written, and read again.
 
 Letters: R rows and C columns of a tensor taken as a matrix [first dimension, rest], K components, T fused tensors.
 """
