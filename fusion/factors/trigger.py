@@ -103,6 +103,8 @@ class TriggerWriter:
     """A trigger while it is encoded. Lists are in the order of the tensors' names."""
 
     norm: float
+    quality: float
+    """The step in units of the root mean square of the matrices' elements."""
     kinds: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -132,6 +134,7 @@ class TriggerWriter:
     def tensors(self) -> dict[str, np.ndarray]:
         """What is stored, beside buffers, once all is added. Compressed a single time."""
         found: dict[str, np.ndarray] = {
+            "quality": np.array([self.quality], np.float32),
             "kind": np.array(self.kinds, np.uint8),
             "count": np.array(self.counts, np.int32),
             "step": np.array(self.steps, np.int16),
@@ -229,3 +232,26 @@ def read_trigger(
             row += count
         else:
             yield name, None
+
+
+def describe(trigger: TensorFile, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    """What a trigger tells of itself.
+
+    `quality`: at which it was encoded; `tensors`: how many of each kind; `components`: of all matrices; `largest_sum`:
+    of the terms' magnitudes of any element, in units of the smallest power of two, by kind: below 2^24 and 2^53;
+    `error`: |delta_hat - delta| over all tensors, as the encoder recorded it.
+    """
+    kinds = [Kind(kind).name.lower() for kind in trigger.read("kind").tolist()]
+    sums: dict[str, float] = {}
+    components = 0
+    for kind, (_, tensor) in zip(kinds, read_trigger(trigger, specs), strict=True):
+        if isinstance(tensor, Factored):
+            components += len(tensor.components.left)
+            sums[kind] = max(sums.get(kind, 0.0), tensor.components.largest_sum())
+    return {
+        "quality": float(trigger.read("quality")[0]) if "quality" in trigger.specs else None,
+        "tensors": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        "components": components,
+        "largest_sum": sums,
+        "error": _length(trigger.read("error")),
+    }

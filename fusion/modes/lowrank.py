@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt
@@ -28,6 +28,7 @@ from fusion.factors.trigger import (
     Kind,
     Raw,
     TriggerWriter,
+    describe,
     in_components,
     in_integers,
     read_trigger,
@@ -78,6 +79,9 @@ class LowRank(Mode):
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> LowRankDecoder:
         return LowRankDecoder(bench.trigger(state.tasks[task]), bench.specs, open_algebra(bench.device))
+
+    def describe(self, bench: Workbench, state: FusedState, task: str) -> dict[str, Any]:
+        return describe(bench.trigger(state.tasks[task]), bench.specs)
 
     def _encode(self, bench: Workbench, vector: TaskVector, algebra: Algebra) -> TriggerWriter:
         measured = bench.map(lambda name: _measure(bench, vector, name), list(bench.specs))
@@ -140,7 +144,7 @@ def _encode(
     matrices = [one for one in measured if one.kind == Kind.COMPONENTS] or measured
     mean = sum(one.squares for one in matrices) / max(sum(one.elements for one in matrices), 1)
     delta_step = quality * math.sqrt(mean)
-    trigger = TriggerWriter(sum(one.norm for one in measured))
+    trigger = TriggerWriter(sum(one.norm for one in measured), quality)
     encoded = bench.map(lambda one: _encoded(bench, vector, one, delta_step, algebra), measured)
     for one, found in zip(measured, encoded, strict=True):
         trigger.add(one.name, found)
