@@ -1,8 +1,8 @@
 """Makes a base whose image encoder is a vision transformer, for measuring triggers on one.
 
 No published ViT is at hand offline. This one learns to give the image features of another base (the demo's), whose text
-No published ViT is at hand offline. This one learns to give the image features of another base (the demo's), whose text
 encoder it takes over, so it understands what that base does, somewhat worse. It sees unlabelled images of folders of
+data sets for as many minutes as it is given. The last line is JSON: cosine to the other base's features, and accuracy
 without training on the tasks of a configuration.
 
     python -m benchmarks.vit_base configs/demo.yaml --data FOLDER --minutes 25 --out /tmp/vit
