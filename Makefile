@@ -49,9 +49,11 @@ lint: $(READY)  ## ruff and mypy
 
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
 	@$(BIN)/python -m benchmarks.thousand_tasks
+	@$(BIN)/python -m benchmarks.thousand_tasks --modes lowrank --base demo/base/condu-tiny.safetensors
 
-bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (a quarter of an hour, 10 GB of disk)
+bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (twenty minutes, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.fusion_time
+	@$(BIN)/python -m benchmarks.lowrank_time
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
 	@$(BIN)/python -m pytest -m soak --timeout 3600
