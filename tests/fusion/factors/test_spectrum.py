@@ -1,4 +1,4 @@
-"""Directions from a random range: as good as the whole matrix's where it is used, and not used where it would miss some."""
+"""Directions from a random range: as good as the whole matrix's where it is used; not used where it would miss some."""
 
 from __future__ import annotations
 
