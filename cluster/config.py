@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from cluster.config_sections import keys_of, options_of, section_in
 from cluster.session import RayOptions
 from fusion.answers.options import PredictOptions
+from fusion.answers.rgb import parse_background
 from fusion.errors import ConduError, ConfigError
 from fusion.fusion_options import FusionOptions
 from fusion.modes import DEFAULT_MODE, mode_class, modes_with, open_mode
@@ -89,6 +90,20 @@ class TaskConfig(_RecipeOverrides):
     """Prompts with one `{}` each. Null: those of the data."""
     aliases: dict[str, tuple[str, ...]] | None = None
     """Other texts that mean a class, such as `{"0": [zero, nought]}`. Null: those of the data."""
+    background: str | None = None
+    """Colour under transparent pixels, a CSS name or `#rrggbb`, in training and where the task is named. Null: that of
+    the data, else white."""
+    image_column: str | None = None
+    """Column of a table that holds the images. Null: found by its name."""
+    label_column: str | None = None
+    """Column of a table that holds the labels. Null: found by its name."""
+
+    @field_validator("background")
+    @classmethod
+    def _background(cls, colour: str | None) -> str | None:
+        if colour is not None:
+            parse_background(colour)
+        return colour
 
     def overrides(self) -> dict[str, Any]:
         """The options of the recipe that are set here."""

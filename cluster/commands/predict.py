@@ -98,7 +98,8 @@ def _predict_from_store(
     query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, abstain=abstain, **given)
     view = predictor.view(version)
     preprocess = preprocess_config(predictor.shelf.base.clip.preprocess_cfg)
-    decoded = [decode(data, name, preprocess=preprocess) for name, data in files]
+    background = view.background(task)
+    decoded = [decode(data, name, preprocess=preprocess, background=background) for name, data in files]
     predictions = predictor.predict(decoded, query, view=view)
     return {
         "version": view.version,

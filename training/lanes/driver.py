@@ -93,7 +93,7 @@ def run_lanes(
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
-            statuses[index] = replace(status, aliases=planned[index].aliases)
+            statuses[index] = replace(status, aliases=planned[index].aliases, understood=planned[index].understood)
         return list(statuses)
 
     try:
@@ -128,13 +128,19 @@ def plan_tasks(
         identity = identity_of(base, data, job.recipe, job.seed)
         if find_expert(store, identity) is not None:
             steps = job.recipe.steps
-            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases)
-        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases)
+            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases, understood=data.summary())
+        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases, data.summary())
 
     with ThreadPoolExecutor(4) as pool:
         plans = list(pool.map(plan, jobs))
     statuses = [
-        TaskStatus(plan.job.name, plan.identity, steps=plan.job.recipe.steps, aliases=plan.aliases)
+        TaskStatus(
+            plan.job.name,
+            plan.identity,
+            steps=plan.job.recipe.steps,
+            aliases=plan.aliases,
+            understood=plan.understood,
+        )
         if isinstance(plan, PlannedTask)
         else plan
         for plan in plans
