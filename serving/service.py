@@ -101,6 +101,7 @@ class Service:
             version=view.version,
             label_space=query.label_space,
             matched={task: dict(found) for task, found in answers[0].matched.items()} if answers else {},
+            warnings=list(answers[0].warnings) if answers else [],
             predictions=[ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)],
             expert_forwards=sum(len(a.experts) for a in answers),
             seconds=round(time.perf_counter() - started, 4),

@@ -16,6 +16,7 @@ from typing import Any
 from fusion.answers.label_matching import alias_problems
 from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.rgb import parse_background
+from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
 from fusion.store import S3Options
 from fusion.store.blobs import canonical_json
@@ -120,6 +121,18 @@ def load_task_data(
     if verify:
         raise_all([f"task {name!r}: {problem}" for problem in data.train.broken() + data.test.broken()])
     return data
+
+
+def with_checked_texts(data: TaskData, model_cfg: Mapping[str, Any]) -> TaskData:
+    """The data with a warning for prompts that the model of an architecture cuts.
+
+    Raises `DataError` for classes that become the same tokens: nothing that is learned could tell them apart.
+    """
+    found = TextCheck(tokenizer_of(model_cfg), data.classes, data.templates)
+    if problem := found.problem():
+        raise DataError(f"task {data.name!r}: {problem}")
+    warning = found.warning()
+    return replace(data, warnings=(*data.warnings, warning)) if warning else data
 
 
 def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Options | None = None) -> TaskData:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.fuse import JsonOption
-from cluster.output import console, print_json, table
+from cluster.output import console, errors, print_json, table
 from cluster.service_client import predict_over_http
 from fusion.answers.label_spaces import Query
 from fusion.answers.options import PredictOptions
@@ -69,6 +69,8 @@ def predict(
     if as_json:
         print_json(answer)
         return
+    for warning in answer.get("warnings", []):
+        errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
     rows = [
         (p["image"], p["label"] or "unknown", p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
         for p in answer["predictions"]
@@ -109,6 +111,7 @@ def _predict_from_store(
             ImagePrediction.of(name, prediction).model_dump()
             for (name, _), prediction in zip(files, predictions, strict=True)
         ],
+        "warnings": list(predictions[0].warnings),
         "expert_forwards": sum(len(prediction.experts) for prediction in predictions),
     }
 

@@ -30,6 +30,7 @@ from fusion.errors import BlobNotFoundError, DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
+from training.data import with_checked_texts
 from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
@@ -123,6 +124,8 @@ def plan_tasks(
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
             data = job.load(address.options, verify=True)
+            if base.model_cfg is not None:
+                data = with_checked_texts(data, base.model_cfg)
         except DataError as error:
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)
