@@ -76,7 +76,7 @@ def main() -> None:
 def _model(folder: Path, model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     folder.mkdir()
     counts = sorted(options.tasks or _TASKS.get(model, _TASKS["ViT-B-16"]))
-    shapes = _shapes(model)
+    shapes = model_shapes(model)
     experts = Experts(folder, shapes)
     plain = {count: _plain(folder, shapes, count) for count in counts}
     rows = []
@@ -305,7 +305,7 @@ def _run_plain(shapes: dict[str, tuple[int, ...]], count: int) -> dict[str, floa
     return result
 
 
-def _shapes(model: str) -> dict[str, tuple[int, ...]]:
+def model_shapes(model: str) -> dict[str, tuple[int, ...]]:
     """The tensors of an open_clip architecture, without making them."""
     import open_clip
     import torch

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import kl_div
 
 from benchmarks.finished_run import open_finished_run
 from cluster.report.estimates import paired
@@ -35,7 +34,8 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
 from training.data import TaskData
-from training.evaluate import load_pixels
+from training.evaluate import load_pixels, right_in
+from training.kept import Kept, kept
 
 _MODES: list[dict[str, Any]] = [
     *({"name": "lowrank", "quality": quality} for quality in (0.7, 1.0, 1.4, 2.0)),
@@ -44,6 +44,7 @@ _MODES: list[dict[str, Any]] = [
 ]
 _BASELINES: list[tuple[str, dict[str, Any]]] = [
     *(("low-rank", {"rank": rank}) for rank in (4, 8, 16, 32)),
+    *(("delta-come", {"bits": bits}) for bits in (0.5, 1.0, 2.0)),
     ("bitdelta", {}),
 ]
 Decoded = Iterable[tuple[str, torch.Tensor]]
@@ -51,13 +52,12 @@ Decoded = Iterable[tuple[str, torch.Tensor]]
 
 @dataclass
 class Row:
-    """One way to keep the experts. By task: right answers of expert and decoded, agreement, divergence, bytes."""
+    """One way to keep the experts. By task: right answers of expert and decoded, what is kept, bytes."""
 
     title: str
     shared: int
     right: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
-    divergence: list[float] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
@@ -69,8 +69,8 @@ class Row:
             "largest": max(self.sizes),
             "shared_bytes": self.shared,
             "points_lost": [round(value, 2) for value in (lost.mean, lost.low, lost.high)],
-            "agreement": round(100 * float(np.mean(self.agreement)), 2),
-            "divergence": round(float(np.mean(self.divergence)), 4),
+            "agreement": round(100 * float(np.mean([one.agreement for one in self.kept])), 2),
+            "divergence": round(float(np.mean([one.divergence for one in self.kept])), 4),
         }
 
 
@@ -80,16 +80,12 @@ class Asked:
     def __init__(self, clip: Clip, data: TaskData, expert: TensorFile) -> None:
         self.data, self.expert = data, expert
         self._clip, self._pixels = clip, load_pixels(clip, data)
-        self._truth = torch.from_numpy(data.test.labels)
         self._wanted = self._logits((name, expert.tensor(name)) for name in expert.specs)
 
     def compare(self, row: Row, decoded: Decoded, size: int) -> None:
         found = self._logits(decoded)
-        best, own = found.argmax(1), self._wanted.argmax(1)
-        row.right.append(((own == self._truth).numpy(), (best == self._truth).numpy()))
-        row.agreement.append(float((best == own).float().mean()))
-        logs = found.log_softmax(1), self._wanted.log_softmax(1)
-        row.divergence.append(float(kl_div(*logs, log_target=True, reduction="batchmean")))
+        row.right.append((right_in(self._wanted, self.data), right_in(found, self.data)))
+        row.kept.append(kept(self._wanted, found))
         row.sizes.append(size)
 
     def _logits(self, tensors: Decoded) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,16 @@ from training.data import load_test_data
 from training.evaluate import (
     LoadedSet,
     SetMeasure,
+    expert_logits,
     load_set,
-    measure_set,
     measure_together,
-    measure_weights,
     over_sessions,
+    plain_logits,
+    right_in,
 )
 from training.finetune import image_features
 from training.frozen import FROZEN, frozen_right
+from training.kept import Kept, kept
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 
@@ -73,6 +75,8 @@ class MeasuredSet:
             or the task is never trained.
         modes: likewise of the last version in each other mode, by the mode's name.
         frozen: likewise of the frozen base with each of `FROZEN` on top; empty for a task that is never trained.
+        kept: what the decoupled expert keeps of the task's own, by mode, this one's and `modes`; empty where `expert`
+            is None.
     """
 
     sessions: SetMeasure
@@ -80,6 +84,7 @@ class MeasuredSet:
     expert: np.ndarray | None
     modes: dict[str, np.ndarray]
     frozen: dict[str, np.ndarray]
+    kept: dict[str, Kept] = field(default_factory=dict)
 
 
 def measure(job: MeasureJob) -> MeasuredSet:
@@ -106,12 +111,18 @@ def measure(job: MeasureJob) -> MeasuredSet:
             every_way(loaded, sessions[-1], job.predict, foreign=foreign),
         ],
     )
+    own = expert_logits(cache, loaded, job.expert) if job.expert else None
+    decoupled = {mode: _other_mode(url, loaded) for mode, url in job.modes}
+    modes = {mode: right_in(logits, test) for mode, logits in decoupled.items()}
+    if answers.plain is not None:
+        decoupled[sessions[-1].manifest.mode["name"]] = answers.plain
     return MeasuredSet(
         sessions=over_time,
         answers=answers,
-        expert=measure_weights(cache, loaded, job.expert) if job.expert else None,
-        modes={mode: _measure_mode(url, loaded) for mode, url in job.modes},
+        expert=right_in(own, test) if own is not None else None,
+        modes=modes,
         frozen=_measure_frozen(loaded) if job.trained else {},
+        kept={mode: kept(own, logits) for mode, logits in decoupled.items()} if own is not None else {},
     )
 
 
@@ -149,16 +160,12 @@ def _measure_frozen(loaded: LoadedSet) -> dict[str, np.ndarray]:
     return {name: frozen_right(name, features, train, loaded.features, tests, len(data.classes)) for name in FROZEN}
 
 
-def _measure_mode(url: str, loaded: LoadedSet) -> np.ndarray:
-    """Right answers of the decoupled expert by its texts alone, which is what modes are compared by."""
+def _other_mode(url: str, loaded: LoadedSet) -> torch.Tensor:
+    """Logits, [N, C], of the expert that another store decouples."""
     cache = NodeCache(open_store(url))
     manifest = Versions(cache.store).newest()
     assert manifest is not None
-    view = ViewLoader(cache).load(manifest)
-    alone = PredictOptions(rule="mean")
-    right = measure_set(cache, loaded, [view], kinds=("known",), predict=alone).right["known"][0]
-    assert right is not None
-    return right
+    return plain_logits(cache, loaded, ViewLoader(cache).load(manifest))
 
 
 _loaded: dict[str, Clip] = {}

@@ -33,6 +33,7 @@ class TaskFidelity:
         cosine: between delta_hat and delta over all elements; None if delta is not available, or is all zero.
         relative_error: |delta_hat - delta| / |delta|, likewise.
         trigger_bytes, archive_bytes: stored for this task alone.
+        trigger: what the trigger itself tells (`Mode.describe`).
     """
 
     task: str
@@ -43,6 +44,7 @@ class TaskFidelity:
     relative_error: float | None
     trigger_bytes: int
     archive_bytes: int
+    trigger: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -127,4 +129,5 @@ def _measure(cache: NodeCache, manifest: Manifest, task: str, expert: TensorFile
         relative_error=float(np.sqrt(error / exact)) if exact > 0 else None,
         trigger_bytes=record.trigger.bytes if record.trigger else 0,
         archive_bytes=record.archive.bytes if record.archive else 0,
+        trigger=open_mode(manifest.mode).describe(bench, manifest.state, task),
     )

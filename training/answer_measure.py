@@ -20,7 +20,7 @@ from fusion.answers.options import PredictOptions
 from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
-from training.evaluate import LoadedSet, Measurement, right_answers
+from training.evaluate import LoadedSet, Measurement, plain_query, right_answers
 
 PLAIN, TASK, LABELS, SEEN = "plain", "task", "labels", "seen"
 ALL_LEARNED, EVERYTHING = "all_learned", "everything"
@@ -58,12 +58,14 @@ class AnswerMeasure:
         familiarity: of each image, float [N]; None where the rule has no evidence to tell it from.
         base_confidence: largest probability that the base gives to any learned class, float [N]: the usual way to
             recognise foreign images.
+        plain: logits of the task's expert by its texts alone, float32 [N, C]; None where there is no such expert.
     """
 
     classes: tuple[str, ...]
     asked: Mapping[str, Asked]
     familiarity: np.ndarray | None
     base_confidence: np.ndarray
+    plain: torch.Tensor | None = None
 
 
 def every_way(
@@ -79,7 +81,7 @@ def every_way(
     plans = [plan(query, view, loaded.features, num_images=len(loaded.features)) for query in questions.values()]
 
     def read(logits: Sequence[Sequence[torch.Tensor]]) -> AnswerMeasure:
-        asked, familiarity = {}, None
+        asked, familiarity, plain = {}, None, None
         for (name, query), steps, found in zip(questions.items(), plans, logits, strict=True):
             predictions = answer(steps, found)
             asked[name] = Asked(
@@ -91,7 +93,9 @@ def every_way(
             )
             if name == SEEN and predictions[0].familiarity is not None:
                 familiarity = np.array([one.familiarity for one in predictions], float)
-        return AnswerMeasure(tuple(loaded.test.classes), asked, familiarity, _base_confidence(loaded, view))
+            if name == PLAIN and any(job.task for job in steps.jobs):
+                plain = found[0]
+        return AnswerMeasure(tuple(loaded.test.classes), asked, familiarity, _base_confidence(loaded, view), plain)
 
     return Measurement([(view, steps) for steps in plans], read)
 
@@ -102,7 +106,7 @@ def _questions(loaded: LoadedSet, view: View, predict: PredictOptions, foreign: 
     learned = list(dict.fromkeys(name for task in view.tasks.values() for name in task.classes))
     found = {LABELS: Query("labels", labels=tuple(test.classes), templates=tuple(test.templates), **how)}
     if test.name in view.tasks:
-        found[PLAIN] = Query("task", task=test.name, rule="mean")
+        found[PLAIN] = plain_query(test)
         found[TASK] = Query("task", task=test.name, **how)
         found[ALL_LEARNED] = Query("labels", labels=tuple(learned), templates=DEFAULT_TEMPLATES, **how)
     if view.routable():

@@ -144,17 +144,33 @@ def over_sessions(
     return Measurement([(views[t], steps) for _, t, _, steps in questions], read)
 
 
-def measure_weights(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> np.ndarray:
-    """Correct answers, bool [N], of an expert's own weights as training left them, over its task's classes."""
+def expert_logits(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> torch.Tensor:
+    """Logits, float32 [N, C], of an expert's own weights as training left them, over its task's classes."""
     file = cache.tensors(weights)
     expert = ExpertModel(loaded.base.clip.copy_with((name, file.tensor(name)) for name in file.specs))
-    return right_of(expert, expert.clip.image_features(loaded.pixels), loaded.test)
+    features, test = expert.clip.image_features(loaded.pixels), loaded.test
+    return expert.feature_logits(features, tuple(test.classes), tuple(test.templates))
+
+
+def plain_logits(cache: NodeCache, loaded: LoadedSet, view: View) -> torch.Tensor:
+    """Likewise of the expert that a version decouples: float32 [N, C]."""
+    steps = plan(plain_query(loaded.test), view, loaded.features, num_images=len(loaded.features))
+    return job_logits(cache, loaded, [(view, steps)])[0][0]
+
+
+def plain_query(test: TaskData) -> Query:
+    """The task is named, and its expert answers by its texts alone: what modes are compared by."""
+    return Query("task", task=test.name, rule="mean")
 
 
 def right_of(model: ExpertModel, features: torch.Tensor, test: TaskData) -> np.ndarray:
     """Correct answers, bool [N], of one model alone, from its unit image features [N, D]."""
-    scores = model.feature_logits(features, tuple(test.classes), tuple(test.templates))
-    return (scores.argmax(1) == torch.from_numpy(test.test.labels)).numpy()
+    return right_in(model.feature_logits(features, tuple(test.classes), tuple(test.templates)), test)
+
+
+def right_in(logits: torch.Tensor, test: TaskData) -> np.ndarray:
+    """Correct answers, bool [N], of logits [N, C] over the test set's classes."""
+    return (logits.argmax(1) == torch.from_numpy(test.test.labels)).numpy()
 
 
 def load_pixels(base: Clip, test: TaskData) -> torch.Tensor:

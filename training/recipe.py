@@ -53,8 +53,16 @@ class Recipe(Options):
     flip: bool = True
     """Mirror half of the images. Wrong for digits, letters and whatever else has a reading direction."""
     method: str = "full"
-    """What is trained. `full`: both encoders, with the logit scale frozen. `head`: nothing; the frozen base and the
-    task's evidence answer it. `auto`: `full`, unless held-out images show that `head` does as well."""
+    """What is trained. `full`: both encoders, with the logit scale frozen. `lora`: a change of low rank of their
+    matrices. `head`: nothing; the frozen base and the task's evidence answer it. `auto`: `full`, unless held-out images
+    show that `head` does as well."""
+    lora_rank: Annotated[int, Ge(1)] = 16
+    """For `lora`: the rank of every matrix's change. Takes a larger `lr` than `full`, such as 1e-3."""
+    lora_alpha: Annotated[float, Gt(0)] | None = None
+    """For `lora`: the change is multiplied by lora_alpha / lora_rank. Null: by 1."""
+    lora_targets: Literal["mlp", "all"] = "mlp"
+    """For `lora`: which matrices change. `mlp`: the feed-forward layers of transformers, as the paper has it. `all`:
+    every linear layer, attention projection and convolution that is not depthwise."""
     probe_steps: Annotated[int, Ge(0)] = 0
     """Steps of the text encoder alone, before all others, that bring the classes' texts to where the discriminant of
     the base's image features has them (`training.probe`). 0: fine-tuning starts from the base."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from cluster.report.records import (
     BaseFigures,
     FailedTask,
     Fidelity,
+    KeptFigures,
     Matrix,
     Metrics,
     RunReport,
@@ -61,6 +63,7 @@ def build_report(
             name: paired([(item.expert, _fused(item, name, mode.name)) for item in trained if item.expert is not None])
             for name in modes
         },
+        kept={name: _mean_kept([task.kept[name] for task in tasks if name in task.kept]) for name in modes},
         metrics=_all_metrics(matrices, [task.zero_shot for task in tasks]),
         matrices={name: _without_nan(matrix) for name, matrix in matrices.items()},
         unseen=tuple(_unseen(item) for item in unseen),
@@ -132,10 +135,17 @@ def _task(run: Run, item: MeasuredSet, mode: str) -> TaskFigures:
         expert_interval=interval(item.expert) if item.expert is not None else None,
         fused={name: percent(_fused(item, name, mode)) for name in modes},
         fused_interval={name: interval(_fused(item, name, mode)) for name in modes},
+        kept={name: KeptFigures(100 * one.agreement, one.divergence) for name, one in sorted(item.kept.items())},
         answered=percent(answered),
         answered_interval=interval(answered),
         held_out=held_out(run.record(sessions.name).metrics),
     )
+
+
+def _mean_kept(tasks: Sequence[KeptFigures]) -> KeptFigures | None:
+    if not tasks:
+        return None
+    return KeptFigures(*(float(np.mean(values)) for values in zip(*map(astuple, tasks), strict=True)))
 
 
 def _unseen(item: MeasuredSet) -> UnseenFigures:

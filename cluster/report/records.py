@@ -148,6 +148,14 @@ class Answers(Record):
 
 
 @dataclass(frozen=True)
+class KeptFigures(Record):
+    """Answers of a decoupled expert against the expert's: the same class, in percent of images, and KL in nats."""
+
+    agreement: float
+    divergence: float
+
+
+@dataclass(frozen=True)
 class TaskFigures(Record):
     """A trained task, the task known.
 
@@ -159,6 +167,8 @@ class TaskFigures(Record):
         expert: of the expert as trained, by its texts alone; None where its weights are gone, or it has none.
         fused, fused_interval: likewise of the decoupled expert, by mode: the store's own and those that it was compared
             with.
+        kept: what the decoupled expert keeps of the expert's answers on the test images, by mode likewise; empty where
+            `expert` is None.
         answered, answered_interval: of the answers by the configured rule.
         held_out: what images that training had not seen told of the expert; None where none were held out.
     """
@@ -173,6 +183,7 @@ class TaskFigures(Record):
     expert_interval: Interval | None
     fused: Mapping[str, float]
     fused_interval: Mapping[str, Interval]
+    kept: Mapping[str, KeptFigures]
     answered: float
     answered_interval: Interval
     held_out: HeldOut | None
@@ -246,6 +257,7 @@ class RunReport(Record):
         version, mode: the newest version and its mode's settings.
         tasks: the trained ones, in fused order.
         loss_to_experts: accuracy lost to the experts, mean over tasks, by mode; None where experts' weights are gone.
+        kept: what is kept of the experts' answers, mean over tasks, by mode; None where experts' weights are gone.
         metrics, matrices: over all sessions, by method and by kind.
         unseen, unseen_gain: never-trained tasks, and what the experts add to the bare base there.
         answers: by the configured rule: calibration, abstention, forwards, many labels in one request.
@@ -263,6 +275,7 @@ class RunReport(Record):
     base: BaseFigures
     tasks: tuple[TaskFigures, ...]
     loss_to_experts: Mapping[str, Estimate | None]
+    kept: Mapping[str, KeptFigures | None]
     metrics: Mapping[str, Metrics]
     matrices: Mapping[str, Matrix]
     unseen: tuple[UnseenFigures, ...]

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from cluster.output import human_bytes, table
-from cluster.report.records import Estimate, Fidelity, HeldOut, Interval, RunReport
+from cluster.report.records import Estimate, Fidelity, HeldOut, Interval, KeptFigures, RunReport
 
 METHOD_NAMES = {
     "condu": "condu",
@@ -149,6 +149,7 @@ def _cost(report: RunReport) -> Table:
     routing = report.routing_accuracy
     rows: list[list[Any]] = [
         ["routing accuracy, top-1", f"{routing:.1f} %" if routing is not None else None],
+        *([f"the expert's answer kept, {mode}", _kept(kept)] for mode, kept in report.kept.items()),
         ["cosine to the experts' task vectors, mean", _cosine(report.fidelity)],
         ["stored per task", human_bytes(report.bytes_per_task)],
         ["stored once for all", human_bytes(report.shared_bytes)],
@@ -156,6 +157,10 @@ def _cost(report: RunReport) -> Table:
         *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report.seconds.items()),
     ]
     return table("Cost", ["what", "figure"], rows)
+
+
+def _kept(kept: KeptFigures | None) -> str | None:
+    return f"{kept.agreement:.1f} %, KL {kept.divergence:.4f}" if kept else None
 
 
 def _cosine(fidelity: Mapping[str, Fidelity]) -> str | None:

@@ -134,11 +134,22 @@ def open_baseline(name: str, **settings: Any) -> Baseline:
     from fusion.baselines.checkpoints import Checkpoints
     from fusion.baselines.emr import Emr
     from fusion.baselines.low_rank import LowRank
+    from fusion.baselines.mixed_precision import MixedPrecision
     from fusion.baselines.task_arithmetic import TaskArithmetic
     from fusion.baselines.ties import Ties
     from fusion.baselines.wise_ft import WiseFt
 
-    methods: tuple[Any, ...] = (Checkpoints, Average, TaskArithmetic, Ties, WiseFt, Emr, BitDelta, LowRank)
+    methods: tuple[Any, ...] = (
+        Checkpoints,
+        Average,
+        TaskArithmetic,
+        Ties,
+        WiseFt,
+        Emr,
+        BitDelta,
+        LowRank,
+        MixedPrecision,
+    )
     for method in methods:
         if method.name == name:
             opened: Baseline = method(**settings)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+_RIDGE = 1e-12
+
 
 class Algebra(Protocol):
     """Float32 matrices on one device."""
@@ -27,6 +29,13 @@ class Algebra(Protocol):
 
     def eigh(self, symmetric: Any) -> tuple[np.ndarray, Any]:
         """Eigenvalues in descending order, float64 on the CPU, and eigenvectors as columns on the device."""
+        ...
+
+    def orthonormal(self, values: Any) -> Any:
+        """An orthonormal basis [R, K] of the columns of [R, K], K <= R.
+
+        From their Gram matrix in float64, which is faster than Householder's way and as good as float32 can tell.
+        """
         ...
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -50,6 +59,11 @@ class CpuAlgebra:
     def eigh(self, symmetric: Any) -> tuple[np.ndarray, Any]:
         values, vectors = np.linalg.eigh(symmetric)
         return values[::-1].astype(np.float64), vectors[:, ::-1]
+
+    def orthonormal(self, values: Any) -> Any:
+        wide = values.astype(np.float64)
+        lower = np.linalg.cholesky(_safe(wide.T @ wide))
+        return (wide @ np.linalg.inv(lower).T).astype(np.float32)
 
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         found: np.ndarray = left @ right
@@ -79,6 +93,11 @@ class DeviceAlgebra:
         values, vectors = self._torch.linalg.eigh(symmetric)
         return self.down(values)[::-1].astype(np.float64), self._torch.flip(vectors, (1,))
 
+    def orthonormal(self, values: Any) -> Any:
+        wide = values.double()
+        lower = np.linalg.cholesky(_safe((wide.T @ wide).cpu().numpy()))
+        return (wide @ self._torch.from_numpy(np.linalg.inv(lower).T).to(wide)).float()
+
     def product(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         allowed = self._torch.backends.cuda.matmul.allow_tf32
         self._torch.backends.cuda.matmul.allow_tf32 = False
@@ -86,6 +105,11 @@ class DeviceAlgebra:
             return self.down(self.up(left) @ self.up(right))
         finally:
             self._torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _safe(gram: np.ndarray) -> np.ndarray:
+    """A Gram matrix that has a Cholesky factor, also where columns are equal or 0."""
+    return gram + (_RIDGE * gram.diagonal().mean() + np.finfo(np.float64).tiny) * np.eye(len(gram))
 
 
 def open_algebra(device: str) -> Algebra:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from fusion.factors.algebra import Algebra
+from fusion.factors.spectrum import largest
 
 SLOPE = 0.7 * math.log(2) / 6
 """What a bit has to earn, in units of step^2: seven tenths of what it earns in a fine uniform quantiser, where the
@@ -78,13 +79,17 @@ class Components:
         return found
 
 
-def encode(matrix: np.ndarray, step: float, algebra: Algebra) -> Components | None:
-    """The components of a float32 [R, C] at a quantiser step > 0; None where no component is worth its bits."""
+def encode(matrix: np.ndarray, step: float, algebra: Algebra, *, exact: bool = False) -> Components | None:
+    """The components of a float32 [R, C] at a quantiser step > 0; None where no component is worth its bits.
+
+    `exact`: find directions by decomposing the whole matrix, however large it is.
+    """
     # scaled by a power of two, which rounds nothing, to steps near 1: no square overflows or vanishes
     shift = math.frexp(step)[1]
     delta, step = algebra.up(np.ldexp(matrix, -shift)), math.ldexp(step, -shift)
-    values, right = _singular(delta, algebra)
-    kept = _worth(values, matrix.shape[0], matrix.shape[1], step)
+    worth = partial(_worth, shape=matrix.shape, step=step)
+    values, right = largest(delta, worth, algebra, exact=exact)
+    kept = worth(values)
     if not kept:
         return None
     v = algebra.down(algebra.rounded(right[:, :kept] * algebra.up((values[:kept] / step).astype(np.float32))))
@@ -104,24 +109,9 @@ def encode(matrix: np.ndarray, step: float, algebra: Algebra) -> Components | No
     return Components(u.T.astype(np.int32), v.T.astype(np.int32), mantissas, exponents + np.int32(shift))
 
 
-def _singular(delta: Any, algebra: Algebra) -> tuple[np.ndarray, Any]:
-    """Singular values in descending order, float64 on the CPU, and right singular vectors [C, min(R, C)].
-
-    From the eigenvalues of the smaller Gram matrix: values far below the largest lose digits, and are below the step.
-    """
-    rows, columns = delta.shape
-    if columns <= rows:
-        squares, right = algebra.eigh(delta.T @ delta)
-        return np.sqrt(np.maximum(squares, 0)), right
-    squares, left = algebra.eigh(delta @ delta.T)
-    values = np.sqrt(np.maximum(squares, 0))
-    inverse = np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
-    return values, delta.T @ (left * algebra.up(inverse.astype(np.float32)))
-
-
-def _worth(values: np.ndarray, rows: int, columns: int, step: float) -> int:
+def _worth(values: np.ndarray, shape: tuple[int, int], step: float) -> int:
     """How many of the largest components explain more than their bits cost."""
-    sides = [(size, values / (step * math.sqrt(size))) for size in (rows, columns)]
+    sides = [(size, values / (step * math.sqrt(size))) for size in shape]
     error = step**2 * sum(size * _interpolated(spread, 1) for size, spread in sides)
     bits = sum(size * _interpolated(spread, 0) for size, spread in sides)
     return int((values**2 - error > SLOPE * step**2 * bits).sum())

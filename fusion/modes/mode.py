@@ -88,6 +88,10 @@ class Mode(Options, ABC):
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> Decoder:
         """What rebuilds a task's vector from the state."""
 
+    def describe(self, bench: Workbench, state: FusedState, task: str) -> dict[str, Any]:
+        """What a trigger itself tells of how it keeps its task, for reports: numbers and texts. By default nothing."""
+        return {}
+
     def task_bytes(self, record: TaskRecord) -> int:
         """Bytes stored for one task alone."""
         return record.trigger.bytes if record.trigger else 0

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fusion.errors import ConfigError
 from fusion.modes.mode import Mode
 
-DEFAULT_MODE = "signed"
+DEFAULT_MODE = "lowrank"
 
 _registered: dict[str, type[Mode]] = {}
 _Mode = TypeVar("_Mode", bound=type[Mode])

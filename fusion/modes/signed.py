@@ -1,4 +1,4 @@
-"""Mode `signed` (the default): each task keeps its own signs, and its magnitudes rounded to a few levels.
+"""Mode `signed`: each task keeps its own signs, and its magnitudes rounded to a few levels.
 
 What the tasks share is a magnitude profile g, an immutable fp16 blob: delta_hat = +-mu_r g q, where mu_r is the task's
 scale of row r (one row for vectors and scalars) and q is 1 with one bit, else one of 2^(bits-1) levels. A row that the

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fusion.versions.state import TaskEntry, TaskRecord
 
 _IO_THREADS = 16
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -83,11 +84,15 @@ class Workbench:
         """Threads that live, and keep their buffers, from one pass to the next."""
         return ThreadPoolExecutor(self.threads, thread_name_prefix="chunk")
 
-    def map(self, work: Callable[[Chunk], Result], chunks: Sequence[Chunk] | None = None) -> list[Result]:
-        """Run `work` on every chunk (default: of the whole model) in parallel; results in order."""
+    @overload
+    def map(self, work: Callable[[Chunk], Result]) -> list[Result]: ...
+    @overload
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]: ...
+    def map(self, work: Callable[[Any], Result], items: Sequence[Any] | None = None) -> list[Result]:
+        """Run `work` on every item (default: every chunk of the model) in parallel; results in order."""
         start = time.perf_counter()
         try:
-            return map_in(self._pool, work, self.chunks if chunks is None else chunks)
+            return map_in(self._pool, work, self.chunks if items is None else items)
         finally:
             self.pass_seconds += time.perf_counter() - start
 

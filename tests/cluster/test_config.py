@@ -119,8 +119,10 @@ def test_lanes_and_recipe_are_one_section_and_only_the_recipe_is_in_an_experts_i
 @pytest.mark.parametrize(
     ("fusion", "settings"),
     [
-        ({}, {"name": "signed", "bits": 2}),
-        ({"bits": 1}, {"name": "signed", "bits": 1}),
+        ({}, {"name": "lowrank"}),
+        ({"quality": 0.5}, {"name": "lowrank", "quality": 0.5}),
+        ({"mode": "signed"}, {"name": "signed", "bits": 2}),
+        ({"mode": "signed", "bits": 1}, {"name": "signed", "bits": 1}),
         ({"mode": "iterative"}, {"name": "iterative"}),
     ],
     ids=str,

@@ -11,7 +11,7 @@ from fusion.versions.history import Versions
 from tests.e2e.project import Project
 from tests.e2e.test_mistakes import refused
 
-CHOSEN = "average,adamerging,low-rank,bitdelta,joint,signed-2"
+CHOSEN = "average,adamerging,low-rank,bitdelta,joint,lowrank,signed-2"
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +50,15 @@ def test_figures_are_those_of_the_run_itself(methods: dict[str, dict[str, Any]],
     for task in ran["tasks"]:
         assert methods["zero-shot"]["tasks"][task["name"]]["accuracy"] == task["zero_shot"]
         assert methods["checkpoints"]["tasks"][task["name"]]["accuracy"] == task["expert"]
-        assert methods["signed-2"]["tasks"][task["name"]]["accuracy"] == task["fused"]["signed"]
+        assert methods["lowrank"]["tasks"][task["name"]]["accuracy"] == task["fused"]["lowrank"]
     (unseen,) = ran["unseen"]
     assert methods["zero-shot"]["unseen"]["sets"]["red-or-circle"]["accuracy"] == unseen["zero_shot"]
-    assert methods["signed-2"]["unseen"]["sets"]["red-or-circle"]["accuracy"] == unseen["aggregated"]
-    assert methods["signed-2"]["shared_bytes"] == ran["shared_bytes"]
+    assert methods["lowrank"]["unseen"]["sets"]["red-or-circle"]["accuracy"] == unseen["aggregated"]
+    assert methods["lowrank"]["shared_bytes"] == ran["shared_bytes"]
 
 
 def test_never_trained_sets_are_answered_by_methods_with_a_rule_for_them(methods: dict[str, dict[str, Any]]) -> None:
-    for name in ("zero-shot", "average", "adamerging", "joint", "signed-2"):
+    for name in ("zero-shot", "average", "adamerging", "joint", "lowrank", "signed-2"):
         assert methods[name]["unseen"]["sets"]["red-or-circle"]["n_test"] == 10
     for name in ("checkpoints", "low-rank", "bitdelta"):
         assert methods[name]["unseen"] is None

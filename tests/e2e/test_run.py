@@ -27,7 +27,7 @@ def test_a_run_trains_fuses_measures_and_reports(finished: Project) -> None:
     assert [task["name"] for task in report["tasks"]] == ["colours", "shapes"]
     colours = report["tasks"][0]
     assert colours["expert"] > 90
-    assert colours["fused"]["signed"] > 90
+    assert colours["fused"]["lowrank"] > 90
     assert colours["zero_shot_interval"][0] <= colours["zero_shot"] <= colours["zero_shot_interval"][1]
     assert {"transfer", "avg", "last"} == set(report["metrics"]["condu"])
     assert report["matrices"]["union"][0][1] is None, "the union has no answer before a task is learned"
@@ -126,7 +126,7 @@ def test_versions_are_listed_and_shown(finished: Project) -> None:
     assert listed[1]["parent"] == {"version": 1, "sha256": listed[0]["sha256"]}
     shown = finished.condu_here("versions", "show", "1", "--store", finished.store_url)
     assert "colours" in shown.stdout
-    assert "signed (bits 2)" in shown.stdout
+    assert "lowrank" in shown.stdout
 
 
 def test_doctor_finds_a_sound_store(finished: Project) -> None:

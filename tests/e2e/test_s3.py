@@ -24,7 +24,7 @@ def test_the_whole_goes_through_s3(s3_server: S3Server, tmp_path: Path, monkeypa
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((project.folder / "out" / "report.json").read_text())
     assert report["version"] == 2
-    assert report["tasks"][0]["fused"]["signed"] > 90
+    assert report["tasks"][0]["fused"]["lowrank"] > 90
     image = next((project.folder / "data" / "colours" / "test" / "red").iterdir())
     asked = project.condu("predict", image, "--store", url, "--task", "colours", "--json")
     assert json.loads(asked.stdout)["predictions"][0]["label"] == "red"

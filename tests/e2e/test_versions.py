@@ -141,7 +141,7 @@ def test_a_run_leaves_a_removed_task_out_until_it_is_asked_for_again(finished: P
         assert again.returncode == 0, again.stderr
         report = json.loads(again.stdout)
         assert {task["name"]: task["expert"] is None for task in report["tasks"]} == {"colours": True, "shapes": False}
-        assert all(task["fused"]["signed"] > 90 for task in report["tasks"] if task["name"] == "colours")
+        assert all(task["fused"]["lowrank"] > 90 for task in report["tasks"] if task["name"] == "colours")
     finally:
         back = finished.condu_here("versions", "rollback", str(newest), "--store", finished.store_url)
         assert back.returncode == 0, back.stderr

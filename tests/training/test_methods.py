@@ -56,22 +56,22 @@ def moved(base: TensorFile, expert: TensorFile) -> set[str]:
 
 
 def test_methods_are_found_by_their_files(toy: Recipe) -> None:
-    assert method_names() == ("auto", "full", "head", "projection")
+    assert method_names() == ("auto", "full", "head", "lora", "projection")
     assert type(open_method("projection")).__name__ == "Projection"
     assert open_method("full") is not open_method("full")
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="'projection' is unknown: choose from auto, full, head"):
+    with pytest.raises(ConfigError, match="'projection' is unknown: choose from auto, full, head, lora"):
         open_method("projection")
-    with pytest.raises(ConfigError, match="method is 'projection', it must be 'auto' or 'full' or 'head'"):
+    with pytest.raises(ConfigError, match="method is 'projection', it must be 'auto' or 'full' or 'head' or 'lora'"):
         Recipe(method="projection")
 
 
 def test_the_names_of_methods_are_known_without_torch() -> None:
     code = "import sys, training.methods; print(training.methods.method_names(), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "('auto', 'full', 'head') False\n"
+    assert done.stdout == "('auto', 'full', 'head', 'lora') False\n"
 
 
 def test_what_a_method_does_not_name_keeps_the_base_s_values(local_store: Store, data: TaskData, toy: Recipe) -> None:

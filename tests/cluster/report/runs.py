@@ -17,6 +17,7 @@ from tests.fusion.vectors import SIGNED, cache_of, random_base, random_expert
 from training.answer_measure import ALL_LEARNED, EVERYTHING, LABELS, PLAIN, SEEN, TASK, AnswerMeasure, Asked
 from training.evaluate import SetMeasure
 from training.frozen import FROZEN
+from training.kept import Kept
 from training.lanes.task_queue import TaskStatus
 
 TASKS = ("pets", "food")
@@ -101,4 +102,5 @@ def _trained(
         base_confidence=np.full(expert.size, 0.5),
     )
     frozen = {name: right(expert.size // 2, expert.size // 2) for name in FROZEN}
-    return MeasuredSet(sessions, answers=answers, expert=expert, modes={"another": other}, frozen=frozen)
+    kept = {"signed": Kept(0.9, 0.02), "another": Kept(0.75, 0.2)}
+    return MeasuredSet(sessions, answers=answers, expert=expert, modes={"another": other}, frozen=frozen, kept=kept)

@@ -36,11 +36,11 @@ def values(report: RunReport) -> dict[str, Any]:
 
 
 KEYS = """
-    version mode base tasks loss_to_experts metrics matrices unseen unseen_gain answers routing_accuracy bytes_per_task
-    shared_bytes checkpoint_bytes fidelity removed failed seconds
+    version mode base tasks loss_to_experts kept metrics matrices unseen unseen_gain answers routing_accuracy
+    bytes_per_task shared_bytes checkpoint_bytes fidelity removed failed seconds
 """
 TASK_KEYS = """
-    name classes n_test zero_shot zero_shot_interval frozen expert expert_interval fused fused_interval answered
+    name classes n_test zero_shot zero_shot_interval frozen expert expert_interval fused fused_interval kept answered
     answered_interval held_out
 """
 ANSWERS_KEYS = """
@@ -48,7 +48,7 @@ ANSWERS_KEYS = """
 """
 UNSEEN_KEYS = "name classes n_test zero_shot zero_shot_interval aggregated aggregated_interval"
 FIDELITY_KEYS = "version mode tasks shared_bytes seconds peak_bytes extra_bytes written_bytes rounding"
-TASK_FIDELITY_KEYS = "task session bits_set bits_lost cosine relative_error trigger_bytes archive_bytes"
+TASK_FIDELITY_KEYS = "task session bits_set bits_lost cosine relative_error trigger_bytes archive_bytes trigger"
 
 
 def test_the_keys_stand_in_this_order(values: dict[str, Any]) -> None:
@@ -74,6 +74,11 @@ def test_the_values_are_those_that_were_measured(values: dict[str, Any]) -> None
     assert values["loss_to_experts"]["signed"] == pytest.approx(
         {"mean": 12.5, "low": -0.7841, "high": 25.7841}, abs=1e-3
     )
+    assert pets["kept"] == {
+        "another": {"agreement": 75.0, "divergence": 0.2},
+        "signed": {"agreement": 90.0, "divergence": 0.02},
+    }
+    assert values["kept"]["signed"] == {"agreement": 90.0, "divergence": 0.02}
     assert values["metrics"]["condu"] == {"transfer": 20.0, "avg": 61.25, "last": 72.5}
     assert values["metrics"]["condu_union"] == {"transfer": None, "avg": 75.0, "last": 72.5}
     assert values["metrics"]["continual_finetuning"] == {"transfer": 15.0, "avg": 57.5, "last": 67.5}

@@ -21,6 +21,7 @@ from cluster.report.records import (
     FailedTask,
     Fidelity,
     HeldOut,
+    KeptFigures,
     Metrics,
     OneRequest,
     RunReport,
@@ -42,6 +43,7 @@ def task(name: str, fused: float) -> TaskFigures:
         expert_interval=(60.0, 98.0),
         fused={"signed": fused},
         fused_interval={"signed": (50.0, 99.0)},
+        kept={"signed": KeptFigures(96.0, 0.03)},
         frozen={"discriminant": 70.0},
         answered=fused,
         answered_interval=(50.0, 99.0),
@@ -70,6 +72,7 @@ REPORT = RunReport(
     base=BaseFigures("tiny", "a" * 64),
     tasks=(task("pets <b>", 80.0), task("food", 90.0)),
     loss_to_experts={"signed": Estimate(5.0, 1.0, 9.0)},
+    kept={"signed": KeptFigures(96.0, 0.03)},
     metrics={"condu": Metrics(20.0, 60.0, 85.0), "zero_shot": Metrics(None, 30.0, 30.0)},
     matrices={
         "known": ((80.0, 20.0), (80.0, 90.0)),

@@ -22,7 +22,7 @@ from fusion.store import open_store
 from fusion.tensors import TensorFile, write_tensors
 from tests.fusion.vectors import SHAPES, random_base, random_expert
 
-NAMES = ("checkpoints", "average", "task-arithmetic", "ties", "wise-ft", "emr", "bitdelta", "low-rank")
+NAMES = ("checkpoints", "average", "task-arithmetic", "ties", "wise-ft", "emr", "bitdelta", "low-rank", "delta-come")
 ELEMENTS = sum(math.prod(shape) for shape in SHAPES.values())
 Fuse = Callable[..., FusedBaseline]
 
@@ -182,6 +182,36 @@ def test_a_matrix_of_low_rank_survives_truncation_to_that_rank(rank: int, seed: 
     assert np.linalg.norm(product - matrix) <= 2e-3 * np.linalg.norm(matrix)
 
 
+def test_rows_and_tensors_that_never_moved_cost_an_index_or_nothing(base: TensorFile, tmp_path: Path) -> None:
+    tensors = {n: base.tensor(n).clone() for n in base.specs}
+    tensors["text.proj"][[2, 5]] += 0.25
+    write_tensors(tmp_path / "two-rows.safetensors", tensors)
+    experts = {"t": TensorFile(tmp_path / "two-rows.safetensors")}
+    fused = fuse_baseline(open_baseline("low-rank", rank=1), base, experts, tmp_path / "shelf")
+    columns = base.specs["text.proj"].elements // base.specs["text.proj"].num_rows
+    assert fused.shelf.task_bytes("t") == 2 * 4 + 2 * (2 + columns)
+    want = np.zeros((base.specs["text.proj"].num_rows, columns), np.float32)
+    want[[2, 5]] = 0.25
+    np.testing.assert_allclose(rebuilt(fused, "t")["text.proj"].reshape(want.shape), want, atol=1e-3)
+
+
+def test_more_bits_come_nearer_and_keep_within_their_budget(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    large = {"m": torch.zeros(96, 128)}
+    write_tensors(tmp_path / "base-large.safetensors", large)
+    matrix = (random.standard_normal((96, 60)) / np.arange(1, 61)) @ random.standard_normal((60, 128))
+    write_tensors(tmp_path / "large.safetensors", {"m": torch.from_numpy(matrix.astype(np.float32))})
+    theta, expert = (TensorFile(tmp_path / f"{n}.safetensors") for n in ("base-large", "large"))
+    errors = []
+    for bits in (0.3, 1.0, 3.0):
+        fused = fuse_baseline(open_baseline("delta-come", bits=bits), theta, {"t": expert}, tmp_path / f"bits{bits}")
+        assert fused.shelf.task_bytes("t") <= bits * matrix.size / 8 + 3 * 8
+        (weights,) = (values for _, values in fused.tensors("t"))
+        errors.append(float(np.linalg.norm(weights.numpy() - matrix) / np.linalg.norm(matrix)))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.15
+
+
 def test_a_higher_rank_comes_nearer(fuse: Fuse, base: TensorFile, tmp_path: Path) -> None:
     (own,) = deltas(tmp_path, base, (1,))
     errors = []
@@ -248,6 +278,8 @@ def test_an_unknown_method_or_setting_and_a_foreign_expert_are_refused(base: Ten
         open_baseline("ties", density=0)
     with pytest.raises(ConfigError, match=r"rank is 0"):
         open_baseline("low-rank", rank=0)
+    with pytest.raises(ConfigError, match=r"bits is 0"):
+        open_baseline("delta-come", bits=0)
     with pytest.raises(ConfigError, match=r"no expert"):
         fuse_baseline(open_baseline("average"), base, {}, tmp_path / "none")
     write_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(2)})
