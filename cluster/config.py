@@ -8,17 +8,18 @@ configuration means the same from every folder.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from cluster.config_sections import keys_of, options_of, section_in
+from cluster.config_yaml import Place, read_yaml
 from cluster.session import RayOptions
 from fusion.answers.options import PredictOptions
+from fusion.answers.rgb import parse_background
 from fusion.errors import ConduError, ConfigError
 from fusion.fusion_options import FusionOptions
 from fusion.modes import DEFAULT_MODE, mode_class, modes_with, open_mode
@@ -89,6 +90,20 @@ class TaskConfig(_RecipeOverrides):
     """Prompts with one `{}` each. Null: those of the data."""
     aliases: dict[str, tuple[str, ...]] | None = None
     """Other texts that mean a class, such as `{"0": [zero, nought]}`. Null: those of the data."""
+    background: str | None = None
+    """Colour under transparent pixels, a CSS name or `#rrggbb`, in training and where the task is named. Null: that of
+    the data, else white."""
+    image_column: str | None = None
+    """Column of a table that holds the images. Null: found by its name."""
+    label_column: str | None = None
+    """Column of a table that holds the labels. Null: found by its name."""
+
+    @field_validator("background")
+    @classmethod
+    def _background(cls, colour: str | None) -> str | None:
+        if colour is not None:
+            parse_background(colour)
+        return colour
 
     def overrides(self) -> dict[str, Any]:
         """The options of the recipe that are set here."""
@@ -216,27 +231,23 @@ class Config(Section):
 
 def load_config(path: Path) -> Config:
     """Read and check a configuration. Raises `ConfigError` with all mistakes at once."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must be a mapping with the keys store, base and tasks")
-    return parse_config(values, folder=path.parent, where=str(path))
+    document = read_yaml(path)
+    return parse_config(document.values, folder=path.parent, where=str(path), lines=document.lines)
 
 
-def parse_config(values: dict[str, Any], *, folder: Path, where: str) -> Config:
-    """Check a configuration that is in memory; relative paths are made absolute against `folder`."""
+def parse_config(
+    values: dict[str, Any], *, folder: Path, where: str, lines: Mapping[Place, int] | None = None
+) -> Config:
+    """Check a configuration that is in memory; relative paths are made absolute against `folder`.
+
+    `lines`: where its values stand in a file, for messages.
+    """
     try:
         config = Config.model_validate(values)
         config = _with_absolute_paths(config, folder.resolve())
     except ValidationError as error:
-        lines = "\n".join(f"  {line}" for line in _mistakes(error, values))
-        raise ConfigError(f"{where} is not a valid configuration:\n{lines}") from error
+        mistakes = "\n".join(f"  {line}" for line in _mistakes(error, values, lines or {}))
+        raise ConfigError(f"{where} is not a valid configuration:\n{mistakes}") from error
     except ConduError as error:
         raise ConfigError(f"{where} is not a valid configuration: {error}") from error
     return config
@@ -262,11 +273,14 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
     return config.model_copy(update=update)
 
 
-def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
+def _mistakes(error: ValidationError, values: dict[str, Any], lines: Mapping[Place, int]) -> Iterator[str]:
     """One line per mistake: where, what, and the closest valid key. In the order of the sections."""
     found: dict[str, list[str]] = {}
     for problem in error.errors():
-        where, section = _place(problem["loc"], values)
+        place, section = _place(problem["loc"], values)
+        where = ".".join(map(str, place))
+        if known := _nearest_line(place, lines):
+            where += f" (line {known})"
         messages, cause = found.setdefault(where, []), problem.get("ctx", {}).get("error")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = difflib.get_close_matches(str(problem["loc"][-1]), keys_of(section), n=1, cutoff=0.5)
@@ -286,17 +300,23 @@ def _mistakes(error: ValidationError, values: dict[str, Any]) -> Iterator[str]:
     yield from (f"{where}: {one}" if where else one for where, messages in found.items() for one in messages)
 
 
-def _place(location: tuple[int | str, ...], values: Any) -> tuple[str, type]:
+def _nearest_line(place: Place, lines: Mapping[Place, int]) -> int | None:
+    """Where a value stands, or the nearest section around it that the file has."""
+    found = (lines[place[:depth]] for depth in range(len(place), 0, -1) if place[:depth] in lines)
+    return next(found, None)
+
+
+def _place(location: tuple[int | str, ...], values: Any) -> tuple[Place, type]:
     """A location in the file's own keys, without pydantic's names for members of a union, and the section it is in."""
     section: Any = Config
     inside: type = Config
-    names: list[str] = []
+    names: list[str | int] = []
     for part in location:
         keys = values if isinstance(values, dict) else range(len(values)) if isinstance(values, list) else ()
         if isinstance(part, int) or section is not None or part in keys:
-            names.append(str(part))
+            names.append(part)
         if isinstance(part, str) and section is not None:
             inside, section = section, section_in(section, part)
         if part in keys:
             values = values[part]
-    return ".".join(names), inside
+    return tuple(names), inside

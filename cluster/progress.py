@@ -22,6 +22,7 @@ class TaskProgress:
         self._statuses: list[TaskStatus] = []
         self._versions: dict[str, int] = {}
         self._told: dict[str, str] = {}
+        self._introduced: set[str] = set()
         self._live = Live(console=console, refresh_per_second=4) if enabled and console.is_terminal else None
 
     def __enter__(self) -> TaskProgress:
@@ -48,6 +49,10 @@ class TaskProgress:
     def _draw(self) -> None:
         if not self._enabled:
             return
+        for status in self._statuses:
+            if status.understood and status.name not in self._introduced:
+                self._introduced.add(status.name)
+                console.print(f"{status.name:<16} {status.understood}", markup=False, soft_wrap=True)
         if self._live:
             self._live.update(self._table())
             return

@@ -224,6 +224,9 @@ def jobs(config: Config) -> list[TaskJob]:
             classes=task.classes,
             templates=task.templates,
             aliases=task.aliases,
+            background=task.background,
+            image_column=task.image_column,
+            label_column=task.label_column,
         )
         for task in config.tasks
     ]

@@ -47,10 +47,19 @@ class ExpertToFuse:
     prototypes: BlobRef | None = None
     evidence: BlobRef | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    background: str | None = None
 
     @classmethod
     def from_record(cls, record: ExpertRecord) -> ExpertToFuse:
-        return cls(record.task, record.expert, record.classes, record.templates, record.prototypes, record.evidence)
+        return cls(
+            record.task,
+            record.expert,
+            record.classes,
+            record.templates,
+            record.prototypes,
+            record.evidence,
+            background=record.background,
+        )
 
 
 @dataclass(frozen=True)
@@ -345,6 +354,7 @@ def _described(bench: Workbench, expert: ExpertToFuse) -> dict[str, Any]:
         "prototypes": _copied(bench, expert.prototypes),
         "evidence": _copied(bench, expert.evidence),
         "aliases": expert.aliases,
+        "background": expert.background,
     }
 
 

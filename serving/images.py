@@ -44,9 +44,11 @@ class Cropper:
         unnormalised = replace(self._cfg, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         self._transform = image_transform_v2(unnormalised, is_train=False)
 
-    def crop(self, upload: Upload) -> np.ndarray:
-        """uint8 [H, W, 3]. Raises `ImageError` that names the upload."""
-        image = decode(upload.encoded, upload.name, max_pixels=self._max_pixels, preprocess=self._cfg)
+    def crop(self, upload: Upload, background: str | None = None) -> np.ndarray:
+        """uint8 [H, W, 3]; `background`: see `decode`. Raises `ImageError` that names the upload."""
+        image = decode(
+            upload.encoded, upload.name, max_pixels=self._max_pixels, preprocess=self._cfg, background=background
+        )
         return self._transform(image).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 

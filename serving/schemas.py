@@ -146,6 +146,9 @@ class PredictResponse(BaseModel):
         description="In label space `labels`, by task: labels that it was taught, and the class each means there"
     )
     predictions: list[ImagePrediction] = Field(description="One per image, in their order")
+    warnings: list[str] = Field(
+        default_factory=list, description="What may be wrong with the question, such as a text that the model cuts"
+    )
     expert_forwards: int = Field(description="Forwards of experts that the request took, over all images")
     seconds: float
 

@@ -101,6 +101,7 @@ class Service:
             version=view.version,
             label_space=query.label_space,
             matched={task: dict(found) for task, found in answers[0].matched.items()} if answers else {},
+            warnings=list(answers[0].warnings) if answers else [],
             predictions=[ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)],
             expert_forwards=sum(len(a.experts) for a in answers),
             seconds=round(time.perf_counter() - started, 4),
@@ -111,7 +112,7 @@ class Service:
     ) -> tuple[View, list[Prediction]]:
         view = await self.watcher.view(version)
         query.check(view)
-        crops = await self._crops(uploads, view)
+        crops = await self._crops(uploads, view, view.background(query.task))
         try:
             return view, await self._answer(view, query, crops)
         except _GONE as error:
@@ -144,13 +145,13 @@ class Service:
         ]
         return await asyncio.to_thread(answer, steps, logits)
 
-    async def _crops(self, uploads: Sequence[Upload], view: View) -> np.ndarray:
+    async def _crops(self, uploads: Sequence[Upload], view: View, background: str | None) -> np.ndarray:
         if self._cropper is None:  # all versions of a store share one base
             cfg = view.manifest.base.preprocess_cfg
             assert cfg is not None, "`start` refuses a base that has no architecture"
             self._cropper = Cropper(cfg, max_pixels=self.options.max_pixels)
         loop, cropper = asyncio.get_running_loop(), self._cropper
-        calls = [loop.run_in_executor(self._decoders, cropper.crop, upload) for upload in uploads]
+        calls = [loop.run_in_executor(self._decoders, cropper.crop, upload, background) for upload in uploads]
         found = await asyncio.gather(*calls, return_exceptions=True)
         bad = [(i, error) for i, error in enumerate(found) if isinstance(error, BaseException)]
         for _, error in bad:

@@ -10,15 +10,21 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from fusion.answers.label_matching import alias_problems
 from fusion.answers.prompts import DEFAULT_TEMPLATES
-from fusion.errors import DataError
+from fusion.answers.rgb import parse_background
+from fusion.answers.tokens import TextCheck, tokenizer_of
+from fusion.errors import ConfigError, DataError
 from fusion.store import S3Options
 from fusion.store.blobs import canonical_json
 from training.images import ImageSet, Sample, raise_all
-from training.sources import RawTask, read_raw, read_tree
+from training.raw_task import RawTask
+from training.rows import Columns
+from training.sources import read_raw
+from training.tree import read_tree
 from training.zoo import PREFIX, read_torchvision
 
 
@@ -33,6 +39,9 @@ class TaskData:
         train, test: images; `train` is empty for a task that is only tested.
         sha256: over the training images' hashes and labels, the classes and the templates.
         aliases: class to other texts that mean it, for callers.
+        layout: how the source was read, such as `class folders`.
+        notes: what was understood or left out, a sentence each.
+        warnings: what is probably a mistake, a sentence each.
     """
 
     name: str
@@ -42,84 +51,116 @@ class TaskData:
     test: ImageSet
     sha256: str
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    layout: str = ""
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """What was understood of the source, in one line."""
+        counts = f"{len(self.classes)} classes, {len(self.train)} + {len(self.test)} images to train and test"
+        said = [f"{self.layout}, {counts}", *self.notes, *(f"WARNING: {warning}" for warning in self.warnings)]
+        return "; ".join(said)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a configuration says of a task's data, in place of the source.
+
+    Attributes:
+        classes: names of the classes. Of numbered labels and folders in the order of the numbers; where the source has
+            the same names, in any order.
+        templates: if neither this nor the source has any, `a photo of a {}.`.
+        aliases: class to other texts that mean it.
+        background: colour under transparent pixels; if neither this nor the source has one, white.
+        image_column, label_column: of a table that has several which would do.
+        few_shot: keep only this many training images per class, the first in the order of their hashes.
+    """
+
+    classes: Sequence[str] | None = None
+    templates: Sequence[str] | None = None
+    aliases: Mapping[str, Sequence[str]] | None = None
+    background: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    few_shot: int | None = None
 
 
 def load_task_data(
     name: str,
     source: str,
     *,
-    classes: Sequence[str] | None = None,
-    templates: Sequence[str] | None = None,
-    aliases: Mapping[str, Sequence[str]] | None = None,
-    few_shot: int | None = None,
     verify: bool = True,
     options: S3Options | None = None,
+    **choices: Any,
 ) -> TaskData:
     """Read a task's data.
 
     Args:
         name: the task's name.
-        source: `torchvision:NAME`, or a folder (path, `file://` or `s3://bucket/prefix/`) that contains `train/` and
-            `test/` with class folders, or only class folders (split 80/20 by content hash), or `train.parquet`,
-            `test.parquet` and `task.json`.
-        classes: names in place of the source's, in the order of its labels (of its sorted folders).
-        templates: in place of the source's; if neither has any, `a photo of a {}.`.
-        aliases: class to other texts that mean it, in place of the source's.
-        few_shot: keep only this many training images per class, the first in the order of their hashes.
+        source: `torchvision:NAME`, or a folder (path, `file://` or `s3://bucket/prefix/`) in one of the layouts of
+            docs/data.md: class folders with or without splits, Parquet, WebDataset shards, or a list of files.
         verify: decode every image once; otherwise a broken one is found only when it is used.
         options: how to reach S3.
+        choices: fields of `Choices`.
     Raises:
         DataError: names the folder, class, file or row, and all problems of one kind at once.
     """
-    raw = _read(source, options)
+    chosen = Choices(**choices)
+    raw = _read(source, options, Columns(chosen.image_column, chosen.label_column))
     if raw.train is None:
         raise DataError(
             f"task {name!r}: {source} has a test split only: a task to train needs train/ (or train.parquet)"
         )
-    data = _task_data(name, source, raw, classes, templates, aliases, few_shot)
+    data = _task_data(name, source, raw, chosen)
     counts = Counter(data.train.labels.tolist())
     if empty := [data.classes[label] for label in range(len(data.classes)) if not counts[label]]:
         raise DataError(
             f"task {name!r}: no training images for {', '.join(map(repr, empty))} in {source}: add some, or remove the "
-            "class" + ("" if few_shot is None or few_shot > 0 else " (few_shot is 0)")
+            "class" + ("" if chosen.few_shot is None or chosen.few_shot > 0 else " (few_shot is 0)")
         )
     if verify:
-        raise_all(data.train.broken() + data.test.broken())
+        raise_all([f"task {name!r}: {problem}" for problem in data.train.broken() + data.test.broken()])
     return data
+
+
+def with_checked_texts(data: TaskData, model_cfg: Mapping[str, Any]) -> TaskData:
+    """The data with a warning for prompts that the model of an architecture cuts.
+
+    Raises `DataError` for classes that become the same tokens: nothing that is learned could tell them apart.
+    """
+    found = TextCheck(tokenizer_of(model_cfg), data.classes, data.templates)
+    if problem := found.problem():
+        raise DataError(f"task {data.name!r}: {problem}")
+    warning = found.warning()
+    return replace(data, warnings=(*data.warnings, warning)) if warning else data
 
 
 def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Options | None = None) -> TaskData:
     """Read a task that is never trained: only its test split, even if the source has training images."""
-    raw = _read(source, options)
+    raw = _read(source, options, Columns())
     if not raw.test:
         raise DataError(f"task {name!r}: {source} has no test images")
-    data = _task_data(name, source, RawTask(raw.classes, raw.templates, [], raw.test), None, None, None, None)
+    data = _task_data(name, source, replace(raw, train=[]), Choices())
     if verify:
-        raise_all(data.test.broken())
+        raise_all([f"task {name!r}: {problem}" for problem in data.test.broken()])
     return data
 
 
-def _read(source: str, options: S3Options | None) -> RawTask:
-    return read_torchvision(source) if source.startswith(PREFIX) else read_raw(read_tree(source, options))
+def _read(source: str, options: S3Options | None, columns: Columns) -> RawTask:
+    if source.startswith(PREFIX):
+        return read_torchvision(source)
+    return read_raw(read_tree(source, options), columns)
 
 
-def _task_data(
-    name: str,
-    source: str,
-    raw: RawTask,
-    classes: Sequence[str] | None,
-    templates: Sequence[str] | None,
-    aliases: Mapping[str, Sequence[str]] | None,
-    few_shot: int | None,
-) -> TaskData:
-    names = tuple(classes) if classes is not None else raw.classes
-    prompts = tuple(templates) if templates is not None else raw.templates or DEFAULT_TEMPLATES
-    problems = [f"class {name!r} is named twice" for name, count in Counter(names).items() if count > 1]
-    if len(names) != len(raw.classes):
-        problems.append(f"{len(names)} class names are given, the data has {len(raw.classes)} classes")
+def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskData:
+    classes, raw, notes, problems = _named(raw, chosen.classes)
+    prompts = tuple(chosen.templates) if chosen.templates is not None else raw.templates or DEFAULT_TEMPLATES
+    problems += [f"class {name!r} is named twice" for name, count in Counter(classes).items() if count > 1]
+    if len(classes) != len(raw.classes):
+        problems.append(f"{len(classes)} class names are given, the data has {len(raw.classes)} classes")
     problems += [f"template {prompt!r} {problem}" for prompt in prompts if (problem := _template_problem(prompt))]
-    meant = raw.aliases if aliases is None else aliases
-    problems += alias_problems(names, meant)
+    meant = raw.aliases if chosen.aliases is None else chosen.aliases
+    problems += alias_problems(classes, meant)
     if not prompts:
         problems.append("the list of templates is empty")
     samples = [*(raw.train or []), *(raw.test or [])]
@@ -127,16 +168,66 @@ def _task_data(
     problems += [f"{sample.origin} has label {sample.label} of {len(raw.classes)} classes" for sample in wrong]
     raise_all([f"task {name!r} ({source}): {problem}" for problem in problems])
     train = sorted(raw.train or [], key=lambda sample: (sample.label, sample.sha256))
-    if few_shot is not None:
-        train = _first_of_each_class(train, few_shot)
+    if chosen.few_shot is not None:
+        train = _first_of_each_class(train, chosen.few_shot)
+    background = _background(chosen.background or raw.background)
     identity = {
-        "classes": names,
+        "classes": classes,
         "templates": prompts,
         "images": [[sample.label, sample.sha256] for sample in train],
+        **({"background": background} if background else {}),
     }
-    sha256 = hashlib.sha256(canonical_json(identity)).hexdigest()
-    also = {name: tuple(others) for name, others in meant.items()}
-    return TaskData(name, names, prompts, ImageSet(train), ImageSet(raw.test or []), sha256, also)
+    return TaskData(
+        name,
+        classes,
+        prompts,
+        ImageSet(train, background=background),
+        ImageSet(raw.test or [], background=background),
+        hashlib.sha256(canonical_json(identity)).hexdigest(),
+        {name: tuple(others) for name, others in meant.items()},
+        raw.layout,
+        (*raw.notes, *notes),
+        tuple(_doubts(classes)),
+    )
+
+
+def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], RawTask, list[str], list[str]]:
+    """The class names, the task with its labels in their order, what to say of them, and what is wrong with them."""
+    if given is None:
+        problem = "the labels are numbers without names: list the names under `classes`, in task.json or here"
+        return raw.classes, raw, [], [problem] if raw.unnamed else []
+    names = tuple(given)
+    if raw.by_name and names != raw.classes and sorted(names) == sorted(raw.classes):
+        place = [names.index(name) for name in raw.classes]
+        train, test = (
+            None if samples is None else [replace(sample, label=place[sample.label]) for sample in samples]
+            for samples in (raw.train, raw.test)
+        )
+        return names, replace(raw, classes=names, train=train, test=test), [], []
+    if not raw.by_name and not raw.unnamed and names != raw.classes and sorted(names) == sorted(raw.classes):
+        return names, raw, [], ["`classes` lists the data's own names in another order: leave it out"]
+    notes = []
+    if len(names) == len(raw.classes) and raw.numbers:
+        pairs = [f"{number} is {name}" for number, name in zip(raw.numbers, names, strict=True)]
+        notes = ["folder " + ", ".join(pairs[:3] + (["…", pairs[-1]] if len(pairs) > 3 else []))]
+    return names, raw, notes, []
+
+
+def _doubts(classes: Sequence[str]) -> list[str]:
+    if len(classes) == 1:
+        return [f"there is only one class, {classes[0]!r}: every image is right whatever is learned"]
+    return []
+
+
+def _background(colour: str | None) -> str | None:
+    """As `#rrggbb`; None for white, which is what a task has that says nothing."""
+    if colour is None:
+        return None
+    try:
+        red, green, blue = parse_background(colour)
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    return None if (red, green, blue) == (255, 255, 255) else f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _first_of_each_class(train: Sequence[Sample], count: int) -> list[Sample]:

@@ -163,6 +163,7 @@ def _put_record(
         prototypes=_put_tensors(store, identity, "prototypes", {"prototypes": view.prototypes}),
         metrics=_metrics(data, result),
         evidence=_put_tensors(store, identity, "evidence", evidence.tensors()),
+        background=data.train.background,
     )
     record = put_expert(store, record)
     drop_training_state(store, identity)

@@ -37,8 +37,10 @@ class Sample:
 class ImageSet:
     """Labelled images in a fixed order. Holds no pixels: a folder's images stay on disk until they are used."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
+    def __init__(self, samples: Sequence[Sample], *, background: str | None = None) -> None:
         self.samples = tuple(samples)
+        self.background = background
+        """Colour under transparent pixels, as `#rrggbb`; None: white."""
         self.labels = np.array([sample.label for sample in self.samples], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class ImageSet:
 
     def image(self, index: int) -> Image.Image:
         """The decoded image, RGB. Raises `ImageError` naming the file."""
-        return decode(self.encoded(index), self.samples[index].origin)
+        return decode(self.encoded(index), self.samples[index].origin, background=self.background)
 
     def broken(self) -> list[str]:
         """Decode every image once, and return what is wrong with those that cannot be decoded."""

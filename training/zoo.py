@@ -23,7 +23,7 @@ from PIL import Image
 
 from fusion.errors import DataError
 from training.images import Sample, sha256_of
-from training.sources import RawTask, is_test_share
+from training.raw_task import RawTask, is_test_share
 
 PREFIX = "torchvision:"
 
@@ -73,7 +73,7 @@ def read_torchvision(source: str) -> RawTask:
     else:
         hidden = [sample for sample in shown if is_test_share(sample.sha256)]
         shown = [sample for sample in shown if not is_test_share(sample.sha256)]
-    return RawTask(_classes(name, train), _TEMPLATES.get(name), shown, hidden)
+    return RawTask(_classes(name, train), _TEMPLATES.get(name), shown, hidden, layout="torchvision")
 
 
 def _make(name: str, factory: Callable[..., Any], root: Path, can_download: bool, **arguments: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.fuse import JsonOption
-from cluster.output import console, print_json, table
+from cluster.output import console, errors, print_json, table
 from cluster.service_client import predict_over_http
 from fusion.answers.label_spaces import Query
 from fusion.answers.options import PredictOptions
@@ -69,6 +69,8 @@ def predict(
     if as_json:
         print_json(answer)
         return
+    for warning in answer.get("warnings", []):
+        errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
     rows = [
         (p["image"], p["label"] or "unknown", p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
         for p in answer["predictions"]
@@ -98,7 +100,8 @@ def _predict_from_store(
     query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, abstain=abstain, **given)
     view = predictor.view(version)
     preprocess = preprocess_config(predictor.shelf.base.clip.preprocess_cfg)
-    decoded = [decode(data, name, preprocess=preprocess) for name, data in files]
+    background = view.background(task)
+    decoded = [decode(data, name, preprocess=preprocess, background=background) for name, data in files]
     predictions = predictor.predict(decoded, query, view=view)
     return {
         "version": view.version,
@@ -108,6 +111,7 @@ def _predict_from_store(
             ImagePrediction.of(name, prediction).model_dump()
             for (name, _), prediction in zip(files, predictions, strict=True)
         ],
+        "warnings": list(predictions[0].warnings),
         "expert_forwards": sum(len(prediction.experts) for prediction in predictions),
     }
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from fusion.answers.prompts import prompts
+from fusion.answers.rgb import to_rgb
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.tensors import TensorFile
 from fusion.versions.bases import Base
@@ -52,9 +53,9 @@ class Clip:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Preprocess decoded images: float32 [B, 3, H, W] on the CPU."""
-        return torch.stack([self.preprocess(image.convert("RGB")) for image in images])
+    def pixels(self, images: Sequence[Image.Image], *, background: str | None = None) -> torch.Tensor:
+        """Preprocess opened or decoded images: float32 [B, 3, H, W] on the CPU. `background`: see `to_rgb`."""
+        return torch.stack([self.preprocess(to_rgb(image, background=background)) for image in images])
 
     @torch.inference_mode()
     def image_features(self, pixels: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:

@@ -7,13 +7,15 @@ whatever Pillow raises becomes an `ImageError` that names the image.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from fusion.answers.options import MAX_PIXELS
-from fusion.errors import ImageError
+from fusion.answers.rgb import to_rgb, upright_size
+from fusion.errors import ConduError, ImageError
 
 if TYPE_CHECKING:
     from open_clip.transform import PreprocessCfg
@@ -22,39 +24,109 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000
 """Accepted formats, by Pillow's names; of several frames the first. Not everything that Pillow opens: its decoders for
 rare formats are little tested against hostile input, and EPS starts another program."""
 
+SUFFIXES = tuple(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".pfm",
+        ".avif",
+        ".avifs",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".j2c",
+        ".jpc",
+        ".jpf",
+    ]
+)
+"""What files of these formats are called, in lower case."""
+
+_SIGNATURES = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
+    (rb"....ftypavi[fs]", "AVIF"),
+    (rb"....jP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
+    (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "HEIC"),
+    (rb"%PDF-", "PDF"),
+    (rb"%!PS", "PostScript"),
+    (rb"8BPS", "Photoshop"),
+    (rb"\x00\x00\x01\x00", "ICO"),
+    (rb"#\?RADIANCE|#\?RGBE", "Radiance HDR"),
+    (rb"\x76\x2f\x31\x01", "OpenEXR"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
+    (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg|<svg)", "SVG"),
+)
+_SIGNATURE_BYTES = 512
+
 
 def decode(
-    encoded: bytes, name: str, *, max_pixels: int = MAX_PIXELS, preprocess: PreprocessCfg | None = None
+    encoded: bytes,
+    name: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    preprocess: PreprocessCfg | None = None,
+    background: str | None = None,
 ) -> Image.Image:
-    """Decode an image to RGB.
+    """Decode an image to RGB: upright, in sRGB, on a ground where it is transparent (see `fusion.answers.rgb`).
 
     Args:
         encoded: the image file.
         name: what errors call it.
         max_pixels: ceiling for the decoded image and, with `preprocess`, for the resized one.
         preprocess: of the model that will see it. None: how it would be resized is not judged.
+        background: colour under transparent pixels, a CSS name or `#rrggbb`; None: white.
     Raises:
-        ImageError: empty, of no accepted format, damaged, or too large.
+        ImageError: empty, of no accepted format, damaged, too large, or of numbers without a known black and white.
     """
     if not encoded:
         raise ImageError(f"{name} is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # judged below, by our limit
+            warnings.simplefilter("ignore")  # sizes are judged below, by our limit; damage that decodes is no error
             image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        with image:
-            _check_size(image.size, name, max_pixels)
-            if preprocess is not None:
-                _check_resized(image.size, name, max_pixels, preprocess)
-            return image.convert("RGB")
-    except ImageError:
+            with image:
+                _check_size(image.size, name, max_pixels)
+                if preprocess is not None:
+                    _check_resized(upright_size(image), name, max_pixels, preprocess)
+                return to_rgb(image, name, background=background)
+    except ConduError:
         raise
     except Image.DecompressionBombError:
         raise ImageError(f"{name} has more than the {max_pixels} pixels that are decoded: scale it down") from None
     except Image.UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image ({', '.join(FORMATS)} are accepted)") from None
+        raise ImageError(_not_an_image(encoded, name)) from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise ImageError(f"{name} is damaged and cannot be decoded ({error})") from error
+        raise ImageError(f"{name} is damaged and cannot be decoded ({error or type(error).__name__})") from error
+
+
+def _not_an_image(encoded: bytes, name: str) -> str:
+    """Why Pillow can't open the bytes, as far as their beginning tells."""
+    start = encoded[:_SIGNATURE_BYTES]
+    kind = next((kind for pattern, kind in _SIGNATURES if re.match(pattern, start, re.DOTALL)), None)
+    accepted = ", ".join(FORMATS)
+    if kind in FORMATS:
+        return f"{name} is damaged, or a kind of {kind} that cannot be decoded: save it again, as JPEG or PNG"
+    if kind is not None:
+        return f"{name} is not an image ({accepted} are accepted) but {kind}: export it as JPEG or PNG"
+    return f"{name} is not an image ({accepted} are accepted)"
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:

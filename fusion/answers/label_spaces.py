@@ -128,6 +128,7 @@ class Plan:
         matched: with `labels`, by task: the labels that it was taught, and the class that each of them means there.
         rule: the rule that made the plan and combines its logits; None in label space `task`.
         context: what the rule knows of the images beside the logits to come.
+        warnings: what may be wrong with the question, a sentence each.
     """
 
     query: Query
@@ -137,6 +138,7 @@ class Plan:
     matched: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     rule: Any = None
     context: Any = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Prediction:
             averaged over which task that may be, in [0, 1]; None where the rule has no evidence to tell it from.
         unknown: whether the image is too unusual to be answered; None where nobody asked, or nothing tells.
         matched: with `labels`, by task: the labels that it was taught, and the class that each of them means there.
+        warnings: what may be wrong with the question, such as a text that the model cuts; a sentence each.
     """
 
     label: str | None
@@ -165,6 +168,7 @@ class Prediction:
     familiarity: float | None = None
     unknown: bool | None = None
     matched: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def needs_base(query: Query, view: View) -> bool:

@@ -111,7 +111,7 @@ class Predictor:
         return self._views.load(self.versions.read(version))
 
     def predict(self, images: Sequence[Image.Image], query: Query, *, view: View | None = None) -> list[Prediction]:
-        """Answers for decoded images, in their order.
+        """Answers for opened or decoded images, in their order.
 
         Raises `LabelSpaceError`, `UnknownTaskError` before any model runs.
         """
@@ -119,7 +119,7 @@ class Predictor:
         query.check(view)
         if not images:
             return []
-        pixels = self.shelf.base.clip.pixels(images)
+        pixels = self.shelf.base.clip.pixels(images, background=view.background(query.task))
         features = self.shelf.base.clip.image_features(pixels) if needs_base(query, view) else None
         steps = plan(query, view, features, num_images=len(images))
         return answer(steps, [self._run(job, view, pixels, features) for job in steps.jobs])

@@ -32,6 +32,7 @@ class TaskView:
         evidence: None for a task that was learned before evidence was kept, or fused from plain weights.
         aliases: class to other texts that mean it.
         has_expert: False for a task that the frozen base answers, with the task's evidence.
+        background: colour under an image's transparent pixels, as in training; None: white.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TaskView:
     evidence: Evidence | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_expert: bool = True
+    background: str | None = None
 
     @property
     def temperature(self) -> float:
@@ -66,6 +68,10 @@ class View:
     @property
     def version(self) -> int:
         return self.manifest.version
+
+    def background(self, task: str | None) -> str | None:
+        """Colour under transparent pixels: that of a task which is named and known, else None (white)."""
+        return self.tasks[task].background if task is not None and task in self.tasks else None
 
     def routable(self) -> dict[str, torch.Tensor]:
         """Prototypes of every task that has them."""
@@ -126,6 +132,7 @@ def _task_view(
         evidence=evidence,
         aliases=record.aliases,
         has_expert=record.trigger is not None,
+        background=record.background,
     )
 
 

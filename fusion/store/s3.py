@@ -142,6 +142,9 @@ class S3Store:
         """None: the scratch folder belongs to one process, which removes it."""
         return ()
 
+    def _shows(self, key: str) -> bool:
+        return is_key(key)
+
     def _name(self, key: str) -> str:
         return self._prefix + check_key(self.url, key)
 
@@ -175,7 +178,7 @@ class S3Store:
             page = self._client.call("list_objects_v2", prefix, Prefix=self._prefix + prefix, **position)
             for entry in page.get("Contents", []):
                 key = entry["Key"].removeprefix(self._prefix)
-                if is_key(key) and key > start_after:
+                if self._shows(key) and key > start_after:
                     found.append(ObjectInfo(key, entry["Size"], entry["LastModified"].timestamp()))
             if not page.get("IsTruncated"):
                 break

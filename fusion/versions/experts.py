@@ -30,6 +30,7 @@ class ExpertRecord:
         prototypes: safetensors with `prototypes`, float32 [C, D] in the base's embedding space; None for an expert
             that came without images.
         evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
+        background: colour under transparent pixels, as `#rrggbb`; None: white.
         metrics: final loss, seconds, and anything else that the training reports.
     """
 
@@ -42,6 +43,7 @@ class ExpertRecord:
     prototypes: BlobRef | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     evidence: BlobRef | None = None
+    background: str | None = None
 
     @property
     def content(self) -> BlobRef:
@@ -66,6 +68,7 @@ class ExpertRecord:
                 prototypes=BlobRef.from_json(value["prototypes"]) if value["prototypes"] else None,
                 metrics=dict(value["metrics"]),
                 evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,
+                background=value.get("background"),
             )
         except (KeyError, TypeError) as error:
             raise FormatError(f"not an expert's record: {error!r} is missing or of another type") from error

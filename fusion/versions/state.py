@@ -31,6 +31,7 @@ class TaskRecord:
         archive: what is kept of the original task vector where it is archived, else None.
         evidence: safetensors: what tells the task's images from others (`answers.evidence`); None where not kept.
         aliases: class to other texts that mean it.
+        background: colour under transparent pixels, as `#rrggbb`; None: white.
     """
 
     task: str
@@ -43,6 +44,7 @@ class TaskRecord:
     archive: BlobRef | None = None
     evidence: BlobRef | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    background: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +58,7 @@ class TaskRecord:
             "archive": self.archive.to_json() if self.archive else None,
             "evidence": self.evidence.to_json() if self.evidence else None,
             "aliases": {name: list(others) for name, others in self.aliases.items()},
+            **({"background": self.background} if self.background else {}),
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class TaskRecord:
                 archive=BlobRef.from_json(value["archive"]) if value["archive"] else None,
                 evidence=BlobRef.from_json(value["evidence"]) if value.get("evidence") else None,
                 aliases={name: tuple(others) for name, others in (value.get("aliases") or {}).items()},
+                background=value.get("background"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FormatError(f"not a task record: {error!r}") from error

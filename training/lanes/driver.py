@@ -30,6 +30,7 @@ from fusion.errors import BlobNotFoundError, DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
+from training.data import with_checked_texts
 from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
@@ -93,7 +94,7 @@ def run_lanes(
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
-            statuses[index] = replace(status, aliases=planned[index].aliases)
+            statuses[index] = replace(status, aliases=planned[index].aliases, understood=planned[index].understood)
         return list(statuses)
 
     try:
@@ -123,18 +124,26 @@ def plan_tasks(
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
             data = job.load(address.options, verify=True)
+            if base.model_cfg is not None:
+                data = with_checked_texts(data, base.model_cfg)
         except DataError as error:
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)
         if find_expert(store, identity) is not None:
             steps = job.recipe.steps
-            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases)
-        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases)
+            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases, understood=data.summary())
+        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases, data.summary())
 
     with ThreadPoolExecutor(4) as pool:
         plans = list(pool.map(plan, jobs))
     statuses = [
-        TaskStatus(plan.job.name, plan.identity, steps=plan.job.recipe.steps, aliases=plan.aliases)
+        TaskStatus(
+            plan.job.name,
+            plan.identity,
+            steps=plan.job.recipe.steps,
+            aliases=plan.aliases,
+            understood=plan.understood,
+        )
         if isinstance(plan, PlannedTask)
         else plan
         for plan in plans

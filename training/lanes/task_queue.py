@@ -22,7 +22,7 @@ State = Literal["waiting", "training", "done", "failed"]
 
 @dataclass(frozen=True)
 class TaskJob:
-    """One task to train: where its data lies, not the data. Classes, templates and aliases replace the source's."""
+    """One task to train: where its data lies, not the data. What is not None replaces what the source says."""
 
     name: str
     source: str
@@ -31,6 +31,9 @@ class TaskJob:
     classes: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
     aliases: Mapping[str, tuple[str, ...]] | None = None
+    background: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def load(self, options: S3Options | None, *, verify: bool) -> TaskData:
         """Read the task's data, as `load_task_data` does. Raises `DataError`."""
@@ -40,6 +43,9 @@ class TaskJob:
             classes=self.classes,
             templates=self.templates,
             aliases=self.aliases,
+            background=self.background,
+            image_column=self.image_column,
+            label_column=self.label_column,
             few_shot=self.recipe.few_shot,
             verify=verify,
             options=options,
@@ -48,13 +54,14 @@ class TaskJob:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A job whose data was read once: the identity that its expert will have, attempts left by earlier runs, and the
-    data's aliases, which are no part of the identity."""
+    """A job whose data was read once: the identity that its expert will have, attempts left by earlier runs, the data's
+    aliases, which are no part of the identity, and what was understood of its source."""
 
     job: TaskJob
     identity: str
     attempts_before: int = 0
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    understood: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class TaskStatus:
         lane, worker: the lane that trains it or did so last, and host and process id of its rank 0.
         seconds: since a lane took it; its training time once it is done.
         aliases: other texts that mean the classes, for whoever fuses the task.
+        understood: what was understood of its source, in one line.
     """
 
     name: str
@@ -84,6 +92,7 @@ class TaskStatus:
     worker: str | None = None
     seconds: float = 0.0
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    understood: str = ""
 
     @property
     def settled(self) -> bool:

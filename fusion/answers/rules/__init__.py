@@ -8,7 +8,9 @@ Letters: B images, C classes, D dimensions, T tasks.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -18,6 +20,7 @@ from fusion.answers.rules.heads import head_logits
 from fusion.answers.rules.matched import Matched
 from fusion.answers.rules.mean import Mean
 from fusion.answers.rules.ranking import ranked
+from fusion.answers.tokens import check_texts
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
 
@@ -58,7 +61,28 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
         query: checked against the view.
         base_features: unit base features, float32 [B, D]; None if `needs_base` is False.
         num_images: B.
+    Raises:
+        LabelSpaceError: labels that become the same tokens, which no model could tell apart.
     """
+    warnings = _text_warnings(query, view)
+    return replace(_planned(query, view, base_features, num_images), warnings=warnings)
+
+
+def _text_warnings(query: Query, view: View) -> tuple[str, ...]:
+    """Texts of the question that the model cuts."""
+    model_cfg = view.manifest.base.model_cfg
+    if model_cfg is None or query.label_space == "seen":
+        return ()
+    task = view.tasks[query.task] if query.task is not None else None
+    texts = (task.classes, task.templates) if task else (tuple(query.labels), tuple(query.templates))
+    found = check_texts(json.dumps(model_cfg, sort_keys=True), *texts)
+    if task is None and (problem := found.problem()):
+        raise LabelSpaceError(problem)
+    warning = found.warning()
+    return (warning,) if warning else ()
+
+
+def _planned(query: Query, view: View, base_features: torch.Tensor | None, num_images: int) -> Plan:
     if query.label_space != "task":
         assert base_features is not None
         return open_rule(query.rule, view).plan(query, view, base_features)
@@ -74,6 +98,11 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
 
 def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
     """Combine the logits of a plan's jobs, in their order."""
+    found = _answered(plan, logits)
+    return [replace(one, warnings=plan.warnings) for one in found] if plan.warnings else found
+
+
+def _answered(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
     if plan.rule is not None:
         predictions: list[Prediction] = plan.rule.answer(plan, logits)
         return predictions

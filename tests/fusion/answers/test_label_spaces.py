@@ -19,7 +19,7 @@ E = torch.eye(4)
 
 def view(**tasks: tuple[tuple[str, ...], torch.Tensor | None]) -> View:
     views = {n: TaskView(n, classes, ("a {}.",), f"{n}@1", protos) for n, (classes, protos) in tasks.items()}
-    return View(cast(Any, SimpleNamespace(version=3)), views)
+    return View(cast(Any, SimpleNamespace(version=3, base=SimpleNamespace(model_cfg=None))), views)
 
 
 PETS_AND_FOOD = view(pets=(("cat", "dog"), E[:2]), food=(("pie", "cat"), E[2:]), plain=((), None))

@@ -38,7 +38,7 @@ def task(name: str, classes: tuple[str, ...], first: int, *, seed: int, **more: 
 def view_of(*tasks: TaskView) -> View:
     views = {one.name: one for one in tasks}
     router = Router({one.name: one.evidence for one in tasks if one.evidence is not None})
-    return View(cast(Any, SimpleNamespace(version=1)), views, router)
+    return View(cast(Any, SimpleNamespace(version=1, base=SimpleNamespace(model_cfg=None))), views, router)
 
 
 PETS, DIGITS = task("pets", ("cat", "dog"), 0, seed=1), task("digits", ("0", "1", "2"), 3, seed=2)

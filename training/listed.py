@@ -1,0 +1,84 @@
+"""Images that a table of paths and labels lists: CSV, TSV or JSON lines, as `metadata.csv` beside the images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from fusion.errors import DataError
+from training.raw_task import RawTask, read_task_json
+from training.rows import LABEL_COLUMNS, WHOLE, Columns, Row, parts_of, pick, task_of_rows
+from training.splits import split_of
+from training.tree import Tree, names
+
+PATH_COLUMNS = ("file_name", "filename", "path", "file", "image", "image_path", "filepath")
+_SPLIT_COLUMN = "split"
+_STEMS = ("metadata", "labels", "annotations", "index")
+
+
+def tables_in(tree: Tree) -> list[str]:
+    """The tables of a tree that list its images, by their names and places."""
+    found = []
+    for key in tree.files:
+        path = PurePosixPath(key)
+        if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson") and len(path.parts) <= 2:
+            stem = path.stem.casefold()
+            if stem in _STEMS or split_of(stem):
+                found.append(key)
+    return sorted(found)
+
+
+def read_listed(tree: Tree, keys: list[str], columns: Columns) -> RawTask:
+    """The images that the tables list. Raises `DataError`."""
+    parts: dict[str, list[Row]] = {}
+    missing: list[str] = []
+    for part, tables in parts_of(tree.root, keys).items():
+        for key in tables:
+            for split, row in _rows(tree, key, columns, missing):
+                parts.setdefault(split or part, []).append(row)
+    if missing:
+        raise DataError(f"{tree.root}: {len(missing)} listed files are not there: {names(missing)}")
+    if WHOLE in parts and len(parts) > 1:
+        raise DataError(f"{tree.root}: {len(parts[WHOLE])} rows of {names(keys)} say no split, others do")
+    note = f"labels are those of {names(keys)}"
+    info = read_task_json(tree)
+    return task_of_rows(tree.root, parts, info, class_names=None, layout="a list of files", notes=[*tree.notes, note])
+
+
+def _rows(tree: Tree, key: str, columns: Columns, missing: list[str]) -> list[tuple[str, Row]]:
+    path = f"{tree.root}/{key}"
+    records = _records(path, key, tree.files[key]())
+    present = list(dict.fromkeys(name for record in records for name in record))
+    if not records:
+        raise DataError(f"{path} lists no images")
+    file = pick(path, "image", columns.image, present, PATH_COLUMNS)
+    label = pick(path, "label", columns.label, present, LABEL_COLUMNS)
+    folder = PurePosixPath(key).parent
+    found = []
+    for number, record in enumerate(records):
+        name = str(record.get(file) or "").replace("\\", "/").removeprefix("./")
+        places = [str(folder / name), name]
+        read = next((tree.files[place] for place in places if place in tree.files), None)
+        if read is None:
+            missing.append(name or f"row {number}")
+            continue
+        split = str(record.get(_SPLIT_COLUMN) or "")
+        found.append((split if split_of(split) else "", Row(f"{tree.root}/{name}", record.get(label), read())))
+    texts = [row.label for _, row in found]
+    if all(isinstance(text, str) and text.strip().isdigit() for text in texts):  # CSV has no types
+        found = [(split, Row(row.origin, int(row.label), row.image)) for split, row in found]
+    return found
+
+
+def _records(path: str, key: str, data: bytes) -> list[dict[str, Any]]:
+    try:
+        text = data.decode("utf-8-sig")
+        if key.lower().endswith((".csv", ".tsv")):
+            delimiter = "\t" if key.lower().endswith(".tsv") else ","
+            return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
