@@ -20,6 +20,7 @@ from cluster.fusion_resources import fusion_resources
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
 from cluster.ordered_fusion import OrderedFuser
 from cluster.progress import TaskProgress
+from cluster.run_metrics import RunMetrics
 from fusion.errors import ConfigError, TaskNameError
 from fusion.fuse import check_parent
 from fusion.store import Store
@@ -143,6 +144,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
     }
     with TaskProgress(enabled=show) as progress:
         fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd)
+        metrics = RunMetrics()
         first = True
 
         def on_status(statuses: list[TaskStatus]) -> None:
@@ -153,6 +155,7 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
                 client.start(timeout_s=lanes.startup_timeout_s)  # it takes its share before the lanes take the rest
             first = False
             progress.update(statuses)
+            metrics.update(statuses)
             fuser.update(statuses)
 
         with run.stage("train"):
