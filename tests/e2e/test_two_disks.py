@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -92,6 +93,42 @@ def test_a_store_or_data_that_a_node_lacks_is_named_before_anything_trains(apart
         assert [info.key for info in apart.store.list("") if not info.key.startswith("bases/")] == []
 
 
+def test_doctor_asks_every_node_and_names_those_that_differ(apart: Project) -> None:
+    store, data = apart.folder / "store", apart.folder / "data"
+    store.mkdir()
+    with TwoNodes(apart, [store, data], num_cpus=(2, 2)) as nodes:
+        apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, unseen=None)
+        done = apart.condu("doctor", "condu.yaml", "--cluster", "--json")
+        assert done.returncode == 1, done.stderr
+        checks = {check["what"]: check for check in json.loads(done.stdout)}
+        assert "has another store at" in checks["shared"]["problem"]
+        assert "lacks" in checks["data"]["problem"]
+        assert "RAY_AUTH_MODE=token" in checks["token"]["problem"]
+        for what in ("nodes", "python", "ray", "condu", "torch", "clocks", "caches", "gpus", "proxies"):
+            assert checks[what]["problem"] is None, checks[what]
+        assert checks["nodes"]["found"].count("(2 CPU, 0 GPU)") == 2
+
+
+def test_doctor_asks_a_cluster_only_where_one_is_named(apart: Project) -> None:
+    done = apart.condu("doctor", "condu.yaml", "--cluster")
+    assert done.returncode == 2
+    assert "ray: {address: auto}" in done.stderr
+
+
+def test_a_service_is_ready_and_says_where_though_its_own_node_has_no_proxy(apart: Project) -> None:
+    """The driver runs on a node without a replica: Serve has its proxies on the head and where replicas are."""
+    with TwoNodes(apart, [], num_cpus=(2, 0)) as nodes:
+        apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, unseen=None)
+        assert apart.condu("run", "condu.yaml", "--no-evaluate").returncode == 0
+        with apart.service() as (url, process):
+            said = apart.condu("status", "condu.yaml", "--json")
+            (session,) = json.loads(said.stdout)["sessions"]
+            assert session["service"]["urls"] == [url]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 0, apart.log()
+        assert url in apart.log()
+
+
 def test_a_set_that_one_node_can_t_measure_is_measured_by_another_or_named(apart: Project) -> None:
     data = apart.folder / "data"
     with TwoNodes(apart, [data], num_cpus=(1, 2)) as nodes:
@@ -99,15 +136,12 @@ def test_a_set_that_one_node_can_t_measure_is_measured_by_another_or_named(apart
         apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, train=train, fusion={"num_cpus": 0})
         done = apart.condu("run", "condu.yaml", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
-        away = data.with_name("data-away")
-        data.rename(away)
-        data.mkdir()
-        (data / "colours").symlink_to(away / "colours")
-        (data / "shapes").symlink_to(away / "shapes")
+        (data / "unseen").rename(apart.folder / "away")
         done = apart.condu("run", "condu.yaml", "--json")
         said = " ".join(done.stderr.split())
         assert done.returncode == 1, done.stdout + done.stderr
         assert "no node could measure red-or-circle: on " in said
+        assert said.count("does not exist") == 2, "each node says what it lacks"
         assert "Traceback" not in said
         assert "bug" not in said
 
