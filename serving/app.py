@@ -15,6 +15,7 @@ from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
 from serving.ingress import Ingress
+from serving.one_service import refuse_other_store
 from serving.options import ServiceOptions
 from serving.proxies import addresses, wait_until_ready
 from serving.replicas import BaseReplica, ExpertReplica, expert_window
@@ -54,7 +55,7 @@ def start(options: ServiceOptions) -> list[str]:
     """Start the service, or update the running one. Returns where it answers, once it is ready on every proxy.
 
     Raises:
-        ConfigError: no cluster, or the port is in use.
+        ConfigError: no cluster, the port is in use, or the cluster serves another store.
         UnknownVersionError: the store has no version.
         BaseMismatchError: the base has no architecture, so there is no model to run.
         StartError: replicas did not start; names them and the reason.
@@ -62,6 +63,7 @@ def start(options: ServiceOptions) -> list[str]:
     if not ray.is_initialized():
         raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
+    refuse_other_store(options.address.open().url)
     if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
     _warn_if_too_large(options)
