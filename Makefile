@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick-tests lint bench bench-fusion soak base data clean
+.PHONY: help setup demo test check quick-tests lint bench bench-fusion soak soak-machines base data clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -56,7 +56,10 @@ bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14
 	@$(BIN)/python -m benchmarks.lowrank_time
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
-	@$(BIN)/python -m pytest -m soak --timeout 3600
+	@$(BIN)/python -m pytest -m soak --ignore tests/soak --timeout 3600
+
+soak-machines: $(READY)  ## Tests whose machines die, in namespaces: needs root; about an hour on 2 cores
+	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak
 
 base: $(BUILD_READY)  ## Rebuild the demo's base from its packages (about an hour; see demo/build/README.md)
 	@$(MALLOC) $(BUILD)/bin/python -m demo.build.base --cache $(BUILD_CACHE)

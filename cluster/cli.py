@@ -15,6 +15,7 @@ import typer.core
 
 from cluster.commands.mode_options import expand_mode_options
 from cluster.output import errors
+from cluster.session import interrupt_on_sigterm
 from fusion.errors import ConduError, ConfigError
 
 _COMMANDS = {
@@ -93,6 +94,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `condu` command: runs it, and turns every error into one message and an exit code."""
+    interrupt_on_sigterm()  # from the first moment: a job that is stopped ends like one with Ctrl-C
     try:
         app()
     except ConfigError as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
-from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import ray
@@ -17,7 +15,9 @@ from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
 from serving.ingress import Ingress
+from serving.one_service import refuse_other_store
 from serving.options import ServiceOptions
+from serving.proxies import addresses, wait_until_ready
 from serving.replicas import BaseReplica, ExpertReplica, expert_window
 from serving.status import APP_NAME, BASE, EXPERTS, INGRESS
 from serving.watch import newest_readable
@@ -51,11 +51,11 @@ def build_app(options: ServiceOptions) -> serve.Application:
     return ingress.bind(options, base.bind(options), experts.bind(options))
 
 
-def start(options: ServiceOptions) -> None:
-    """Start the service, or update the running one, and return when it is ready to answer.
+def start(options: ServiceOptions) -> list[str]:
+    """Start the service, or update the running one. Returns where it answers, once it is ready on every proxy.
 
     Raises:
-        ConfigError: no cluster, or the port is in use.
+        ConfigError: no cluster, the port is in use, or the cluster serves another store.
         UnknownVersionError: the store has no version.
         BaseMismatchError: the base has no architecture, so there is no model to run.
         StartError: replicas did not start; names them and the reason.
@@ -63,6 +63,7 @@ def start(options: ServiceOptions) -> None:
     if not ray.is_initialized():
         raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
+    refuse_other_store(options.address.open().url)
     if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
     _warn_if_too_large(options)
@@ -78,7 +79,12 @@ def start(options: ServiceOptions) -> None:
     serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + options.start_timeout_s
     _wait_until_running(deadline)
-    _wait_until_ready(options, deadline)
+    try:
+        where = addresses(wait_until_ready(options.host, options.port, deadline))
+    except TimeoutError as late:
+        raise StartError(f"the service was not ready after {options.start_timeout_s:g} s: {str(late)[:500]}") from late
+    logger.info("serving at=%s", ",".join(where))
+    return where
 
 
 def stop(*, timeout_s: float = 60.0) -> None:
@@ -178,23 +184,3 @@ def _what_is_wrong(app: Any) -> str:
             last = [line for line in deployment.message.splitlines() if line.strip()][-_MESSAGE_LINES:]
             problems.append(f"{name} is {deployment.status}: " + " | ".join(last))
     return "; ".join(problems)
-
-
-def _wait_until_ready(options: ServiceOptions, deadline: float) -> None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
-    last = "no answer"
-    while time.monotonic() < deadline:
-        try:
-            connection = HTTPConnection(host, options.port, timeout=5)
-            connection.request("GET", "/readyz")
-            answer = connection.getresponse()
-            last = answer.read().decode(errors="replace")
-            if answer.status == 200:
-                logger.info("serving host=%s port=%d version=%s", host, options.port, json.loads(last)["version"])
-                return
-        except (OSError, HTTPException) as error:
-            last = f"{type(error).__name__}: {error}"
-        finally:
-            connection.close()
-        time.sleep(0.2)
-    raise StartError(f"{host}:{options.port}/readyz was not ready after {options.start_timeout_s:g} s: {last[:500]}")

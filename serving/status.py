@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 
@@ -14,7 +15,7 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
     """The service of a store (`Store.url`) on this cluster, as JSON values; None if there is none.
 
     Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `ingress`: the
-        `Ingress.describe` of each of its replicas; empty while it starts.
+        `Ingress.describe` of each of its replicas; empty while it starts; and `urls`, where it answers.
     """
     actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
     if not any(actor["namespace"] == "serve" for actor in actors):
@@ -35,4 +36,17 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
         name: {ReplicaState(state).value: count for state, count in deployment.replica_states.items() if count}
         for name, deployment in app.deployments.items()
     }
-    return {"status": ApplicationStatus(app.status).value, "replicas": replicas, "ingress": ingress}
+    return {
+        "status": ApplicationStatus(app.status).value,
+        "replicas": replicas,
+        "ingress": ingress,
+        "urls": _where(ingress),
+    }
+
+
+def _where(ingress: list[dict[str, Any]]) -> list[str]:
+    """Where Serve's proxies answer, from what a replica was told to listen on."""
+    from serving.proxies import addresses, find_proxies
+
+    told = urlsplit(ingress[0]["url"]) if ingress else None
+    return addresses(find_proxies(told.hostname, told.port)) if told and told.hostname and told.port else []
