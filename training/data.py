@@ -57,10 +57,10 @@ class TaskData:
 
     def summary(self) -> str:
         """What was understood of the source, in one line."""
-        trained = f"{len(self.train)} + " if len(self.train) else ""
-        counts = (
-            f"{len(self.classes)} classes, {trained}{len(self.test)} images to {'train and ' if trained else ''}test"
-        )
+        images = f"{len(self.train)} + {len(self.test)} images to train and test"
+        if not len(self.train):
+            images = f"{len(self.test)} images to test"
+        counts = f"{len(self.classes)} classes, {images}"
         said = [f"{self.layout}, {counts}", *self.notes, *(f"WARNING: {warning}" for warning in self.warnings)]
         return "; ".join(said)
 
