@@ -9,12 +9,14 @@ import open_clip
 from open_clip.pretrained import list_pretrained_tags_by_model
 
 from cluster.config import BaseConfig
-from fusion.answers.clip import describe_architecture
+from fusion.answers.clip import describe_architecture, layout_of
 from fusion.errors import ConfigError
 from fusion.store import Store
 from fusion.store.blobs import scratch_file
-from fusion.tensors import write_tensors
+from fusion.tensors import TensorFile, write_tensors
 from fusion.versions.bases import Base, put_base
+
+_SHOWN = 4
 
 
 def resolve_base(config: BaseConfig, store: Store) -> Base:
@@ -28,12 +30,40 @@ def resolve_base(config: BaseConfig, store: Store) -> Base:
         if not path.is_file():
             raise ConfigError(f"base.weights: {path}: no such file")
         name, model_cfg, preprocess_cfg = describe_architecture(config.architecture)
+        _check_fits(path, config.architecture, model_cfg, preprocess_cfg)
         return put_base(store, path, architecture=name, model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
     model, name, model_cfg = _published(config)
     preprocess = getattr(model.visual, "preprocess_cfg", {})
     with scratch_file(store) as path:
         write_tensors(path, {key: value.contiguous() for key, value in model.state_dict().items()})
         return put_base(store, path, architecture=name, model_cfg=model_cfg, preprocess_cfg=_jsonable(preprocess))
+
+
+def _check_fits(path: Path, architecture: str, model_cfg: dict[str, Any], preprocess_cfg: dict[str, Any]) -> None:
+    """Refuse weights of another architecture before anything is stored or started. Raises `ConfigError`."""
+    wanted = layout_of(model_cfg, preprocess_cfg)
+    found = {name: spec.shape for name, spec in TensorFile(path).specs.items()}
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    other = [
+        f"{name} has shape {list(found[name])}, the architecture has {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    if missing or extra:
+        raise ConfigError(
+            f"base.weights: {path} does not fit base.architecture {architecture}: the file lacks {_some(missing)}, and "
+            f"has {_some(extra)} that the architecture lacks"
+        )
+    if other:
+        more = f"; and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+        raise ConfigError(
+            f"base.weights: {path} does not fit base.architecture {architecture}: {'; '.join(other[:_SHOWN])}{more}"
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "nothing") + more
 
 
 def _published(config: BaseConfig) -> tuple[Any, str, dict[str, Any]]:

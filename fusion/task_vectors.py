@@ -39,6 +39,10 @@ class TaskVector(Protocol):
         """One of those buffers (uint16 for bfloat16)."""
         ...
 
+    def not_finite(self, name: str) -> str:
+        """Why a tensor of the task vector is not finite, for a message: whose fault it is, and what to do."""
+        ...
+
 
 class ExpertVector:
     """delta = theta - theta_0 of a full state dict. Raises `StateDictError` unless its layout is the base's."""
@@ -53,7 +57,17 @@ class ExpertVector:
         base_N, delta_N = buffers.take("base", chunk.size), buffers.take("delta", chunk.size)
         self._base.read_float32(chunk.name, chunk.start, base_N)
         self._weights.read_float32(chunk.name, chunk.start, delta_N)
-        return np.subtract(delta_N, base_N, out=delta_N if out_N is None else out_N)
+        moved_N = delta_N if out_N is None else out_N
+        with np.errstate(invalid="ignore"):
+            np.subtract(delta_N, base_N, out=moved_N)
+        if not math.isfinite(float(moved_N.sum())):
+            self._equal_infinities(chunk, base_N, moved_N, buffers.take("own", chunk.size))
+        return moved_N
+
+    def _equal_infinities(self, chunk: Chunk, base_N: np.ndarray, moved_N: np.ndarray, own_N: np.ndarray) -> None:
+        """No change where base and expert have the same infinity, as in an attention mask: it is not NaN."""
+        self._weights.read_float32(chunk.name, chunk.start, own_N)
+        moved_N[np.isinf(base_N) & (base_N == own_N)] = 0
 
     def changed_buffers(self) -> Mapping[str, TensorSpec]:
         return self._changed
@@ -74,6 +88,15 @@ class ExpertVector:
             return self._weights.array(name)
         return as_array(self._weights.tensor(name).to(self._base.tensor(name).dtype))  # a bf16 expert, an fp32 base
 
+    def not_finite(self, name: str) -> str:
+        base = self._base.float32(name)
+        if np.isnan(base).any() or (np.isinf(base) & (base != self._weights.float32(name))).any():
+            return (
+                f"the base ({self._base.label}): its tensor {name!r} holds NaN or infinite values, so no expert "
+                "of it can be fused. Use an undamaged file of the base"
+            )
+        return _diverged(self.label, name)
+
 
 class ArchivedVector:
     """delta as an archive holds it: `delta/NAME` in float16 or bfloat16, `buffer/NAME` as the expert had it."""
@@ -93,6 +116,9 @@ class ArchivedVector:
     def buffer(self, key: str) -> np.ndarray:
         return self._archive.array(key)
 
+    def not_finite(self, name: str) -> str:
+        return _diverged(self.label, name)
+
 
 def open_archive(base: TensorFile, archive: TensorFile) -> TaskVector:
     """The task vector of an archive, which is the expert's own file or a file of differences."""
@@ -104,7 +130,11 @@ def open_archive(base: TensorFile, archive: TensorFile) -> TaskVector:
 def check_finite(sums: np.ndarray, vector: TaskVector, name: str) -> None:
     """Refuse a task vector whose sums of |delta| are not finite. Raises `StateDictError`."""
     if not math.isfinite(float(sums.sum())):
-        raise StateDictError(
-            f"{vector.label}: tensor {name!r} holds NaN or infinite values: its training diverged. "
-            "Train it again with a lower learning rate"
-        )
+        raise StateDictError(vector.not_finite(name))
+
+
+def _diverged(label: str, name: str) -> str:
+    return (
+        f"{label}: tensor {name!r} holds NaN or infinite values: its training diverged. Train it again with a lower "
+        "learning rate"
+    )

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 import condu
+from fusion.answers.images import FORMATS
+from training.listed import PATH_COLUMNS
+from training.rows import IMAGE_COLUMNS, LABEL_COLUMNS
+from training.splits import split_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_PAGE = ROOT / "docs" / "python.md"
@@ -62,3 +66,11 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert other.exists(), f"{page.name} links to {target}"
         if anchor:
             assert anchor in anchors(other), f"{page.name} links to {target}"
+
+
+def test_the_data_page_names_every_format_and_column_and_its_names_of_splits_are_understood() -> None:
+    page = (ROOT / "docs" / "data.md").read_text()
+    assert [name for name in FORMATS if name not in page] == []
+    assert [name for name in (*IMAGE_COLUMNS, *LABEL_COLUMNS, *PATH_COLUMNS) if f"`{name}`" not in page] == []
+    (paragraph,) = re.findall(r"^\*\*Splits\.\*\* (.*?)^Without", page, re.DOTALL | re.MULTILINE)
+    assert [name for name in re.findall(r"`(\w+)`", paragraph) if split_of(name) is None] == []

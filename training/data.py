@@ -57,7 +57,10 @@ class TaskData:
 
     def summary(self) -> str:
         """What was understood of the source, in one line."""
-        counts = f"{len(self.classes)} classes, {len(self.train)} + {len(self.test)} images to train and test"
+        images = f"{len(self.train)} + {len(self.test)} images to train and test"
+        if not len(self.train):
+            images = f"{len(self.test)} images to test"
+        counts = f"{len(self.classes)} classes, {images}"
         said = [f"{self.layout}, {counts}", *self.notes, *(f"WARNING: {warning}" for warning in self.warnings)]
         return "; ".join(said)
 
@@ -187,7 +190,7 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
         {name: tuple(others) for name, others in meant.items()},
         raw.layout,
         (*raw.notes, *notes),
-        tuple(_doubts(classes)),
+        tuple(_doubts(classes, train, raw.test or [])),
     )
 
 
@@ -213,10 +216,19 @@ def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
     return names, raw, notes, []
 
 
-def _doubts(classes: Sequence[str]) -> list[str]:
+def _doubts(classes: Sequence[str], train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
+    """What is probably a mistake, as far as it shows without looking at pixels; `condu data check` looks closer."""
+    doubts = []
     if len(classes) == 1:
-        return [f"there is only one class, {classes[0]!r}: every image is right whatever is learned"]
-    return []
+        doubts.append(f"there is only one class, {classes[0]!r}: every image is right whatever is learned")
+    labels: dict[str, set[int]] = {}
+    for sample in train:
+        labels.setdefault(sample.sha256, set()).add(sample.label)
+    if torn := sum(len(found) > 1 for found in labels.values()):
+        doubts.append(f"{torn} training images are in two classes")
+    if leaked := sum(sample.sha256 in labels for sample in test):
+        doubts.append(f"{leaked} test images are also training images: accuracy will look too good")
+    return doubts
 
 
 def _background(colour: str | None) -> str | None:

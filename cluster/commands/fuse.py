@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
-from cluster.output import console, human_bytes, print_json
+from cluster.output import console, errors, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.decouple import DecoupledExpert, read_record
 from fusion.disk import replacing
@@ -17,6 +17,7 @@ from fusion.fidelity import FidelityReport, measure_fidelity
 from fusion.fuse import ExpertToFuse, FuseResult, fuse_experts, rebuild_from_archive
 from fusion.kernels import StateDtype
 from fusion.modes import DEFAULT_MODE, mode_class, modes, modes_with, open_mode
+from fusion.plausibility import change_of
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
@@ -55,6 +56,9 @@ _ReportOption = Annotated[
     Path | None,
     typer.Option(help="Measure fidelity; write it as JSON, and one picture per version beside it.", metavar="FILE"),
 ]
+_StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse experts that are equal to the base or look unrelated to it.")
+]
 _DeviceOption = Annotated[str, typer.Option(help="Where the arithmetic is done: cpu, cuda, cuda:1 …")]
 
 
@@ -68,6 +72,7 @@ def fuse(
     replace: _ReplaceOption = False,
     each: _EachOption = False,
     report: _ReportOption = None,
+    strict: _StrictOption = False,
     device: _DeviceOption = "cpu",
     as_json: JsonOption = False,
     *,
@@ -80,13 +85,14 @@ def fuse(
     settings = _mode(parent, mode, mode_options)
     cache = NodeCache(target)
     if from_archive:
-        if experts or replace or each or archive or base:
+        if experts or replace or each or archive or base or strict:
             raise ConfigError("--from-archive rebuilds what the store has: combine it with --mode and its options, "
-                              "not with --expert, --base, --archive, --replace or --each")  # fmt: skip
+                              "not with --expert, --base, --archive, --replace, --each or --strict")  # fmt: skip
         results = [rebuild_from_archive(cache, mode=settings, device=device)]
     else:
         if not experts:
             raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
+        _check_plausible(cache, base, parent, experts, strict=strict)
         theta_0 = _the_base(target, base, parent)
         options: dict[str, Any] = {
             "archive": archive is not None,
@@ -180,6 +186,22 @@ def _the_base(store: Store, base: Path | None, parent: Manifest | None) -> Base:
             "out to use the store's, or use another store"
         )
     return parent.base if parent else put_base(store, base)
+
+
+def _check_plausible(
+    cache: NodeCache, base: Path | None, parent: Manifest | None, experts: Sequence[ExpertToFuse], *, strict: bool
+) -> None:
+    """Warn of experts that don't look like fine-tunings of the base; with `strict` refuse them, before anything is
+    stored. Raises `StateDictError`."""
+    if base is None and parent is None:
+        return  # `_the_base` says what is missing
+    theta_0 = TensorFile(base) if base is not None else cache.tensors(cast(Manifest, parent).base.weights)
+    files = [TensorFile(one.weights) for one in experts if isinstance(one.weights, Path)]
+    doubts = [doubt for file in files if (doubt := change_of(theta_0, file).doubt(file.label))]
+    if doubts and strict:
+        raise StateDictError("; ".join(doubts) + " (leave --strict out to fuse all the same)")
+    for doubt in doubts:
+        errors.print(f"warning: {doubt}", markup=False, soft_wrap=True)
 
 
 def _mode(parent: Manifest | None, name: str | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
 from fusion.errors import ConduError, TaskNameError
 from fusion.versions.manifest import check_task_name
+from training.data import load_test_data
 from training.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
@@ -57,11 +58,24 @@ def add_task(
     _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
 
 
+def _check_unseen(config: Config, *, show: bool) -> None:
+    """Read the test sets that are only measured, so that what is wrong with one does not end a run after its training.
+
+    Raises `DataError`.
+    """
+    for one in config.unseen:
+        data = load_test_data(one.name, one.data, options=config.s3)
+        if show:
+            console.print(f"{one.name:<16} {data.summary()}", markup=False, soft_wrap=True)
+
+
 def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
     report: RunReport | None = None
     this = open_run(config, readd=readd)
     for name in this.removed:
         errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
+    if evaluate:
+        _check_unseen(config, show=not as_json)
     with ray_session(config.ray, store=config.store) as ray:
         train_and_fuse(this, ray, replace=replace, readd=readd, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]

@@ -143,6 +143,15 @@ def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -
     return Clip(model.to(device), base.preprocess_cfg, tokenizer)
 
 
+def layout_of(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that an architecture has. Builds no weights: a tenth of a second, no memory."""
+    with tempfile.TemporaryDirectory(prefix="condu-arch-") as folder, _quiet_root_logger(), torch.device("meta"):
+        config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
+        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name, model_cfg and preprocess_cfg of an architecture.
 

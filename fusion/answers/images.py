@@ -62,6 +62,8 @@ _SIGNATURES = (
     (rb"RIFF....WEBP", "WEBP"),
     (rb"GIF8[79]a", "GIF"),
     (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
+    (rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
+    (rb"P[1-6Ff]\s", "PPM"),
     (rb"....ftypavi[fs]", "AVIF"),
     (rb"....jP  \r\n\x87\n|\xff\x4f\xff\x51", "JPEG2000"),
     (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "HEIC"),
@@ -117,14 +119,19 @@ def decode(
         raise ImageError(f"{name} is damaged and cannot be decoded ({error or type(error).__name__})") from error
 
 
-def _not_an_image(encoded: bytes, name: str) -> str:
-    """Why Pillow can't open the bytes, as far as their beginning tells."""
+def format_of(encoded: bytes) -> str:
+    """The format of a file as far as its beginning tells, by Pillow's name where it has one; '' if it tells nothing."""
     start = encoded[:_SIGNATURE_BYTES]
-    kind = next((kind for pattern, kind in _SIGNATURES if re.match(pattern, start, re.DOTALL)), None)
+    return next((kind for pattern, kind in _SIGNATURES if re.match(pattern, start, re.DOTALL)), "")
+
+
+def _not_an_image(encoded: bytes, name: str) -> str:
+    """Why Pillow can't open the bytes."""
+    kind = format_of(encoded)
     accepted = ", ".join(FORMATS)
     if kind in FORMATS:
         return f"{name} is damaged, or a kind of {kind} that cannot be decoded: save it again, as JPEG or PNG"
-    if kind is not None:
+    if kind:
         return f"{name} is not an image ({accepted} are accepted) but {kind}: export it as JPEG or PNG"
     return f"{name} is not an image ({accepted} are accepted)"
 

@@ -10,7 +10,7 @@ import pytest
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageCms
 
-from fusion.answers.images import FORMATS, MAX_PIXELS, decode
+from fusion.answers.images import FORMATS, MAX_PIXELS, decode, format_of
 from fusion.answers.rgb import to_rgb
 from fusion.errors import ConfigError, ImageError
 from tests.fusion.answers.pictures import (
@@ -37,6 +37,7 @@ def test_every_accepted_format_gives_pillows_own_pixels(kind: str, mode: str) ->
     body = encoded(noise(mode=mode), kind)
     image = decode(body, "x")
     assert image.mode == "RGB"
+    assert format_of(body) == kind
     assert image.tobytes() == Image.open(io.BytesIO(body)).convert("RGB").tobytes()
 
 

@@ -1,0 +1,81 @@
+"""The same pictures, however stored, are the same to training and to the service, within what a codec loses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusion.answers.clip import Clip, build_clip
+from fusion.store import Store
+from fusion.store.node_cache import NodeCache
+from serving.images import Cropper, Upload, pixels
+from tests.fusion.answers.pictures import cmyk, cmyk_jpeg_without_adobe, encoded, on_transparency, sixteen_bits, turned
+from tests.tiny import PREPROCESS_CFG, SHAPES, picture, tiny_base
+from training.data import load_task_data
+
+COUNT = 40
+
+
+def grey(index: int) -> Image.Image:
+    """A shape in black on white: what every way of storing can hold."""
+    image = picture(SHAPES[index % 3], np.random.default_rng(index), size=48).convert("L")
+    return Image.eval(image, lambda value: 255 if value > 128 else 0).convert("RGB")
+
+
+def exif(image: Image.Image, kind: str, orientation: int) -> bytes:
+    stored, block = turned(image, orientation)
+    return encoded(stored, kind, exif=block, **({} if kind == "PNG" else {"quality": 95}))
+
+
+WAYS: dict[str, tuple[str, Callable[[Image.Image], bytes], float]] = {
+    "EXIF-rotated PNG": ("png", lambda image: exif(image, "PNG", 6), 0.0),
+    "EXIF-rotated JPEG": ("jpg", lambda image: exif(image, "JPEG", 8), 0.03),
+    "16 bits": ("png", lambda image: encoded(sixteen_bits(image), "PNG"), 0.0),
+    "16-bit TIFF": ("tif", lambda image: encoded(sixteen_bits(image), "TIFF"), 0.0),
+    "alpha": ("png", lambda image: encoded(on_transparency(image), "PNG"), 0.0),
+    "palette": ("png", lambda image: encoded(image.quantize(2), "PNG"), 0.0),
+    "1 bit": ("png", lambda image: encoded(image.convert("1"), "PNG"), 0.0),
+    "CMYK JPEG of Adobe": ("jpg", lambda image: encoded(cmyk(image), "JPEG", quality=95), 0.03),
+    "CMYK JPEG": ("jpg", cmyk_jpeg_without_adobe, 0.03),
+    "AVIF": ("avif", lambda image: encoded(image, "AVIF", quality=95), 0.03),
+    "WebP": ("webp", lambda image: encoded(image, "WEBP", quality=95), 0.03),
+    "JPEG 2000": ("jp2", lambda image: encoded(image, "JPEG2000"), 0.0),
+}
+"""Suffix, encoder, and how much pixels may differ on average, in units of the model's input (from -1 to 1)."""
+
+
+@pytest.fixture
+def clip(local_store: Store, tmp_path: Path) -> Clip:
+    base = tiny_base(local_store)
+    return build_clip(base, NodeCache(local_store, tmp_path / "cache").tensors(base.weights))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_pictures_are_the_same_to_training_and_service_however_they_are_stored(
+    way: str, clip: Clip, tmp_path: Path
+) -> None:
+    suffix, store, tolerance = WAYS[way]
+    wanted = clip.pixels([grey(index) for index in range(COUNT)])
+    for index in range(COUNT):
+        for split in ("train", "test"):
+            path = tmp_path / "data" / split / SHAPES[index % 3] / f"{index:03d}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(store(grey(index)))
+    data = load_task_data("shapes", str(tmp_path / "data"))
+    places = [int(Path(sample.origin).stem) for sample in data.train.samples]
+    trained = clip.pixels([data.train.image(index) for index in range(COUNT)])
+    cropper = Cropper(PREPROCESS_CFG, max_pixels=1_000_000)
+    crops = [cropper.crop(Upload(str(index), data.train.encoded(index))) for index in range(COUNT)]
+    served = pixels(np.stack(crops), PREPROCESS_CFG)
+    texts = clip.class_features(SHAPES, ("a {}.",))
+    answers = (clip.image_features(wanted[places]) @ texts.T).argmax(1)
+    for found in (trained, served):
+        assert float((found - wanted[places]).abs().mean()) <= tolerance + 1e-6
+        same = (clip.image_features(found) @ texts.T).argmax(1) == answers
+        assert float(same.float().mean()) >= (1.0 if tolerance == 0 else 0.9)
+    torch.testing.assert_close(trained, served, rtol=0, atol=1e-6)
