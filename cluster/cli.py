@@ -35,6 +35,9 @@ _COMMANDS = {
 """Each command's module in `cluster.commands`, and its line in the help."""
 
 
+_INTERRUPTED = 130
+
+
 class _Commands(typer.core.TyperGroup):
     """The commands, each imported when it is called: torch and Ray take seconds that `condu fuse` need not wait for."""
 
@@ -107,9 +110,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `condu … | head` is not an error
         sys.exit(0)
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        sys.exit(130)
+    except SystemExit as ended:  # typer ends so on a KeyboardInterrupt, without a word
+        if ended.code == _INTERRUPTED:
+            errors.print("stopped")
+        raise
     except Exception as error:
         handle, path = tempfile.mkstemp(prefix="condu-error-", suffix=".txt")
         with os.fdopen(handle, "w") as file:
