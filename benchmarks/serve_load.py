@@ -1,7 +1,7 @@
 """Claim: the service answers more images a second than one process of FastAPI and torch, however many tasks are asked.
 
 For each base and number of tasks: the raw batched forward, X (a process that decodes and answers one image at a time
-with FastAPI and torch, see `plain_server`), and the service, one after the other on the same machine with the same
+with FastAPI and torch, see `serve_plain`), and the service, one after the other on the same machine with the same
 client: PNG bodies over kept connections, 1 to 32 at a time, with one task named, with all tasks named in turn, with
 labels, and with nothing said. The last line is JSON.
 
@@ -57,6 +57,7 @@ class Load:
     Attributes:
         rate: answers per second of wall time.
         p50_ms, p95_ms, p99_ms: time from request to answer.
+        cpu_ms: processor time of the server's processes per answer: what a busy machine does not change.
         failed: answers other than 200.
     """
 
@@ -65,13 +66,43 @@ class Load:
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    cpu_ms: float
     failed: int
 
     def __str__(self) -> str:
-        times = f"p50 {self.p50_ms:7.1f}  p95 {self.p95_ms:7.1f}  p99 {self.p99_ms:7.1f} ms"
-        return f"{self.clients:3d} at a time  {self.rate:7.1f}/s  {times}" + (
-            f"  {self.failed} failed" * bool(self.failed)
-        )
+        times = f"p50 {self.p50_ms:7.1f}  p95 {self.p95_ms:7.1f}  p99 {self.p99_ms:7.1f} ms  cpu {self.cpu_ms:5.1f} ms"
+        failed = f"  {self.failed} failed" if self.failed else ""
+        return f"{self.clients:3d} at a time  {self.rate:7.1f}/s  {times}{failed}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What is asked: its port, and how its processes are known by their command lines."""
+
+    port: int
+    marks: tuple[bytes, ...]
+
+    def processes(self) -> Iterator[Path]:
+        for process in Path("/proc").iterdir():
+            try:
+                if (
+                    process.name.isdigit()
+                    and _is_ours(process)
+                    and any(mark in (process / "cmdline").read_bytes() for mark in self.marks)
+                ):
+                    yield process
+            except OSError:
+                continue  # it has ended
+
+    def cpu_s(self) -> float:
+        """Processor time that its processes have taken so far."""
+        fields = [(process / "stat").read_text().rpartition(")")[2].split() for process in self.processes()]
+        return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+    def resident_mb(self) -> int:
+        """Resident memory of its largest process."""
+        pages = [int((process / "statm").read_text().split()[1]) for process in self.processes()]
+        return max(pages, default=0) * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def main() -> None:
@@ -97,18 +128,18 @@ def _measure(options: argparse.Namespace, bodies: Sequence[bytes], folder: Path)
         if num_tasks == options.tasks[0]:
             found["raw_per_s"] = round(_raw_forward(store, manifest, options), 1)
             print(f"raw       batches of 16, {options.num_cpus:g} thread(s): {found['raw_per_s']}/s", flush=True)
-            with _plain_server(store, options) as port:
-                _report(found, "x", _ladder(port, bodies, options, lambda _: "/predict"))
-        with _service(store, options, folder) as port:
-            _ask_service(found, port, bodies, num_tasks, options)
+            with _plain_server(store, options) as server:
+                _report(found, "x", _ladder(server, bodies, options, lambda _: "/predict"))
+        with _service(store, options) as server:
+            _ask_service(found, server, bodies, num_tasks, options)
     _ratios(found, options.tasks)
     return found
 
 
 def _ask_service(
-    found: dict[str, Any], port: int, bodies: Sequence[bytes], num_tasks: int, options: argparse.Namespace
+    found: dict[str, Any], server: Server, bodies: Sequence[bytes], num_tasks: int, options: argparse.Namespace
 ) -> None:
-    cold = [_once(port, bodies[0], _predict(task=f"task-{k:03d}")) for k in range(1, num_tasks)]
+    cold = [_once(server.port, bodies[0], _predict(task=f"task-{k:03d}")) for k in range(1, num_tasks)]
     print(f"{num_tasks} tasks, each asked for the first time: median {np.median(cold):.3f} s, max {max(cold):.3f} s")
     found[f"cold_expert_s_{num_tasks}"] = round(float(np.median(cold)), 4)
     labels = [f"thing 1 {c}" for c in range(4)]
@@ -119,8 +150,8 @@ def _ask_service(
         "seen": lambda _: _predict(),
     }
     for name, ask in asked.items():
-        _report(found, f"{name}_{num_tasks}", _ladder(port, bodies, options, ask))
-    found[f"resident_mb_{num_tasks}"] = _resident_mb()
+        _report(found, f"{name}_{num_tasks}", _ladder(server, bodies, options, ask))
+    found[f"resident_mb_{num_tasks}"] = server.resident_mb()
     print(f"{num_tasks} tasks: largest process of the service {found[f'resident_mb_{num_tasks}']} MB", flush=True)
 
 
@@ -141,21 +172,22 @@ def _report(found: dict[str, Any], name: str, ladder: Sequence[Load]) -> None:
     for load in ladder:
         print(f"{name:<12} {load}", flush=True)
     found[f"{name}_p50_ms"] = round(ladder[0].p50_ms, 2)
+    found[f"{name}_cpu_ms"] = round(min(load.cpu_ms for load in ladder), 2)
     found[f"{name}_saturation"] = round(max(load.rate for load in ladder), 1)
     found[f"{name}_failed"] = sum(load.failed for load in ladder)
 
 
-def _ladder(port: int, bodies: Sequence[bytes], options: argparse.Namespace, ask: Ask) -> list[Load]:
-    _load(port, bodies, max(options.loads), _WARM_UP_S, ask)
-    return [_load(port, bodies, clients, options.seconds, ask) for clients in options.loads]
+def _ladder(server: Server, bodies: Sequence[bytes], options: argparse.Namespace, ask: Ask) -> list[Load]:
+    _load(server, bodies, max(options.loads), _WARM_UP_S, ask)
+    return [_load(server, bodies, clients, options.seconds, ask) for clients in options.loads]
 
 
-def _load(port: int, bodies: Sequence[bytes], clients: int, seconds: float, ask: Ask) -> Load:
+def _load(server: Server, bodies: Sequence[bytes], clients: int, seconds: float, ask: Ask) -> Load:
     turns, times, failed = count(), [], []
-    until = time.perf_counter() + seconds
+    until, cpu_s = time.perf_counter() + seconds, server.cpu_s()
 
     def client() -> None:
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
         while (begun := time.perf_counter()) < until:
             turn = next(turns)
             try:
@@ -180,7 +212,8 @@ def _load(port: int, bodies: Sequence[bytes], clients: int, seconds: float, ask:
     if not times:
         raise SystemExit(f"no answer at {clients} at a time: {failed[:3]}")
     p50, p95, p99 = np.percentile(times, (50, 95, 99)) * 1000
-    return Load(clients, len(times) / (time.perf_counter() - begun), p50, p95, p99, len(failed))
+    cpu_ms = 1000 * (server.cpu_s() - cpu_s) / len(times)
+    return Load(clients, len(times) / (time.perf_counter() - begun), p50, p95, p99, cpu_ms, len(failed))
 
 
 def _once(port: int, body: bytes, path: str) -> float:
@@ -208,63 +241,32 @@ def _raw_forward(store: Store, manifest: Manifest, options: argparse.Namespace) 
     return float(np.median(rates))
 
 
-def plain_server(store_url: str, port: int, num_cpus: float) -> None:
-    """X: what a team writes without condu. One expert's checkpoint, FastAPI, torch; one image at a time."""
-    import io
-
-    import uvicorn
-    from fastapi import FastAPI, Request
-    from PIL import Image
-
-    from fusion.versions.history import Versions
-
-    store = open_store(store_url)
-    newest = Versions(store).newest()
-    assert newest is not None
-    torch.set_num_threads(max(1, round(num_cpus)))
-    clip = build_clip(newest.base, NodeCache(store).tensors(newest.base.weights))
-    classes = [f"thing 0 {c}" for c in range(8)]
-    texts = clip.class_features(classes, ["a photo of a {}."])
-    app = FastAPI()
-
-    @app.post("/predict")
-    async def predict(request: Request) -> dict[str, Any]:
-        image = Image.open(io.BytesIO(await request.body())).convert("RGB")
-        features = clip.image_features(clip.preprocess(image)[None])
-        probabilities = (100 * features @ texts.T).softmax(-1)[0]
-        best = int(probabilities.argmax())
-        return {"label": classes[best], "probability": float(probabilities[best])}
-
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
-
-
 @contextmanager
-def _plain_server(store: Store, options: argparse.Namespace) -> Iterator[int]:
+def _plain_server(store: Store, options: argparse.Namespace) -> Iterator[Server]:
     port = free_port()
-    arguments = f"{store.url!r}, {port}, {options.num_cpus}"
-    code = f"from benchmarks.serve_load import plain_server; plain_server({arguments})"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    arguments = [store.url, str(port), str(options.num_cpus)]
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.serve_plain", *arguments])
     try:
         deadline = time.monotonic() + _START_S
         while not _answers(port, "/openapi.json"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit("the FastAPI process did not start")
             time.sleep(0.2)
-        yield port
+        yield Server(port, (b"benchmarks.serve_plain",))
     finally:
         process.terminate()
         process.wait(20)
 
 
 @contextmanager
-def _service(store: Store, options: argparse.Namespace, folder: Path) -> Iterator[int]:
+def _service(store: Store, options: argparse.Namespace) -> Iterator[Server]:
     service = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=options.num_cpus)
     with ray_session(RayOptions(num_cpus=8), store=store.url):
         from serving.app import stop  # imports Ray
 
         try:
             start_service(service)
-            yield service.port
+            yield Server(service.port, (b"ServeReplica", b"ProxyActor", b"haproxy"))
         finally:
             stop()
 
@@ -280,17 +282,14 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def _resident_mb() -> int:
-    """Resident memory of the largest replica of this service's session."""
-    sizes = []
-    for process in Path("/proc").iterdir():
-        try:
-            if process.name.isdigit() and b"ServeReplica" in (process / "cmdline").read_bytes():
-                lines = (process / "status").read_text().splitlines()
-                sizes += [int(line.split()[1]) // 1024 for line in lines if line.startswith("VmRSS:")]
-        except OSError:
-            continue  # it has ended
-    return max(sizes, default=0)
+def _is_ours(process: Path) -> bool:
+    """Whether it descends from this process: others may serve on this machine too."""
+    parent = int(process.name)
+    while parent > 1:
+        if parent == os.getpid():
+            return True
+        parent = int((Path("/proc") / str(parent) / "stat").read_text().rpartition(")")[2].split()[1])
+    return False
 
 
 if __name__ == "__main__":

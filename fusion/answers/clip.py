@@ -49,6 +49,11 @@ class Clip:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
+    def num_bytes(self) -> int:
+        """Of the model's weights."""
+        return sum(tensor.nbytes for tensor in self.model.state_dict().values())
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 

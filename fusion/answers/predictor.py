@@ -17,7 +17,7 @@ from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
-from fusion.answers.options import DEFAULT_CACHED_EXPERTS
+from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View, ViewLoader
 from fusion.decouple import decoupled_tensors
@@ -47,12 +47,17 @@ class ExpertModel:
         """100 x cosine, float32 [B, C], of this model's unit image features [B, D]."""
         return LOGIT_SCALE * features @ self.class_features(classes, templates).T
 
-    def job_logits(self, features: torch.Tensor, job: Job) -> torch.Tensor:
+    def job_logits(self, features: torch.Tensor, job: Job, texts: torch.Tensor | None = None) -> torch.Tensor:
         """A job's logits, float32 [B, len(job.classes)], of this model's unit image features of its images, [B, D].
 
         Joined, they are (100 x cosine + 2 x the discriminant's scores in the expert's space) / temperature.
+
+        Args:
+            texts: `class_features` of the job, where the caller keeps them.
         """
-        logits = self.feature_logits(features, job.classes, job.templates)
+        if texts is None:
+            texts = self.class_features(job.classes, job.templates)
+        logits = LOGIT_SCALE * features @ texts.T
         if not job.joined:
             return logits
         if self._discriminant:
@@ -65,12 +70,12 @@ class ModelShelf:
     """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe."""
 
     def __init__(
-        self, cache: NodeCache, base: Manifest, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu"
+        self, cache: NodeCache, base: Manifest, *, expert_memory: int = DEFAULT_EXPERT_MEMORY, device: str = "cpu"
     ) -> None:
         self._cache = cache
         self._base_sha256 = base.base.sha256
         self.base = ExpertModel(build_clip(base.base, cache.tensors(base.base.weights), device=device))
-        self.experts: ExpertCache[ExpertModel] = ExpertCache(capacity)
+        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, lambda expert: expert.clip.num_bytes)
 
     def expert(self, view: View, task: str) -> ExpertModel:
         """The decoupled expert of a task in a version."""
@@ -89,19 +94,19 @@ class Predictor:
 
     Args:
         cache: the node's cache of the store.
-        capacity: how many rebuilt experts stay in memory.
+        expert_memory: bytes of rebuilt experts that stay in memory.
         device: torch device of all models.
     Raises:
         UnknownVersionError: nothing was published yet.
     """
 
-    def __init__(self, cache: NodeCache, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu") -> None:
+    def __init__(self, cache: NodeCache, *, expert_memory: int = DEFAULT_EXPERT_MEMORY, device: str = "cpu") -> None:
         self.versions = Versions(cache.store)
         self._views = ViewLoader(cache)
         newest = self.versions.newest()
         if newest is None:
             raise nothing_published(cache.store)
-        self.shelf = ModelShelf(cache, newest, capacity=capacity, device=device)
+        self.shelf = ModelShelf(cache, newest, expert_memory=expert_memory, device=device)
         self._newest = self._views.load(newest)
 
     def view(self, version: int | None = None) -> View:
