@@ -1,4 +1,4 @@
-"""Stores for load tests: a base and any number of experts that differ from it along a few directions, like trained ones.
+"""Stores for load tests: a base, and any number of experts that differ from it along a few directions.
 
 A handful of experts is really fused, and every further task is one of them under a name of its own: to a service it is
 another expert, with another key, to be read, rebuilt and kept apart.

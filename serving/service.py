@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _DECODERS = 2
+_FEW_IMAGES = 8
 _GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
 
 
@@ -112,7 +113,7 @@ class Service:
 
     async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
         features = await self._models.features(crops) if needs_base(query, view) else None
-        steps = await self._think(plan, query, view, features, num_images=len(crops))
+        steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
             self._models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
@@ -124,10 +125,14 @@ class Service:
         base_logits = iter(results.pop() if base_jobs else ())
         expert_logits = iter(results)
         logits = [next(base_logits if job.task is None else expert_logits) for job in steps.jobs]
-        return await self._think(answer, steps, logits)
+        return await self._think(query, len(crops), answer, steps, logits)
 
-    async def _think(self, rule: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """A rule's arithmetic, off the event loop: with many images or tasks it takes milliseconds."""
+    async def _think(
+        self, query: Query, num_images: int, rule: Callable[..., Result], *args: Any, **kwargs: Any
+    ) -> Result:
+        """A rule's arithmetic: off the event loop where many images or all tasks make it take milliseconds."""
+        if query.label_space == "task" and num_images <= _FEW_IMAGES:
+            return rule(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._rules, partial(rule, *args, **kwargs))
 
     async def _crops(self, uploads: Sequence[Upload], view: View) -> np.ndarray:

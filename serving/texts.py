@@ -1,7 +1,8 @@
 """Text features of models, kept within a budget of bytes; new ones are encoded in slices between batches of images.
 
-Kept by class, not by list of classes: of a caller's labels those that a task was taught are there already. A thousand
-new labels cost their own request time, and others a slice at most.
+Kept by class, so that of a caller's labels those that a task was taught are there already; and by list of classes, so
+that a list that is asked about again is one look-up. A thousand new labels cost their own request time, and others a
+slice at most.
 
 Letters: C classes, D dimensions of the embedding.
 """
@@ -23,7 +24,8 @@ _FIRST_SLICE = 8
 _SLICE_S = 0.02
 """About how long a slice computes."""
 _KEY_BYTES = 400
-_Key = tuple[str, tuple[str, ...], str]
+_Key = tuple[str, tuple[str, ...], str | tuple[str, ...]]
+"""A model, templates, and a class, whose features are [D], or a list of classes that was asked for, [C, D]."""
 
 
 class TextFeatures:
@@ -38,7 +40,7 @@ class TextFeatures:
         self._budget_bytes = budget_bytes
         self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self._encoding: dict[_Key, asyncio.Task[dict[_Key, torch.Tensor]]] = {}
-        self._bytes = 0
+        self.used_bytes = 0
 
     async def of(self, model: str, clip: Clip, classes: Sequence[str], templates: tuple[str, ...]) -> torch.Tensor:
         """What `clip.class_features` gives, float32 [C, D]. Requests that want the same class encode it once.
@@ -46,7 +48,11 @@ class TextFeatures:
         Args:
             model: names `clip`: an expert's key.
         """
-        wanted = [(model, templates, name) for name in classes]
+        whole: _Key = (model, templates, tuple(classes))
+        if (stacked := self._kept.get(whole)) is not None:
+            self._kept.move_to_end(whole)
+            return stacked
+        wanted: list[_Key] = [(model, templates, name) for name in classes]
         found = {one: self._kept[one] for one in wanted if one in self._kept}
         for one in found:
             self._kept.move_to_end(one)
@@ -57,20 +63,25 @@ class TextFeatures:
         for encoding in {self._encoding[one]: None for one in wanted if one not in found}:
             # a request that is cancelled leaves the encoding to the others that wait for it
             found |= await asyncio.shield(encoding)
-        return torch.stack([found[one] for one in wanted])
+        stacked = torch.stack([found[one] for one in wanted])
+        self._keep({whole: stacked})
+        return stacked
 
     async def _encode(self, clip: Clip, new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
         try:
-            rows = await self._batcher.steps(_slices(clip, [name for *_, name in new], new[0][1]))
+            rows = await self._batcher.steps(_slices(clip, [str(name) for *_, name in new], new[0][1]))
         finally:
             for one in new:
                 del self._encoding[one]
         found = dict(zip(new, rows.unbind(), strict=True))
-        self._kept |= found
-        self._bytes += sum(map(_size, found.values()))
-        while self._bytes > self._budget_bytes:
-            self._bytes -= _size(self._kept.popitem(last=False)[1])
+        self._keep(found)
         return found
+
+    def _keep(self, found: dict[_Key, torch.Tensor]) -> None:
+        self.used_bytes += sum(_size(value) for one, value in found.items() if one not in self._kept)
+        self._kept |= found
+        while self.used_bytes > self._budget_bytes:
+            self.used_bytes -= _size(self._kept.popitem(last=False)[1])
 
 
 def _slices(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Slices[torch.Tensor]:
@@ -90,5 +101,5 @@ def _slices(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Sli
     return torch.nn.functional.normalize(means, dim=-1)
 
 
-def _size(row: torch.Tensor) -> int:
-    return row.nbytes + _KEY_BYTES
+def _size(value: torch.Tensor) -> int:
+    return value.nbytes + _KEY_BYTES
