@@ -57,8 +57,8 @@ class Models:
         self._metrics = metrics
         self._max_batch_size = options.max_batch_size
         self._normaliser = Normaliser(newest.base.preprocess_cfg or {})
-        self._texts = TextFeatures(self.batcher, options.text_memory)
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
+        self._texts = TextFeatures(self.batcher, self._loaders, options.text_memory)
         self._loading: dict[str, asyncio.Future[ExpertModel]] = {}
         # the largest batch there is: memory is allocated and kernels are chosen here, not under the first request
         width, height = reversed(self.shelf.base.clip.image_size)
@@ -76,7 +76,7 @@ class Models:
         """The [len(job.images), len(job.classes)], from what `features` gave of all images."""
         base, found = self.shelf.base, []
         for job in jobs:
-            texts = await self._texts.of(BASE, base.clip, job.classes, job.templates)
+            texts = await self._texts.of(BASE, base.text, job.classes, job.templates)
             found.append(base.job_logits(features[list(job.images)], job, texts))
         return found
 
@@ -90,7 +90,7 @@ class Models:
         expert = await self._expert(view, job.task)
         features, texts = await asyncio.gather(
             self.batcher.images(key, self._forward(expert), list(crops)),
-            self._texts.of(key, expert.clip, job.classes, job.templates),
+            self._texts.of(key, expert.text, job.classes, job.templates),
         )
         return expert.job_logits(features, job, texts)
 
@@ -154,7 +154,7 @@ class Models:
         model = self.shelf.expert(view, task)
         seconds = time.perf_counter() - started
         self._metrics.expert_loaded(seconds)
-        key, num_bytes = view.tasks[task].expert, model.clip.num_bytes
+        key, num_bytes = view.tasks[task].expert, self.shelf.own_bytes(model.clip)
         logger.info("expert loaded expert=%s version=%d bytes=%d s=%.3f", key, view.version, num_bytes, seconds)
         return model
 

@@ -128,7 +128,7 @@ class Service:
         return await self._think(query, len(crops), answer, steps, logits)
 
     async def _think(
-        self, query: Query, num_images: int, rule: Callable[..., Result], *args: Any, **kwargs: Any
+        self, query: Query, num_images: int, rule: Callable[..., Result], /, *args: Any, **kwargs: Any
     ) -> Result:
         """A rule's arithmetic: off the event loop where many images or all tasks make it take milliseconds."""
         if query.label_space == "task" and num_images <= _FEW_IMAGES:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 
 import torch
 
@@ -32,21 +33,26 @@ class TextFeatures:
     """Zero-shot weights by model, templates and class. For one event loop.
 
     Args:
+        loaders: threads that get hold of a model whose texts are to be encoded.
         budget_bytes: of features that stay in memory; the least recently used go first.
     """
 
-    def __init__(self, batcher: Batcher, budget_bytes: int) -> None:
+    def __init__(self, batcher: Batcher, loaders: Executor, budget_bytes: int) -> None:
         self._batcher = batcher
+        self._loaders = loaders
         self._budget_bytes = budget_bytes
         self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self._encoding: dict[_Key, asyncio.Task[dict[_Key, torch.Tensor]]] = {}
         self.used_bytes = 0
 
-    async def of(self, model: str, clip: Clip, classes: Sequence[str], templates: tuple[str, ...]) -> torch.Tensor:
-        """What `clip.class_features` gives, float32 [C, D]. Requests that want the same class encode it once.
+    async def of(
+        self, model: str, load: Callable[[], Clip], classes: Sequence[str], templates: tuple[str, ...]
+    ) -> torch.Tensor:
+        """What the model's `class_features` gives, float32 [C, D]. Requests that want the same class encode it once.
 
         Args:
-            model: names `clip`: an expert's key.
+            model: its name: an expert's key.
+            load: gives the model; may block.
         """
         whole: _Key = (model, templates, tuple(classes))
         if (stacked := self._kept.get(whole)) is not None:
@@ -58,7 +64,7 @@ class TextFeatures:
             self._kept.move_to_end(one)
         new = [one for one in wanted if one not in found and one not in self._encoding]
         if new:
-            encoding = asyncio.get_running_loop().create_task(self._encode(clip, new))
+            encoding = asyncio.get_running_loop().create_task(self._encode(load, new))
             self._encoding |= dict.fromkeys(new, encoding)
         for encoding in {self._encoding[one]: None for one in wanted if one not in found}:
             # a request that is cancelled leaves the encoding to the others that wait for it
@@ -67,8 +73,9 @@ class TextFeatures:
         self._keep({whole: stacked})
         return stacked
 
-    async def _encode(self, clip: Clip, new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
+    async def _encode(self, load: Callable[[], Clip], new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
         try:
+            clip = await asyncio.get_running_loop().run_in_executor(self._loaders, load)
             rows = await self._batcher.steps(_slices(clip, [str(name) for *_, name in new], new[0][1]))
         finally:
             for one in new:

@@ -6,14 +6,14 @@ It does in a plain loop what the service does on many replicas, by the same plan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from PIL import Image
 
 from fusion.answers.class_sums import Discriminant
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, of_images
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
@@ -25,21 +25,30 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
 
+_TEXT_SIDES = 8
+"""One part in so many of the memory for experts is for the sides that encode texts."""
+
 
 class ExpertModel:
     """A model with its text features cached by (classes, templates).
 
     Args:
+        clip: encodes images, and texts where `text` is None.
         task: whose expert it is, so that jobs may be joined with its evidence; None for a base.
+        text: gives the model that encodes texts; called when a text is to be encoded.
     """
 
-    def __init__(self, clip: Clip, task: TaskView | None = None) -> None:
+    def __init__(self, clip: Clip, task: TaskView | None = None, text: Callable[[], Clip] | None = None) -> None:
         self.clip = clip
-        self.class_features = lru_cache(maxsize=256)(clip.class_features)
+        self.text: Callable[[], Clip] = text or (lambda: clip)
+        self.class_features = lru_cache(maxsize=256)(self._class_features)
         evidence = task.evidence if task else None
         self._discriminant = Discriminant(evidence.expert) if evidence and evidence.expert else None
         self._temperature = task.temperature if task else 1.0
         self._places = {name: i for i, name in enumerate(task.classes)} if task else {}
+
+    def _class_features(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+        return self.text().class_features(classes, templates)
 
     def feature_logits(
         self, features: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]
@@ -67,7 +76,11 @@ class ExpertModel:
 
 
 class ModelShelf:
-    """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe."""
+    """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe.
+
+    The two sides of an expert are rebuilt apart: images are seen all the time, while texts are encoded once and their
+    features kept, so most of the memory is for image sides.
+    """
 
     def __init__(
         self, cache: NodeCache, base: Manifest, *, expert_memory: int = DEFAULT_EXPERT_MEMORY, device: str = "cpu"
@@ -75,17 +88,25 @@ class ModelShelf:
         self._cache = cache
         self._base_sha256 = base.base.sha256
         self.base = ExpertModel(build_clip(base.base, cache.tensors(base.base.weights), device=device))
-        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, lambda expert: expert.clip.num_bytes)
+        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, lambda expert: self.own_bytes(expert.clip))
+        self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
+
+    def own_bytes(self, clip: Clip) -> int:
+        """Bytes of the weights that a model has beside the base's."""
+        return clip.own_bytes(self.base.clip)
 
     def expert(self, view: View, task: str) -> ExpertModel:
         """The decoupled expert of a task in a version."""
         manifest = view.manifest
         assert manifest.base.sha256 == self._base_sha256, "all versions of a store share one base"
+        key, rebuilt = view.tasks[task].expert, partial(decoupled_tensors, self._cache, manifest, task)
+
+        def text_side() -> Clip:
+            own = partial(rebuilt, lambda name: not of_images(name))
+            return self._text_sides.get(key, lambda: self.base.clip.copy_with(own()))
+
         return self.experts.get(
-            view.tasks[task].expert,
-            lambda: ExpertModel(
-                self.base.clip.copy_with(decoupled_tensors(self._cache, manifest, task)), view.tasks[task]
-            ),
+            key, lambda: ExpertModel(self.base.clip.copy_with(rebuilt(of_images)), view.tasks[task], text_side)
         )
 
 
