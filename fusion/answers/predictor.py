@@ -16,6 +16,7 @@ from fusion.answers.class_sums import Discriminant
 from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, of_images
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
+from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
@@ -87,13 +88,15 @@ class ModelShelf:
     ) -> None:
         self._cache = cache
         self._base_sha256 = base.base.sha256
-        self.base = ExpertModel(build_clip(base.base, cache.tensors(base.base.weights), device=device))
+        self._plain = build_clip(base.base, cache.tensors(base.base.weights), device=device)
+        self._folding = Folding(self._plain)
+        self.base = ExpertModel(self._folding.folded(self._plain))
         self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, lambda expert: self.own_bytes(expert.clip))
         self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
 
     def own_bytes(self, clip: Clip) -> int:
         """Bytes of the weights that a model has beside the base's."""
-        return clip.own_bytes(self.base.clip)
+        return clip.own_bytes(self._plain)
 
     def expert(self, view: View, task: str) -> ExpertModel:
         """The decoupled expert of a task in a version."""
@@ -103,11 +106,13 @@ class ModelShelf:
 
         def text_side() -> Clip:
             own = partial(rebuilt, lambda name: not of_images(name))
-            return self._text_sides.get(key, lambda: self.base.clip.copy_with(own()))
+            return self._text_sides.get(key, lambda: self._plain.copy_with(own()))
 
-        return self.experts.get(
-            key, lambda: ExpertModel(self.base.clip.copy_with(rebuilt(of_images)), view.tasks[task], text_side)
-        )
+        def image_side() -> ExpertModel:
+            clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
+            return ExpertModel(clip, view.tasks[task], text_side)
+
+        return self.experts.get(key, image_side)
 
 
 class Predictor:
