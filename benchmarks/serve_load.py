@@ -52,6 +52,8 @@ _DIRECT = {
 }
 _INGRESS = {
     "proxy": {},
+    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+    "one-loop": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"},
     "direct": {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", **_DIRECT},
     "haproxy": {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -60,7 +62,8 @@ _INGRESS = {
         **_DIRECT,
     },
 }
-"""Serve's proxy in Python, the replica itself, or HAProxy in front of it: settings of Ray's processes."""
+"""Serve's proxy in Python, which hands requests on by actor calls or by gRPC (to a replica with one event loop); the
+replica itself; HAProxy in front of it: settings of Ray's processes."""
 Ask = Callable[[int], str]
 """The path and query of a client's n-th request."""
 
