@@ -1,7 +1,8 @@
 """Stores for load tests: a base, and any number of experts that differ from it along a few directions.
 
 A handful of experts is really fused, and every further task is one of them under a name of its own: to a service it is
-another expert, with another key, to be read, rebuilt and kept apart.
+another expert, with another key, to be read, rebuilt and kept apart. Every task has evidence of its own, in a region
+of its own, so that an image is routed to one task as real ones are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ DEMO = Path(__file__).parents[1] / "demo"
 TEMPLATES = ("a photo of a {}.",)
 _NUM_CLASSES, _IMAGES_PER_CLASS = 8, 6
 _NUM_DIRECTIONS, _STRENGTH = 4, 0.02
+_APART = 0.6
+_DEMO_TASKS = 8
 _MANY_ROWS = 8192
 """A table of more rows, such as that of the tokens, stays as it is: a task uses few of them."""
 _FUSED = 2
@@ -44,7 +47,7 @@ def demo_images(count: int) -> list[Image.Image]:
     found: list[Image.Image] = []
     for path in sorted((DEMO / "tasks").glob("*/test.parquet")):
         column = pq.read_table(path, columns=["image"])["image"]
-        for row in column.slice(0, -(-count // 8)).to_pylist():
+        for row in column.slice(0, -(-count // _DEMO_TASKS)).to_pylist():
             found.append(Image.open(io.BytesIO(row if isinstance(row, bytes) else row["bytes"])).convert("RGB"))
     return found[:count]
 
@@ -76,23 +79,37 @@ def publish_tasks(store: Store, base: Base, num_tasks: int) -> Manifest:
     """Publish a version with tasks `task-000`, … in mode `lowrank`, each with classes, prototypes and evidence."""
     cache = NodeCache(store)
     clip = build_clip(base, cache.tensors(base.weights))
-    images = demo_images(_NUM_CLASSES * _IMAGES_PER_CLASS)
+    images = demo_images(_DEMO_TASKS * _NUM_CLASSES * _IMAGES_PER_CLASS)
     features = clip.image_features(clip.pixels(images))
     for number in range(min(_FUSED, num_tasks)):
         expert = _expert(store, clip, features, number)
         fuse_experts(cache, base, [expert], mode={"name": "lowrank"})
-    return _with_namesakes(store, num_tasks)
+    return _with_namesakes(store, features, num_tasks)
+
+
+def _labels() -> torch.Tensor:
+    return torch.arange(_NUM_CLASSES).repeat_interleave(_IMAGES_PER_CLASS)
+
+
+def _own_features(features: torch.Tensor, number: int) -> torch.Tensor:
+    """What a task's images look like to the base: those of one of the demo's, moved away but for the first."""
+    noise = torch.Generator().manual_seed(number)
+    direction = torch.nn.functional.normalize(torch.randn(features.shape[1], generator=noise), dim=0)
+    far = _APART if number >= _DEMO_TASKS else 0.0
+    return torch.nn.functional.normalize(features.chunk(_DEMO_TASKS)[number % _DEMO_TASKS] + far * direction, dim=-1)
+
+
+def _put_evidence(store: Store, features: torch.Tensor, number: int) -> BlobRef:
+    own, labels = _own_features(features, number), _labels()
+    sums = sum_classes(own, labels, _NUM_CLASSES)
+    return _put(store, replace(measure_evidence(own, labels, _NUM_CLASSES), expert=sums, temperature=1.5).tensors())
 
 
 def _expert(store: Store, clip: Clip, features: torch.Tensor, number: int) -> ExpertToFuse:
     noise = torch.Generator().manual_seed(number)
     classes = tuple(f"thing {number} {c}" for c in range(_NUM_CLASSES))
-    labels = torch.arange(_NUM_CLASSES).repeat_interleave(_IMAGES_PER_CLASS)
-    own = torch.nn.functional.normalize(features + 0.03 * torch.randn(features.shape, generator=noise), dim=-1)
-    evidence = replace(
-        measure_evidence(own, labels, _NUM_CLASSES), expert=sum_classes(own, labels, _NUM_CLASSES), temperature=1.5
-    )
-    prototypes = class_prototypes(own, labels, clip.class_features(classes, TEMPLATES))
+    texts = clip.class_features(classes, TEMPLATES)
+    prototypes = class_prototypes(_own_features(features, number), _labels(), texts)
     moved = {name: _moved(value, noise) for name, value in clip.model.state_dict().items()}
     return ExpertToFuse(
         f"task-{number:03d}",
@@ -100,7 +117,7 @@ def _expert(store: Store, clip: Clip, features: torch.Tensor, number: int) -> Ex
         classes,
         TEMPLATES,
         _put(store, {"prototypes": prototypes}),
-        _put(store, evidence.tensors()),
+        _put_evidence(store, features, number),
     )
 
 
@@ -125,7 +142,7 @@ def _put(store: Store, tensors: dict[str, torch.Tensor]) -> BlobRef:
         return put_file(store, path, nonce=new_nonce())
 
 
-def _with_namesakes(store: Store, num_tasks: int) -> Manifest:
+def _with_namesakes(store: Store, features: torch.Tensor, num_tasks: int) -> Manifest:
     """Publish a version in which the fused tasks have namesakes, until there are `num_tasks`."""
 
     def build(parent: Manifest | None, nonce: str) -> Draft | None:
@@ -136,7 +153,8 @@ def _with_namesakes(store: Store, num_tasks: int) -> Manifest:
             record = TaskRecord.from_json(get_json(store, entry.record))
             name = f"task-{number:03d}"
             classes = tuple(f"thing {number} {c}" for c in range(len(record.classes)))
-            ref = put_json(store, replace(record, task=name, classes=classes).to_json(), nonce=nonce)
+            own = replace(record, task=name, classes=classes, evidence=_put_evidence(store, features, number))
+            ref = put_json(store, own.to_json(), nonce=nonce)
             tasks[name] = replace(entry, record=ref, session=number + 1)
         if len(tasks) == len(parent.state.tasks):
             return None

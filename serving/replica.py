@@ -43,17 +43,17 @@ class Replica:
         self._models = Models(options, cache, self._metrics)
         self._watcher = VersionWatcher(cache, poll_s=options.poll_s, stage=self._stage)
         self._service = Service(options, self._watcher, self._models)
-        self._watching: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> Any:
         app = build_http(self._service, self._store, self._metrics)
 
         async def start() -> None:
-            self._watching = asyncio.create_task(self._watcher.run())
+            self._background = [asyncio.create_task(self._watcher.run()), asyncio.create_task(self._warm())]
 
         async def stop() -> None:
-            if self._watching:
-                self._watching.cancel()
+            for task in self._background:
+                task.cancel()
             self._models.batcher.close()
 
         app.router.on_startup.append(start)
@@ -83,12 +83,15 @@ class Replica:
         """The watcher must be alive: without it the version being served would never change again. And the models must
         answer: a forward of one image within a deadline, unless one ended recently. Serve replaces a replica after
         three failures."""
-        watching = self._watching
-        if watching is not None and watching.done() and not watching.cancelled():
-            raise RuntimeError("the watcher of versions has ended") from watching.exception()
+        if any(task.done() and not task.cancelled() and task.exception() for task in self._background):
+            raise RuntimeError("a background task of the replica has ended")
         if time.monotonic() - self._models.answered > _HEALTH_PERIOD_S:
             async with asyncio.timeout(_HEALTH_DEADLINE_S):
                 await self._models.probe()
+
+    async def _warm(self) -> None:
+        await self._models.probe()
+        self._service.models_state = "ready"
 
     async def _stage(self, before: View | None, after: View) -> None:
         self._metrics.serving(after.version)

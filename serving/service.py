@@ -42,7 +42,7 @@ class Service:
     def __init__(self, options: ServiceOptions, watcher: VersionWatcher, models: Models) -> None:
         self.options = options
         self.watcher = watcher
-        self.models_state = "ready"
+        self.models_state = "starting"
         self._models = models
         self._in_flight = 0
         self._draining = False

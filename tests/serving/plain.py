@@ -50,6 +50,7 @@ class PlainService:
         self.models = models or PlainModels(store, self.options)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
         self.service = Service(self.options, self.watcher, self.models)
+        self.service.models_state = "ready"
         self.http = build_http(self.service, store, NoMetrics())
 
     async def __aenter__(self) -> httpx.AsyncClient:
