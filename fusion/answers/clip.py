@@ -22,6 +22,7 @@ from PIL import Image
 from torch import nn
 
 from fusion.answers.prompts import prompts
+from fusion.answers.short_texts import encode_texts
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.tensors import TensorFile
 from fusion.versions.bases import Base
@@ -78,10 +79,7 @@ class Clip:
     def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
         """Unit text features, float32 [len(texts), D] on the CPU."""
         tokens = self.tokenizer(list(texts))
-        features = [
-            self.model.encode_text(batch.to(self.device), normalize=True).float().cpu()  # type: ignore[operator]
-            for batch in tokens.split(batch_size)
-        ]
+        features = [encode_texts(self.model, batch.to(self.device)).float().cpu() for batch in tokens.split(batch_size)]
         return torch.cat(features)
 
     def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
