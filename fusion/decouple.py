@@ -39,7 +39,7 @@ class DecoupledExpert:
                 "base and the task's evidence answer it. Train it with method 'full' to get one"
             )
         self.bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
-        self._trigger = self.bench.trigger(entry)
+        self.trigger = self.bench.trigger(entry)
         self.decoder: Decoder = open_mode(manifest.mode).decoder(self.bench, manifest.state, task)
 
     def layout(self) -> dict[str, TensorSpec]:
@@ -95,7 +95,7 @@ class DecoupledExpert:
     def _buffer(self, name: str) -> tuple[TensorFile, str]:
         """The file and key of a buffer: the trigger's, where the expert's differed from the base's."""
         key = BUFFER + name
-        return (self._trigger, key) if key in self._trigger else (self.bench.base, name)
+        return (self.trigger, key) if key in self.trigger else (self.bench.base, name)
 
 
 def decoupled_tensors(

@@ -14,12 +14,11 @@ from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
 Result = TypeVar("Result")
-Forward = Callable[[Sequence[np.ndarray]], torch.Tensor]
-"""Crops, uint8 [H, W, 3] each, to features [B, D]."""
+Forward = Callable[[Sequence[Any]], torch.Tensor]
+"""Images, in whatever form the lane has them, to features [B, D]."""
 Slices = Generator[None, None, Result]
 """Work that yields where others may have a turn, and returns its result."""
 
@@ -49,7 +48,7 @@ class _Images:
 
     answer: _Answer[torch.Tensor]
     forward: Forward
-    crops: Sequence[np.ndarray]
+    items: Sequence[Any]
     taken: int = 0
     rows: list[torch.Tensor] = field(default_factory=list)
 
@@ -84,12 +83,12 @@ class Batcher:
         self._closed = False
         threading.Thread(target=self._work, name="compute", daemon=True).start()
 
-    async def images(self, lane: Hashable, forward: Forward, crops: Sequence[np.ndarray]) -> torch.Tensor:
+    async def images(self, lane: Hashable, forward: Forward, items: Sequence[Any]) -> torch.Tensor:
         """Features of a request's images, [B, D] for B > 0. Images of other requests in the lane share its forwards.
 
         Raises what the forward raises.
         """
-        wanted = _Images(_Answer(), forward, crops)
+        wanted = _Images(_Answer(), forward, items)
         with self._arrived:
             queue = self._lanes.setdefault(lane, deque())
             assert isinstance(queue, deque), "a lane of images is named by its model"
@@ -133,10 +132,10 @@ class Batcher:
             request = queue.popleft()
             if request.answer.future.cancelled():
                 continue
-            first, request.taken = request.taken, min(len(request.crops), request.taken + room)
+            first, request.taken = request.taken, min(len(request.items), request.taken + room)
             room -= request.taken - first
             batch.append((request, first, request.taken))
-            if request.taken < len(request.crops):
+            if request.taken < len(request.items):
                 unfinished.append(request)
         queue.extend(unfinished)
         if queue:
@@ -144,12 +143,12 @@ class Batcher:
         return batch
 
     def _compute(self, batch: Sequence[tuple[_Images, int, int]]) -> None:
-        crops = [crop for request, first, last in batch for crop in request.crops[first:last]]
+        items = [item for request, first, last in batch for item in request.items[first:last]]
         self.counts.batches += 1
-        self.counts.images += len(crops)
-        self.counts.largest_batch = max(self.counts.largest_batch, len(crops))
+        self.counts.images += len(items)
+        self.counts.largest_batch = max(self.counts.largest_batch, len(items))
         try:
-            features = batch[0][0].forward(crops)
+            features = batch[0][0].forward(items)
         except Exception as error:
             for request, _, _ in batch:
                 request.answer.settle(None, error)
@@ -158,7 +157,7 @@ class Batcher:
         for request, first, last in batch:
             request.rows.append(features[start : start + last - first])
             start += last - first
-            if last == len(request.crops):
+            if last == len(request.items):
                 request.answer.settle(request.rows[0] if len(request.rows) == 1 else torch.cat(request.rows))
 
     def _advance(self, lane: Hashable, work: _Steps) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fusion.answers.label_spaces import Job
+from fusion.answers.live import LiveExpert
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 """The base's lane, and its name among text features. No expert's key: those have an `@`."""
+_LIVE = "live"
+"""The lane of all experts that are applied to the base as they are: their images share forwards."""
 _LOADERS = 2
 
 
@@ -50,7 +53,7 @@ class Models:
     def __init__(self, options: ServiceOptions, cache: NodeCache, metrics: Metrics) -> None:
         started = time.perf_counter()
         newest, _ = newest_readable(Versions(cache.store))
-        self.shelf = ModelShelf(cache, newest, expert_memory=options.expert_memory, device=options.device)
+        self.shelf = ModelShelf(cache, newest, expert_memory=options.expert_memory, device=options.device, live=True)
         self.batcher = Batcher(options.max_batch_size)
         self.answered = 0.0
         """When the last forward ended, in `time.monotonic` seconds."""
@@ -89,10 +92,15 @@ class Models:
         key = view.tasks[job.task].expert
         expert = await self._expert(view, job.task)
         features, texts = await asyncio.gather(
-            self.batcher.images(key, self._forward(expert), list(crops)),
+            self._images(key, expert, crops),
             self._texts.of(key, expert.text, job.classes, job.templates),
         )
         return expert.job_logits(features, job, texts)
+
+    async def _images(self, key: str, expert: ExpertModel, crops: np.ndarray) -> torch.Tensor:
+        if expert.live is None:
+            return await self.batcher.images(key, self._forward(expert), list(crops))
+        return await self.batcher.images(_LIVE, self._encode_live, [(crop, expert.live) for crop in crops])
 
     async def stage(self, view: View, changed: Mapping[str, str]) -> int:
         """Rebuild in advance those experts in memory that a publish changed, and return how many.
@@ -134,6 +142,13 @@ class Models:
         self.answered = time.monotonic()
         return features
 
+    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveExpert]]) -> torch.Tensor:
+        assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
+        batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
+        features = self.shelf.tower.image_features(batch, [expert for _, expert in items])
+        self.answered = time.monotonic()
+        return features
+
     async def _expert(self, view: View, task: str) -> ExpertModel:
         # a burst of requests for a cold expert waits here for one load without holding threads; a cancelled request
         # does not cancel the load, which others wait for
@@ -154,7 +169,7 @@ class Models:
         model = self.shelf.expert(view, task)
         seconds = time.perf_counter() - started
         self._metrics.expert_loaded(seconds)
-        key, num_bytes = view.tasks[task].expert, self.shelf.own_bytes(model.clip)
+        key, num_bytes = view.tasks[task].expert, self.shelf.image_bytes(model)
         logger.info("expert loaded expert=%s version=%d bytes=%d s=%.3f", key, view.version, num_bytes, seconds)
         return model
 

@@ -18,10 +18,11 @@ from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
+from fusion.answers.live import LiveExpert, live_expert, live_tower
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View, ViewLoader
-from fusion.decouple import decoupled_tensors
+from fusion.decouple import DecoupledExpert, decoupled_tensors
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
@@ -37,10 +38,18 @@ class ExpertModel:
         clip: encodes images, and texts where `text` is None.
         task: whose expert it is, so that jobs may be joined with its evidence; None for a base.
         text: gives the model that encodes texts; called when a text is to be encoded.
+        live: how its image side differs from that of `clip`, the base, where it was not rebuilt.
     """
 
-    def __init__(self, clip: Clip, task: TaskView | None = None, text: Callable[[], Clip] | None = None) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        task: TaskView | None = None,
+        text: Callable[[], Clip] | None = None,
+        live: LiveExpert | None = None,
+    ) -> None:
         self.clip = clip
+        self.live = live
         self.text: Callable[[], Clip] = text or (lambda: clip)
         self.class_features = lru_cache(maxsize=256)(self._class_features)
         evidence = task.evidence if task else None
@@ -81,18 +90,32 @@ class ModelShelf:
 
     The two sides of an expert are rebuilt apart: images are seen all the time, while texts are encoded once and their
     features kept, so most of the memory is for image sides.
+
+    Args:
+        live: do not rebuild the image sides that `tower` can apply to the base as they are.
     """
 
     def __init__(
-        self, cache: NodeCache, base: Manifest, *, expert_memory: int = DEFAULT_EXPERT_MEMORY, device: str = "cpu"
+        self,
+        cache: NodeCache,
+        base: Manifest,
+        *,
+        expert_memory: int = DEFAULT_EXPERT_MEMORY,
+        device: str = "cpu",
+        live: bool = False,
     ) -> None:
         self._cache = cache
         self._base_sha256 = base.base.sha256
         self._plain = build_clip(base.base, cache.tensors(base.base.weights), device=device)
         self._folding = Folding(self._plain)
         self.base = ExpertModel(self._folding.folded(self._plain))
-        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, lambda expert: self.own_bytes(expert.clip))
+        self.tower = live_tower(self._plain) if live else None
+        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, self.image_bytes)
         self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
+
+    def image_bytes(self, expert: ExpertModel) -> int:
+        """Bytes of an expert's image side."""
+        return expert.live.num_bytes if expert.live else self.own_bytes(expert.clip)
 
     def own_bytes(self, clip: Clip) -> int:
         """Bytes of the weights that a model has beside the base's."""
@@ -109,6 +132,9 @@ class ModelShelf:
             return self._text_sides.get(key, lambda: self._plain.copy_with(own()))
 
         def image_side() -> ExpertModel:
+            live = live_expert(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
+            if live is not None:
+                return ExpertModel(self.base.clip, view.tasks[task], text_side, live.to(self._plain.device))
             clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
             return ExpertModel(clip, view.tasks[task], text_side)
 
