@@ -14,12 +14,11 @@ from ray.serve.schema import ApplicationStatus
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
-from serving.ingress import Ingress
 from serving.one_service import refuse_other_store
 from serving.options import ServiceOptions
 from serving.proxies import addresses, wait_until_ready
-from serving.replicas import BaseReplica, ExpertReplica, expert_window
-from serving.status import APP_NAME, BASE, EXPERTS, INGRESS
+from serving.replica import Replica
+from serving.status import APP_NAME, REPLICA
 from serving.watch import newest_readable
 
 logger = logging.getLogger(__name__)
@@ -30,25 +29,40 @@ _MESSAGE_LINES = 6
 
 
 def build_app(options: ServiceOptions) -> serve.Application:
-    """The three deployments: ingress, base and experts."""
-    inner = {
-        # a prediction that the ingress admitted must not be refused half-way: it asks up to max_top_k experts
-        "max_queued_requests": options.max_queued_requests * options.max_top_k,
-        "logging_config": {"enable_access_log": False},  # the ingress logs each request once
-    }
-    base = _deploy(BaseReplica, BASE, options, max_ongoing_requests=2 * options.max_batch_size, **inner)
-    experts = _deploy(ExpertReplica, EXPERTS, options, max_ongoing_requests=expert_window(options), **inner)
-    # The ingress counts its predictions itself and answers 429 in our own shape, while health checks still get
-    # through; Serve's own limit is higher, for bursts that outrun that.
-    ingress = _deploy(
-        serve.ingress()(Ingress),
-        INGRESS,
-        options,
+    """The one deployment: replicas that do all of a request."""
+    replicas: dict[str, Any]
+    if options.replicas.min == options.replicas.max:
+        replicas = {"num_replicas": options.replicas.min}
+    else:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": options.replicas.min,
+                "max_replicas": options.replicas.max,
+                "target_ongoing_requests": max(1, options.max_batch_size // 2),
+                "upscale_delay_s": 5,
+            }
+        }
+    wrap: Any = serve.deployment
+    deployment = wrap(
+        serve.ingress()(Replica),
+        name=REPLICA,
+        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        # A replica counts its predictions itself and answers 429 in our own shape, while health checks still get
+        # through; Serve's own limits are higher, for bursts that outrun that.
         max_ongoing_requests=2 * options.max_queued_requests,
-        ray_actor_options={"num_cpus": 0},  # it mostly waits: a CPU reserved for it would be lost to a model
-        max_surge_percent=100,  # so old and new can overlap during an update, and no request is lost between them
+        max_queued_requests=2 * options.max_queued_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=options.request_timeout_s + _GRACE_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        # so old and new overlap during an update, and no request is lost between them; a GPU has no room for both
+        max_surge_percent=0 if options.num_gpus else 100,
+        logging_config={"enable_access_log": False},
+        **replicas,
     )
-    return ingress.bind(options, base.bind(options), experts.bind(options))
+    application: serve.Application = deployment.bind(options)
+    return application
 
 
 def start(options: ServiceOptions) -> list[str]:
@@ -92,12 +106,11 @@ def stop(*, timeout_s: float = 60.0) -> None:
     if not ray.is_initialized():
         return
     if APP_NAME in serve.status().applications:
-        # Serve stops all deployments of an app at once, and a prediction between two calls would wait for a
-        # replica that is gone. So the ingress drains first, while the models still answer
+        # so that load balancers see it in time: Serve would only refuse connections
         try:
-            serve.get_deployment_handle(INGRESS, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
+            serve.get_deployment_handle(REPLICA, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
         except Exception as error:
-            logger.warning("the ingress did not drain, stopping anyway: %s", error)
+            logger.warning("a replica did not drain, stopping anyway: %s", error)
         serve.delete(APP_NAME)
     if not serve.status().applications:  # else other applications of the cluster still need Serve
         serve.shutdown()
@@ -127,40 +140,14 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def _deploy(kind: Any, name: str, options: ServiceOptions, **own: Any) -> serve.Deployment:
-    replicas: dict[str, Any]
-    if options.replicas.min == options.replicas.max:
-        replicas = {"num_replicas": options.replicas.min}
-    else:
-        replicas = {
-            "autoscaling_config": {
-                "min_replicas": options.replicas.min,
-                "max_replicas": options.replicas.max,
-                "target_ongoing_requests": max(1, own["max_ongoing_requests"] // 4),
-                "upscale_delay_s": 5,
-            }
-        }
-    settings = {
-        "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        "max_queued_requests": options.max_queued_requests,
-        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": options.request_timeout_s + _GRACE_S,
-        "graceful_shutdown_wait_loop_s": 0.5,
-    }
-    wrap: Any = serve.deployment
-    return wrap(kind, name=name, **{**settings, **replicas, **own})
-
-
 def _warn_if_too_large(options: ServiceOptions) -> None:
     # a warning, not an error: an autoscaling cluster may add nodes
     has = ray.cluster_resources()
     for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
-        if (needs := 2 * options.replicas.min * each) > has.get(resource, 0):
+        if (needs := options.replicas.min * each) > has.get(resource, 0):
             logger.warning(
-                "the service needs %g %s (%d base and %d expert replicas), the cluster has %g: waiting for more nodes",
-                needs, resource, options.replicas.min, options.replicas.min, has.get(resource, 0),
+                "the service needs %g %s for %d replicas, the cluster has %g: waiting for more nodes",
+                needs, resource, options.replicas.min, has.get(resource, 0),
             )  # fmt: skip
 
 

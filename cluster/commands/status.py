@@ -159,7 +159,7 @@ def _service_lines(service: dict[str, Any] | None) -> Iterator[str]:
     yield f"  service  {service['status'].lower()}: {'; '.join(counts)}"
     if service["urls"]:
         yield f"           at {', '.join(service['urls'])}"
-    for replica in service["ingress"]:
+    for replica in service["serving"]:
         ready = "ready" if replica["ready"] else "not ready"
         yield f"           replica {ready}, version {replica['version']}" + (
             f", {replica['problem']}" if replica["problem"] else ""
