@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick-tests lint bench bench-fusion soak base data clean
+.PHONY: help setup demo test check quick-tests lint bench bench-fusion bench-serve soak soak-machines base data clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -49,12 +49,20 @@ lint: $(READY)  ## ruff and mypy
 
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
 	@$(BIN)/python -m benchmarks.thousand_tasks
+	@$(BIN)/python -m benchmarks.thousand_tasks --modes lowrank --base demo/base/condu-tiny.safetensors
 
-bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (a quarter of an hour, 10 GB of disk)
+bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14 (twenty minutes, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.fusion_time
+	@$(BIN)/python -m benchmarks.lowrank_time
+
+bench-serve: $(READY)  ## The service against FastAPI and torch, by load and number of tasks (under ten minutes on 2 cores)
+	@$(BIN)/python -m benchmarks.serve_load
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
-	@$(BIN)/python -m pytest -m soak --timeout 3600
+	@$(BIN)/python -m pytest -m soak --ignore tests/soak --timeout 3600
+
+soak-machines: $(READY)  ## Tests whose machines die, in namespaces: needs root; about an hour on 2 cores
+	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak
 
 base: $(BUILD_READY)  ## Rebuild the demo's base from its packages (about an hour; see demo/build/README.md)
 	@$(MALLOC) $(BUILD)/bin/python -m demo.build.base --cache $(BUILD_CACHE)

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fusion_time import model_shapes
+from benchmarks.synthetic import CHANGE, random_base, spectral_expert
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.factors import components
 from fusion.factors.algebra import open_algebra
@@ -36,15 +37,10 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.kernels import available_cores
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
-from fusion.tensors import TensorFile, TensorSpec, TensorWriter
+from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
 
 _SPECTRA = {"1/i + 5 % noise": (1.0, 0.05), "i^-0.7 + 10 % noise": (0.7, 0.10)}
-_RANK = 256
-"""Of the synthetic signal: what lies beyond is noise."""
-_CHANGE = 1e-3
-"""Root mean square of an expert's change. Any number: the step follows from it."""
-_MOVED_ROWS = 50
 
 
 def main() -> None:
@@ -66,7 +62,10 @@ def main() -> None:
 
 
 def _row(folder: Path, model: str, spectrum: str) -> dict[str, Any]:
-    base, expert = write_expert(folder, model_shapes(model), *_SPECTRA[spectrum])
+    base, expert = folder / "base.safetensors", folder / "expert.safetensors"
+    random_base(base, model_shapes(model))
+    power, noise = _SPECTRA[spectrum]
+    spectral_expert(expert, TensorFile(base), power=power, noise=noise)
     code = f"from benchmarks.lowrank_time import fuse_one; fuse_one({str(folder)!r}, {str(base)!r}, {str(expert)!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -79,40 +78,6 @@ def _row(folder: Path, model: str, spectrum: str) -> dict[str, Any]:
         flush=True,
     )
     return row
-
-
-def write_expert(folder: Path, shapes: dict[str, tuple[int, ...]], power: float, noise: float) -> tuple[Path, Path]:
-    """A random base, and an expert of it whose change has the spectrum. Vectors and depthwise kernels change by noise,
-    a token table in a few rows."""
-    random = np.random.default_rng(0)
-    specs = {name: TensorSpec("F32", shape) for name, shape in shapes.items()}
-    files = folder / "base.safetensors", folder / "expert.safetensors"
-    writers = [TensorWriter(path, specs) for path in files]
-    for name, spec in specs.items():
-        values = random.standard_normal(spec.elements, dtype=np.float32)
-        writers[0].write(name, values)
-        writers[1].write(name, values + _change(random, name, spec, power, noise).reshape(-1))
-    for writer in writers:
-        writer.finish()
-    return files
-
-
-def _change(random: np.random.Generator, name: str, spec: TensorSpec, power: float, noise: float) -> np.ndarray:
-    rows, columns = spec.num_rows, spec.elements // spec.num_rows
-    if "token_embedding" in name:
-        found = np.zeros((rows, columns), np.float32)
-        moved = random.choice(rows, _MOVED_ROWS, replace=False)
-        found[moved] = _CHANGE * random.standard_normal((_MOVED_ROWS, columns), dtype=np.float32)
-        return found
-    everywhere = random.standard_normal((rows, columns), dtype=np.float32)
-    if len(spec.shape) < 2:
-        return _CHANGE * everywhere
-    rank = min(rows, columns, _RANK)
-    values = np.arange(1, rank + 1, dtype=np.float32) ** np.float32(-power)
-    left = random.standard_normal((rows, rank), dtype=np.float32) * values
-    signal = left @ random.standard_normal((rank, columns), dtype=np.float32)
-    signal *= np.sqrt(1 - noise) / np.sqrt(np.square(signal).mean())
-    return _CHANGE * (signal + np.float32(np.sqrt(noise)) * everywhere)
 
 
 def fuse_one(folder: str, base_path: str, expert: str) -> None:
@@ -141,14 +106,15 @@ def _encodings(base_path: Path, expert_path: Path) -> dict[str, float]:
     """Seconds, bytes and quality of every matrix's components alone, in both ways of finding directions."""
     base, expert = TensorFile(base_path), TensorFile(expert_path)
     matrices = [name for name in base.fused_names() if len(base.specs[name].shape) > 1 and "token" not in name]
-    algebra, found = open_algebra("cpu"), {}
+    algebra = open_algebra("cpu")
+    found: dict[str, float] = {}
     for way in ("exact", "randomised"):
         seconds, bits, ranks, error, whole = 0.0, 0, [], 0.0, 0.0
         for name in matrices:
             rows = base.specs[name].num_rows
             delta = (expert.float32(name) - base.float32(name)).reshape(rows, -1)
             start = time.perf_counter()
-            one = components.encode(delta, _CHANGE, algebra, exact=way == "exact")
+            one = components.encode(delta, CHANGE, algebra, exact=way == "exact")
             seconds += time.perf_counter() - start
             assert one is not None
             writer = SymbolWriter()

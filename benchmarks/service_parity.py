@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     config, chance = load_config(options.config), random.Random(options.seed)
-    predictor = Predictor(config.address.open_cache(), capacity=len(config.tasks))
+    predictor = Predictor(config.address.open_cache())
     learned = [load_task_data(one.name, one.data, verify=False) for one in config.tasks]
     foreign = [load_test_data(one.name, one.data, verify=False) for one in config.unseen]
     labels = tuple(dict.fromkeys(name for data in [*learned, *foreign] for name in data.classes))

@@ -15,6 +15,7 @@ import typer.core
 
 from cluster.commands.mode_options import expand_mode_options
 from cluster.output import errors
+from cluster.session import interrupt_on_sigterm
 from fusion.errors import ConduError, ConfigError
 
 _COMMANDS = {
@@ -32,6 +33,9 @@ _COMMANDS = {
     "doctor": ("doctor", "What this machine, cluster and store can do, and what is wrong."),
 }
 """Each command's module in `cluster.commands`, and its line in the help."""
+
+
+_INTERRUPTED = 130
 
 
 class _Commands(typer.core.TyperGroup):
@@ -94,6 +98,7 @@ def _options(
 
 def main() -> None:
     """Entry point of the `condu` command: runs it, and turns every error into one message and an exit code."""
+    interrupt_on_sigterm()  # from the first moment: a job that is stopped ends like one with Ctrl-C
     try:
         app()
     except ConfigError as error:
@@ -105,9 +110,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `condu … | head` is not an error
         sys.exit(0)
-    except KeyboardInterrupt:
-        errors.print("stopped")
-        sys.exit(130)
+    except SystemExit as ended:  # typer ends so on a KeyboardInterrupt, without a word
+        if ended.code == _INTERRUPTED:
+            errors.print("stopped")
+        raise
     except Exception as error:
         handle, path = tempfile.mkstemp(prefix="condu-error-", suffix=".txt")
         with os.fdopen(handle, "w") as file:

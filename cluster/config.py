@@ -202,6 +202,8 @@ class Config(Section):
     """Seed of every task's random numbers. Part of an expert's identity."""
     cache: Path | None = None
     """Folder of the node cache. Null: `$CONDU_CACHE`, else `$XDG_CACHE_HOME/condu`, else `~/.cache/condu`."""
+    cache_limit_gib: float | None = Field(default=None, gt=0)
+    """What the node cache may take on each node, GiB: what was unused for longest goes. Null: half of its disk."""
 
     @model_validator(mode="after")
     def _tasks_work(self) -> Config:
@@ -222,7 +224,8 @@ class Config(Section):
     @property
     def address(self) -> StoreAddress:
         """The store's address."""
-        return StoreAddress(self.store, self.s3, self.cache)
+        limit = self.cache_limit_gib
+        return StoreAddress(self.store, self.s3, self.cache, None if limit is None else int(limit * 2**30))
 
     def recipe(self, task: TaskConfig) -> Recipe:
         """A task's recipe: its own settings, else `train`'s, else the paper's."""

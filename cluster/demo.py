@@ -31,7 +31,7 @@ def run_demo(run: Run, scratch: Path, ray: Any) -> RunReport:
     """Train, fuse, compare and measure. Returns the report without the answers over HTTP."""
     console.rule("1. Fine-tune the experts and fuse them as they finish")
     baseline = _start_baseline(run, ray)
-    train_and_fuse(run)
+    train_and_fuse(run, ray)
     console.print(f"version {run.newest().version} in {run.config.store}: {', '.join(run.fused())}")
     console.rule("2. Fuse the same experts in the other modes, measure everything")
     with run.stage("fuse"):
@@ -66,13 +66,7 @@ def _fuse_mode(url: str, base_path: Path, experts: Sequence[ExpertToFuse], mode:
 
 def _measure(run: Run, scratch_stores: Sequence[tuple[str, str]], ray: Any) -> list[MeasuredSet]:
     """Measure every test set, printing each as it finishes."""
-    measuring = measure_run(run, ray, modes=scratch_stores)
-    names = dict(zip(measuring, [*run.fused(), *(task.name for task in run.config.unseen)], strict=True))
-    waiting = measuring
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1)
-        console.print(f"measured {names[ready[0]]}")
-    return list(ray.get(measuring))
+    return measure_run(run, ray, modes=scratch_stores, on_measured=lambda name: console.print(f"measured {name}"))
 
 
 def _start_baseline(run: Run, ray: Any) -> Any:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
+from cluster.nodes import living_nodes
 from fusion.answers.clip import Clip, build_clip
 from fusion.answers.options import PredictOptions
 from fusion.answers.view import ViewLoader
-from fusion.errors import VersionGoneError
+from fusion.errors import ConduError, VersionGoneError
 from fusion.store import open_store
 from fusion.store.address import StoreAddress
 from fusion.store.blobs import BlobRef
@@ -126,10 +128,73 @@ def measure(job: MeasureJob) -> MeasuredSet:
     )
 
 
-def measure_all(ray: Any, jobs: Sequence[MeasureJob]) -> list[Any]:
-    """Start every job as a Ray task on one core. Returns references to `MeasuredSet`s, in order."""
-    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": MALLOC_ENVIRONMENT})(measure)
-    return [remote.remote(job) for job in jobs]
+@dataclass(frozen=True)
+class NotMeasured:
+    """Why a node could not measure a set: what it lacks, another node may have."""
+
+    node: str
+    host: str
+    error: ConduError
+
+
+class MeasureError(ConduError):
+    """A test set that no node could measure."""
+
+
+def measure_all(
+    ray: Any, jobs: Sequence[MeasureJob], on_measured: Callable[[str], None] = lambda _: None
+) -> list[MeasuredSet]:
+    """Measure every job as a Ray task on one core, all at once, in order.
+
+    A job that fails on one node (without the data, without room for it) is tried on each of the others.
+
+    Raises: MeasureError that names the nodes and what each lacks, once the other jobs are measured; Ray's own error for
+        what is not a `ConduError`.
+    """
+    remote = ray.remote(num_cpus=1, max_retries=2, runtime_env={"env_vars": MALLOC_ENVIRONMENT})(_measure_on_node)
+    running = {remote.remote(job): number for number, job in enumerate(jobs)}
+    measured: dict[int, MeasuredSet] = {}
+    failures: dict[int, list[NotMeasured]] = {}
+    while running:
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        number, answer = running.pop(ready), ray.get(ready)
+        if isinstance(answer, MeasuredSet):
+            measured[number] = answer
+            on_measured(jobs[number].task.name)
+            continue
+        tried = failures.setdefault(number, [])
+        tried.append(answer)
+        if other := _untried(ray, tried):
+            running[remote.options(scheduling_strategy=other).remote(jobs[number])] = number
+    lines = [
+        f"  {jobs[number].task.name}: " + "; ".join(f"on {one.host}: {one.error}" for one in tried)
+        for number, tried in failures.items()
+        if number not in measured
+    ]
+    if lines:
+        raise MeasureError(
+            "everything is published, but no node could measure\n" + "\n".join(lines) + "\n"
+            "Put the data where a node with a free core sees it and run the same command again, or use --no-evaluate"
+        )
+    return [measured[number] for number in range(len(jobs))]
+
+
+def _measure_on_node(job: MeasureJob) -> MeasuredSet | NotMeasured:
+    import ray
+
+    try:
+        return measure(job)
+    except ConduError as error:
+        return NotMeasured(ray.get_runtime_context().get_node_id(), socket.gethostname(), error)
+
+
+def _untried(ray: Any, tried: Sequence[NotMeasured]) -> Any:
+    """A strategy that takes a job to a node that has not tried it; None where none is left."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ids = {one.node for one in tried}
+    left = [node.id for node in living_nodes(ray) if node.id not in ids and node.resources.get("CPU", 0) >= 1]
+    return NodeAffinitySchedulingStrategy(left[0], soft=False) if left else None
 
 
 def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +20,8 @@ from cluster.fusion_resources import fusion_resources
 from cluster.measure import MeasuredSet, MeasureJob, measure_all, session_history
 from cluster.ordered_fusion import OrderedFuser
 from cluster.progress import TaskProgress
+from cluster.run_metrics import RunMetrics
+from cluster.shared_files import check_shared_files
 from fusion.errors import ConfigError, TaskNameError
 from fusion.fuse import check_parent
 from fusion.store import Store
@@ -51,7 +53,8 @@ class Run:
     @cached_property
     def cache(self) -> NodeCache:
         """One for the whole run: it remembers which files it has verified."""
-        return NodeCache(self.store, self.config.cache)
+        address = self.config.address
+        return NodeCache(self.store, address.cache_folder, limit_bytes=address.cache_limit_bytes)
 
     @cached_property
     def _published(self) -> Versions:
@@ -113,13 +116,13 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
     return Run(config.model_copy(update={"tasks": left}), store, base, removed)
 
 
-def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show: bool = True) -> None:
+def train_and_fuse(run: Run, ray: Any, *, replace: bool = False, readd: bool = False, show: bool = True) -> None:
     """Train every task that has no expert on the lanes and fuse in the configured order. Needs a Ray session.
 
     A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on.
 
-    Raises: ConfigError if lanes and fusion actor can never run at the same time; TaskNameError if a configured name
-        holds another expert and `replace` is off; whatever fusing raises.
+    Raises: ConfigError if lanes and fusion actor can never run at the same time, or if nodes do not see the store or
+        the data; TaskNameError if a configured name holds another expert and `replace` is off; whatever fusing raises.
     """
     from fusion.actor import FusionClient
     from training.lanes.driver import cluster_nodes, run_lanes
@@ -143,16 +146,21 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
     }
     with TaskProgress(enabled=show) as progress:
         fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd)
+        metrics = RunMetrics()
         first = True
 
         def on_status(statuses: list[TaskStatus]) -> None:
             nonlocal first
             if first and parent is not None and not replace:
                 _refuse_taken_names(run.store, parent, statuses)
-            if first and reserved and any(status.state == "waiting" for status in statuses):
+            train = any(status.state == "waiting" for status in statuses)
+            if first and train:
+                check_shared_files(ray, config.address, [task.data for task in config.tasks], lanes)
+            if first and train and reserved:
                 client.start(timeout_s=lanes.startup_timeout_s)  # it takes its share before the lanes take the rest
             first = False
             progress.update(statuses)
+            metrics.update(statuses)
             fuser.update(statuses)
 
         with run.stage("train"):
@@ -169,8 +177,20 @@ def train_and_fuse(run: Run, *, replace: bool = False, readd: bool = False, show
             run.versions = fuser.finish()
 
 
-def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) -> list[Any]:
-    """Start measuring the run's tasks and its never-trained ones; references to `MeasuredSet`s, trained ones first."""
+def measure_run(
+    run: Run,
+    ray: Any,
+    *,
+    modes: Sequence[tuple[str, str]] = (),
+    on_measured: Callable[[str], None] = lambda _: None,
+) -> list[MeasuredSet]:
+    """Measure the run's tasks and its never-trained ones on the cluster, trained ones first.
+
+    Args:
+        modes: see `MeasureJob`.
+        on_measured: called with each task's name as it is measured.
+    Raises: what `measure_all` raises.
+    """
     config = run.config
     manifest = run.newest()
     fused = run.fused()
@@ -204,7 +224,7 @@ def measure_run(run: Run, ray: Any, *, modes: Sequence[tuple[str, str]] = ()) ->
         )
         for task in config.unseen
     ]
-    return measure_all(ray, work)
+    return measure_all(ray, work, on_measured)
 
 
 def split_measures(run: Run, measured: Sequence[MeasuredSet]) -> tuple[list[MeasuredSet], list[MeasuredSet]]:

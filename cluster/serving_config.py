@@ -9,12 +9,12 @@ from cluster.config import Config
 from serving.options import ServiceOptions
 
 
-def start_service(options: ServiceOptions) -> None:
-    """Start a service in the open Ray session. Raises what `serving.app.start` raises."""
+def start_service(options: ServiceOptions) -> list[str]:
+    """Start a service in the open Ray session. Returns where it answers; raises what `serving.app.start` raises."""
     from serving.app import start
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # importing Serve sets it to INFO
-    start(options)
+    return start(options)
 
 
 def service_options(config: Config, *, port: int | None = None) -> ServiceOptions:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +26,8 @@ from fusion.options import Options
 
 _LOOPBACK = "127.0.0.1"
 _CONNECT_TIMEOUT_S = 10.0
+_IN_A_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""The variable by which Ray hands a job its settings."""
 _OBJECT_STORE_BYTES = 256 << 20
 """condu passes references, not tensors, so Ray's object store holds only small results."""
 
@@ -48,9 +52,14 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
         options: where Ray is, and how much of it is heard.
         store: the store that the session works for. A local session is then announced to `condu status`.
         joined: the address is that of another process's local session, whose token is in the environment.
-    Raises: ConfigError when the address does not answer.
+    Raises: ConfigError when the address does not answer, or `local` would start a second Ray inside a Ray job.
     """
     local = options.address == "local"
+    if local and os.environ.get(_IN_A_RAY_JOB):
+        raise ConfigError(
+            "ray.address: `local` would start a second Ray inside this Ray job, beside the cluster that runs it: "
+            "use auto, which joins the cluster"
+        )
     if local or joined:
         _prepare_local()
     if options.quiet:
@@ -80,6 +89,11 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
     try:
         _check_reachable(options.address)
         ray.init(**settings)
+        interrupt_on_sigterm()  # Ray set its own handler, which ends the process with its exit code in mid-air
+    except SystemExit as ended:  # from that handler, while Ray was starting
+        if ended.code == signal.SIGTERM:
+            raise KeyboardInterrupt from None
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"ray.address: {options.address!r} can't be used ({str(error).splitlines()[0]}). `local` starts Ray on "
@@ -91,6 +105,12 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
             yield ray
     finally:
         ray.shutdown()
+
+
+def interrupt_on_sigterm() -> None:
+    """Make SIGTERM what Ctrl-C is, a KeyboardInterrupt in the main thread: clean-up runs, and the exit code is 130."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _check_reachable(address: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ class DecoupledExpert:
                 "base and the task's evidence answer it. Train it with method 'full' to get one"
             )
         self.bench = Workbench(cache, cache.tensors(manifest.base.weights), new_nonce())
-        self._trigger = self.bench.trigger(entry)
+        self.trigger = self.bench.trigger(entry)
         self.decoder: Decoder = open_mode(manifest.mode).decoder(self.bench, manifest.state, task)
 
     def layout(self) -> dict[str, TensorSpec]:
@@ -69,37 +69,45 @@ class DecoupledExpert:
             raise
         writer.finish()
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The state dict as torch tensors, one at a time."""
+    def tensors(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, torch.Tensor]]:
+        """The state dict as torch tensors, one at a time; of the names that are wanted."""
         import torch
 
-        for name in self.bench.base.buffer_names():
+        for name in filter(wanted, self.bench.base.buffer_names()):
             file, key = self._buffer(name)
             yield name, file.tensor(key)
         chunks: dict[str, list[Chunk]] = {name: [] for name in self.bench.specs}
         for chunk in self.bench.chunks:
             chunks[chunk.name].append(chunk)
-        for name, spec in self.bench.specs.items():
+        for name in filter(wanted, self.bench.specs):
+            spec = self.bench.specs[name]
             expert_N = np.empty(spec.elements, np.float32)
 
             def fill(chunk: Chunk, expert_N: np.ndarray = expert_N) -> None:
                 expert_N[chunk.start : chunk.stop] = self.chunk(chunk)
 
-            self.bench.map(fill, chunks[name])
+            if len(chunks[name]) == 1:  # handing it to another thread would take longer
+                fill(chunks[name][0])
+            else:
+                self.bench.map(fill, chunks[name])
             yield name, torch.from_numpy(expert_N).reshape(spec.shape)
 
     def _buffer(self, name: str) -> tuple[TensorFile, str]:
         """The file and key of a buffer: the trigger's, where the expert's differed from the base's."""
         key = BUFFER + name
-        return (self._trigger, key) if key in self._trigger else (self.bench.base, name)
+        return (self.trigger, key) if key in self.trigger else (self.bench.base, name)
 
 
-def decoupled_tensors(cache: NodeCache, manifest: Manifest, task: str) -> Iterator[tuple[str, torch.Tensor]]:
+def decoupled_tensors(
+    cache: NodeCache, manifest: Manifest, task: str, wanted: Callable[[str], bool] = lambda _: True
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The decoupled expert theta_0 + delta_hat_i, tensor by tensor: fused ones in float32, buffers as the expert's.
 
-    Raises `UnknownTaskError`.
+    Args:
+        wanted: of a tensor's name, whether it is needed.
+    Raises: `UnknownTaskError`.
     """
-    return DecoupledExpert(cache, manifest, task).tensors()
+    return DecoupledExpert(cache, manifest, task).tensors(wanted)
 
 
 def read_record(cache: NodeCache, manifest: Manifest, task: str) -> TaskRecord:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import fcntl
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,3 +57,45 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file in one step, as `replacing` does. Raises OSError."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+_OWNER = ".owner"
+
+
+def scratch_folder(prefix: str) -> Path:
+    """A new folder for temporary files of this process, removed when it ends.
+
+    What killed processes of this user left under the same prefix is removed too. Each folder holds a file that its
+    process has locked for as long as it lives, so that only the dead lose theirs, whatever container they ran in.
+
+    Raises: OSError.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{prefix}*"):
+        _remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    owner = os.open(folder / f"{_OWNER}-new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(owner, fcntl.LOCK_EX)
+    (folder / f"{_OWNER}-new").rename(folder / _OWNER)  # now that it is locked: an unlocked owner is a dead one
+    pid = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == pid:  # a forked child inherits the registration, not the folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def _remove_abandoned(folder: Path) -> None:
+    try:
+        owner = os.open(folder / _OWNER, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # just being made, or another user's
+        return
+    try:
+        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # its process lives
+        pass
+    finally:
+        os.close(owner)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import time
-from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import ray
@@ -16,10 +14,11 @@ from ray.serve.schema import ApplicationStatus
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
-from serving.ingress import Ingress
+from serving.one_service import refuse_other_store
 from serving.options import ServiceOptions
-from serving.replicas import BaseReplica, ExpertReplica, expert_window
-from serving.status import APP_NAME, BASE, EXPERTS, INGRESS
+from serving.proxies import addresses, wait_until_ready
+from serving.replica import Replica
+from serving.status import APP_NAME, REPLICA
 from serving.watch import newest_readable
 
 logger = logging.getLogger(__name__)
@@ -30,32 +29,47 @@ _MESSAGE_LINES = 6
 
 
 def build_app(options: ServiceOptions) -> serve.Application:
-    """The three deployments: ingress, base and experts."""
-    inner = {
-        # a prediction that the ingress admitted must not be refused half-way: it asks up to max_top_k experts
-        "max_queued_requests": options.max_queued_requests * options.max_top_k,
-        "logging_config": {"enable_access_log": False},  # the ingress logs each request once
-    }
-    base = _deploy(BaseReplica, BASE, options, max_ongoing_requests=2 * options.max_batch_size, **inner)
-    experts = _deploy(ExpertReplica, EXPERTS, options, max_ongoing_requests=expert_window(options), **inner)
-    # The ingress counts its predictions itself and answers 429 in our own shape, while health checks still get
-    # through; Serve's own limit is higher, for bursts that outrun that.
-    ingress = _deploy(
-        serve.ingress()(Ingress),
-        INGRESS,
-        options,
+    """The one deployment: replicas that do all of a request."""
+    replicas: dict[str, Any]
+    if options.replicas.min == options.replicas.max:
+        replicas = {"num_replicas": options.replicas.min}
+    else:
+        replicas = {
+            "autoscaling_config": {
+                "min_replicas": options.replicas.min,
+                "max_replicas": options.replicas.max,
+                "target_ongoing_requests": max(1, options.max_batch_size // 2),
+                "upscale_delay_s": 5,
+            }
+        }
+    wrap: Any = serve.deployment
+    deployment = wrap(
+        serve.ingress()(Replica),
+        name=REPLICA,
+        ray_actor_options={"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
+        # A replica counts its predictions itself and answers 429 in our own shape, while health checks still get
+        # through; Serve's own limits are higher, for bursts that outrun that.
         max_ongoing_requests=2 * options.max_queued_requests,
-        ray_actor_options={"num_cpus": 0},  # it mostly waits: a CPU reserved for it would be lost to a model
-        max_surge_percent=100,  # so old and new can overlap during an update, and no request is lost between them
+        max_queued_requests=2 * options.max_queued_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=options.request_timeout_s + _GRACE_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        # so old and new overlap during an update, and no request is lost between them; a GPU has no room for both
+        max_surge_percent=0 if options.num_gpus else 100,
+        logging_config={"enable_access_log": False},
+        **replicas,
     )
-    return ingress.bind(options, base.bind(options), experts.bind(options))
+    application: serve.Application = deployment.bind(options)
+    return application
 
 
-def start(options: ServiceOptions) -> None:
-    """Start the service, or update the running one, and return when it is ready to answer.
+def start(options: ServiceOptions) -> list[str]:
+    """Start the service, or update the running one. Returns where it answers, once it is ready on every proxy.
 
     Raises:
-        ConfigError: no cluster, or the port is in use.
+        ConfigError: no cluster, the port is in use, or the cluster serves another store.
         UnknownVersionError: the store has no version.
         BaseMismatchError: the base has no architecture, so there is no model to run.
         StartError: replicas did not start; names them and the reason.
@@ -63,6 +77,7 @@ def start(options: ServiceOptions) -> None:
     if not ray.is_initialized():
         raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
+    refuse_other_store(options.address.open().url)
     if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
     _warn_if_too_large(options)
@@ -78,7 +93,12 @@ def start(options: ServiceOptions) -> None:
     serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + options.start_timeout_s
     _wait_until_running(deadline)
-    _wait_until_ready(options, deadline)
+    try:
+        where = addresses(wait_until_ready(options.host, options.port, deadline))
+    except TimeoutError as late:
+        raise StartError(f"the service was not ready after {options.start_timeout_s:g} s: {str(late)[:500]}") from late
+    logger.info("serving at=%s", ",".join(where))
+    return where
 
 
 def stop(*, timeout_s: float = 60.0) -> None:
@@ -86,12 +106,11 @@ def stop(*, timeout_s: float = 60.0) -> None:
     if not ray.is_initialized():
         return
     if APP_NAME in serve.status().applications:
-        # Serve stops all deployments of an app at once, and a prediction between two calls would wait for a
-        # replica that is gone. So the ingress drains first, while the models still answer
+        # so that load balancers see it in time: Serve would only refuse connections
         try:
-            serve.get_deployment_handle(INGRESS, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
+            serve.get_deployment_handle(REPLICA, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
         except Exception as error:
-            logger.warning("the ingress did not drain, stopping anyway: %s", error)
+            logger.warning("a replica did not drain, stopping anyway: %s", error)
         serve.delete(APP_NAME)
     if not serve.status().applications:  # else other applications of the cluster still need Serve
         serve.shutdown()
@@ -121,40 +140,14 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def _deploy(kind: Any, name: str, options: ServiceOptions, **own: Any) -> serve.Deployment:
-    replicas: dict[str, Any]
-    if options.replicas.min == options.replicas.max:
-        replicas = {"num_replicas": options.replicas.min}
-    else:
-        replicas = {
-            "autoscaling_config": {
-                "min_replicas": options.replicas.min,
-                "max_replicas": options.replicas.max,
-                "target_ongoing_requests": max(1, own["max_ongoing_requests"] // 4),
-                "upscale_delay_s": 5,
-            }
-        }
-    settings = {
-        "ray_actor_options": {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus},
-        "max_queued_requests": options.max_queued_requests,
-        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
-        "health_check_period_s": 5,
-        "health_check_timeout_s": 30,
-        "graceful_shutdown_timeout_s": options.request_timeout_s + _GRACE_S,
-        "graceful_shutdown_wait_loop_s": 0.5,
-    }
-    wrap: Any = serve.deployment
-    return wrap(kind, name=name, **{**settings, **replicas, **own})
-
-
 def _warn_if_too_large(options: ServiceOptions) -> None:
     # a warning, not an error: an autoscaling cluster may add nodes
     has = ray.cluster_resources()
     for resource, each in (("CPU", options.num_cpus), ("GPU", options.num_gpus)):
-        if (needs := 2 * options.replicas.min * each) > has.get(resource, 0):
+        if (needs := options.replicas.min * each) > has.get(resource, 0):
             logger.warning(
-                "the service needs %g %s (%d base and %d expert replicas), the cluster has %g: waiting for more nodes",
-                needs, resource, options.replicas.min, options.replicas.min, has.get(resource, 0),
+                "the service needs %g %s for %d replicas, the cluster has %g: waiting for more nodes",
+                needs, resource, options.replicas.min, has.get(resource, 0),
             )  # fmt: skip
 
 
@@ -178,23 +171,3 @@ def _what_is_wrong(app: Any) -> str:
             last = [line for line in deployment.message.splitlines() if line.strip()][-_MESSAGE_LINES:]
             problems.append(f"{name} is {deployment.status}: " + " | ".join(last))
     return "; ".join(problems)
-
-
-def _wait_until_ready(options: ServiceOptions, deadline: float) -> None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)
-    last = "no answer"
-    while time.monotonic() < deadline:
-        try:
-            connection = HTTPConnection(host, options.port, timeout=5)
-            connection.request("GET", "/readyz")
-            answer = connection.getresponse()
-            last = answer.read().decode(errors="replace")
-            if answer.status == 200:
-                logger.info("serving host=%s port=%d version=%s", host, options.port, json.loads(last)["version"])
-                return
-        except (OSError, HTTPException) as error:
-            last = f"{type(error).__name__}: {error}"
-        finally:
-            connection.close()
-        time.sleep(0.2)
-    raise StartError(f"{host}:{options.port}/readyz was not ready after {options.start_timeout_s:g} s: {last[:500]}")

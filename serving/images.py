@@ -1,9 +1,8 @@
 """Images of a request: untrusted bytes in, one crop of the model's own size out, as uint8.
 
-This is the only place of the service that decodes. Replicas get crops, 150 kB each at 224 pixels however large the
-photograph was, instead of decoding the same file once in the base and once in every expert, and never parse what a
-client sent. A crop is the result of torchvision's resize and centre crop, before the division by 255: `pixels`
-finishes the base's own preprocessing bit for bit.
+This is the only place of the service that decodes. Models get crops, 150 kB each at 224 pixels however large the
+photograph was: it is decoded once, for the base and for every expert. A crop is the result of torchvision's resize and
+centre crop, before the division by 255: a `Normaliser` finishes the base's own preprocessing bit for bit.
 
 Letters: B images, H x W pixels of the model's input.
 """
@@ -52,8 +51,14 @@ class Cropper:
         return self._transform(image).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def pixels(crops: np.ndarray, preprocess_cfg: Mapping[str, Any]) -> torch.Tensor:
-    """The model's input, float32 [B, 3, H, W], from crops uint8 [B, H, W, 3]."""
-    cfg = preprocess_config(preprocess_cfg)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.mean, cfg.std))
-    return torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2).to(torch.float32).div(255).sub(mean).div(std)
+class Normaliser:
+    """Crops to the model's input. Thread-safe."""
+
+    def __init__(self, preprocess_cfg: Mapping[str, Any]) -> None:
+        cfg = preprocess_config(preprocess_cfg)
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (cfg.mean, cfg.std))
+
+    def pixels(self, crops: np.ndarray) -> torch.Tensor:
+        """float32 [B, 3, H, W] of crops uint8 [B, H, W, 3], in the memory layout that convolutions like best."""
+        values = torch.from_numpy(crops).permute(0, 3, 1, 2).to(torch.float32)
+        return values.div_(255).sub_(self._mean).div_(self._std)

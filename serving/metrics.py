@@ -9,13 +9,17 @@ REQUEST_SECONDS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
 
 
 class Metrics(Protocol):
-    """What the ingress reports."""
+    """What a replica reports."""
 
     def requested(self, label_space: str, status: int) -> None: ...
 
     def predicted(self, label_space: str, seconds: float, num_images: int, expert_forwards: int) -> None: ...
 
     def serving(self, version: int) -> None: ...
+
+    def expert_asked(self, *, hit: bool) -> None: ...
+
+    def expert_loaded(self, seconds: float) -> None: ...
 
 
 class NoMetrics:
@@ -27,10 +31,15 @@ class NoMetrics:
 
     def serving(self, version: int) -> None: ...
 
+    def expert_asked(self, *, hit: bool) -> None: ...
 
-class IngressMetrics:
+    def expert_loaded(self, seconds: float) -> None: ...
+
+
+class ServeMetrics:
     """`ray_condu_requests_total`, `ray_condu_request_seconds`, `ray_condu_images_total`,
-    `ray_condu_expert_forwards_total`, `ray_condu_version`."""
+    `ray_condu_expert_forwards_total`, `ray_condu_version`, `ray_condu_expert_requests_total` by outcome (hit, miss),
+    `ray_condu_expert_load_seconds`."""
 
     def __init__(self) -> None:
         from ray.serve import metrics
@@ -50,6 +59,12 @@ class IngressMetrics:
             tag_keys=("label_space",),
         )
         self._version = metrics.Gauge("condu_version", description="The version being served.")
+        self._asked = Counter(
+            "condu_expert_requests", description="Requests by whether the expert was in memory.", tag_keys=("outcome",)
+        )
+        self._loads = metrics.Histogram(
+            "condu_expert_load_seconds", description="Time to rebuild an expert.", boundaries=LOAD_SECONDS
+        )
 
     def requested(self, label_space: str, status: int) -> None:
         self._requests.inc(tags={"label_space": label_space, "status": str(status)})
@@ -63,22 +78,8 @@ class IngressMetrics:
     def serving(self, version: int) -> None:
         self._version.set(version)
 
-
-class ExpertMetrics:
-    """`ray_condu_expert_requests_total` by outcome (hit, miss), `ray_condu_expert_load_seconds`."""
-
-    def __init__(self) -> None:
-        from ray.serve.metrics import Counter, Histogram
-
-        self._asked = Counter(
-            "condu_expert_requests", description="Requests by whether the expert was in memory.", tag_keys=("outcome",)
-        )
-        self._loads = Histogram(
-            "condu_expert_load_seconds", description="Time to rebuild an expert.", boundaries=LOAD_SECONDS
-        )
-
-    def asked(self, *, hit: bool) -> None:
+    def expert_asked(self, *, hit: bool) -> None:
         self._asked.inc(tags={"outcome": "hit" if hit else "miss"})
 
-    def loaded(self, seconds: float) -> None:
+    def expert_loaded(self, seconds: float) -> None:
         self._loads.observe(seconds)

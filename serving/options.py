@@ -7,7 +7,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval
 
-from fusion.answers.options import DEFAULT_CACHED_EXPERTS, MAX_PIXELS, PredictOptions
+from fusion.answers.options import DEFAULT_EXPERT_MEMORY, MAX_PIXELS, PredictOptions
 from fusion.options import Options
 from fusion.store.address import StoreAddress
 
@@ -17,9 +17,9 @@ class ReplicaOptions(Options):
     """How many processes share the work. Raises `ConfigError` for values out of range."""
 
     min: Annotated[int, Ge(1)] = 1
-    """Replicas of each deployment (ingress, base, experts) that always run."""
+    """Replicas that always run."""
     max: Annotated[int, Ge(1)] = 1
-    """Most replicas of each deployment. Above `min`, Serve scales between the two."""
+    """Most replicas. Above `min`, Serve scales between the two."""
 
     def contradictions(self) -> list[str]:
         return [f"max: {self.max} is below min: {self.min}"] if self.max < self.min else []
@@ -30,24 +30,24 @@ class ServeOptions(Options):
     """How a service runs, whatever it serves. Raises `ConfigError` for values out of range."""
 
     replicas: ReplicaOptions = ReplicaOptions()
-    """Replicas of each deployment."""
+    """How many processes answer. Each does all of a request: it decodes, runs base and experts, and answers."""
     num_cpus: Annotated[float, Gt(0)] = 1.0
-    """Cores of a base or expert replica: what Ray reserves, and the threads it computes with. The ingress
-    reserves none."""
+    """Cores of a replica: what Ray reserves, and the threads it computes with. Decoding takes up to two more."""
     num_gpus: Annotated[float, Ge(0)] = 0.0
-    """GPU share of a base or expert replica; above 0 its models run on CUDA. A share is bookkeeping, not a limit on
+    """GPU share of a replica; above 0 its models run on CUDA. A share is bookkeeping, not a limit on
     memory."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: Annotated[int, Interval(ge=1, le=65535)] = 8000
     """Port to listen on."""
-    cached_experts: Annotated[int, Ge(1)] = DEFAULT_CACHED_EXPERTS
-    """Rebuilt experts in the memory of one expert replica, one model's weights each. With fewer than are in use,
-    requests rebuild them again and again."""
+    expert_memory: Annotated[int, Ge(1)] = DEFAULT_EXPERT_MEMORY
+    """Bytes of rebuilt experts in the memory of one replica, beside the base. With less than those in use
+    take, requests rebuild them again and again. The default is 4 GiB."""
+    text_memory: Annotated[int, Ge(1)] = 256 << 20
+    """Bytes of text features in the memory of one replica, of experts' classes and of callers' labels. The default is
+    256 MiB."""
     max_batch_size: Annotated[int, Ge(1)] = 16
     """Images in one forward pass."""
-    batch_wait_s: Annotated[float, Ge(0)] = 0.01
-    """How long a forward pass waits for more images. About half the time of one pass is a good value."""
     poll_s: Annotated[float, Gt(0)] = 2.0
     """How often a replica looks for a new version in the store."""
     start_timeout_s: Annotated[float, Gt(0)] = 600.0
@@ -55,7 +55,7 @@ class ServeOptions(Options):
     request_timeout_s: Annotated[float, Gt(0)] = 30.0
     """How long one prediction may take; then 504."""
     max_queued_requests: Annotated[int, Ge(1)] = 64
-    """Predictions in flight in one ingress replica; the next one gets 429."""
+    """Predictions in flight in one replica; the next one gets 429."""
     max_body_bytes: Annotated[int, Ge(1)] = 32 << 20
     """Size of a request's body; above it 413. The default is 32 MiB."""
     max_images: Annotated[int, Ge(1)] = 64

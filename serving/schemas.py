@@ -188,7 +188,7 @@ class ReadyResponse(BaseModel):
     ready: bool
     version: int | None
     tasks: int
-    models: str = Field(description="`ready`, or what the base and expert replicas are waiting for")
+    models: str = Field(description="`ready` once the models of this replica answer")
     problem: str | None = Field(
         description="What is wrong with the store or its newest version; the version being served stays"
     )

@@ -1,7 +1,6 @@
 """One request from images to answer: chooses the version, routes, asks the models, combines their logits.
 
-Knows the rules of `fusion.answers.label_spaces` and a `Models`; neither HTTP nor Ray. The ingress replica gives it
-models in other replicas, a test gives it models of its own.
+Knows the rules of `fusion.answers.label_spaces` and the replica's models; neither HTTP nor Ray.
 """
 
 from __future__ import annotations
@@ -9,21 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
+from fusion.answers.label_spaces import Prediction, Query, needs_base
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
 from serving.images import Cropper, Upload
+from serving.models import Models
 from serving.options import ServiceOptions
 from serving.schemas import ImagePrediction, PredictFields, PredictResponse
 from serving.watch import VersionWatcher
@@ -32,23 +32,8 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 _DECODERS = 2
+_FEW_IMAGES = 8
 _GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
-
-
-class Models(Protocol):
-    """Where the forwards run. Crops are uint8 [B, H, W, 3], results are float32."""
-
-    async def features(self, crops: np.ndarray) -> np.ndarray:
-        """Unit image features of the base, [B, D]."""
-        ...
-
-    async def base_logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
-        """The base's logits of each job, [len(job.images), len(job.classes)]; `features` are of all images."""
-        ...
-
-    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
-        """An expert's logits, [len(job.images), len(job.classes)]; `crops` are the job's own."""
-        ...
 
 
 class Service:
@@ -64,6 +49,7 @@ class Service:
         self._cropper: Cropper | None = None
         # few threads: decoding an image of max_pixels takes several times as many bytes
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
+        self._rules = ThreadPoolExecutor(1, thread_name_prefix="rules")
 
     @property
     def ready(self) -> bool:
@@ -128,8 +114,7 @@ class Service:
 
     async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
         features = await self._models.features(crops) if needs_base(query, view) else None
-        unit = None if features is None else torch.from_numpy(np.array(features))
-        steps = await asyncio.to_thread(plan, query, view, unit, num_images=len(crops))
+        steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
             self._models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
@@ -140,10 +125,16 @@ class Service:
         results = await gather(calls)
         base_logits = iter(results.pop() if base_jobs else ())
         expert_logits = iter(results)
-        logits = [
-            torch.from_numpy(np.array(next(base_logits if job.task is None else expert_logits))) for job in steps.jobs
-        ]
-        return await asyncio.to_thread(answer, steps, logits)
+        logits = [next(base_logits if job.task is None else expert_logits) for job in steps.jobs]
+        return await self._think(query, len(crops), answer, steps, logits)
+
+    async def _think(
+        self, query: Query, num_images: int, rule: Callable[..., Result], /, *args: Any, **kwargs: Any
+    ) -> Result:
+        """A rule's arithmetic: off the event loop where many images or all tasks make it take milliseconds."""
+        if query.label_space == "task" and num_images <= _FEW_IMAGES:
+            return rule(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._rules, partial(rule, *args, **kwargs))
 
     async def _crops(self, uploads: Sequence[Upload], view: View, background: str | None) -> np.ndarray:
         if self._cropper is None:  # all versions of a store share one base

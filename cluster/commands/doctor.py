@@ -7,7 +7,6 @@ import shutil
 import socket
 import stat
 import sys
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -16,39 +15,41 @@ import typer
 
 from cluster.commands.fuse import JsonOption
 from cluster.config import Config, load_config
+from cluster.doctor_check import MIN_FREE_BYTES, Check
 from cluster.output import console, human_bytes, print_json
-from fusion.errors import ConduError
+from fusion.errors import ConduError, ConfigError
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import default_cache_folder
 from fusion.store.probe import check_store
 from fusion.versions.history import Versions
 
-_MIN_FREE_BYTES = 2 << 30
 _PACKAGES = ("ray", "torch", "open_clip_torch", "safetensors", "boto3", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Check:
-    """The result of one check. `problem` says what is wrong and how to fix it, or is None."""
-
-    what: str
-    found: str
-    problem: str | None = None
 
 
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="Also check what this configuration needs.")] = None,
     store: Annotated[str | None, typer.Option(help="Check this store.", metavar="URL")] = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also ask every node of the cluster that CONFIG names.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine, and the store and port of a configuration. The store is really written to, and cleaned up."""
+    """Check this machine, and the store and port of a configuration. The store is really written to, and cleaned up.
+
+    With --cluster, every living node is asked as well: whether their versions and clocks agree, whether they see the
+    same store and the tasks' data, their disks and GPUs, and where a service listens.
+    """
     settings = load_config(config) if config else None
+    if cluster and (settings is None or settings.ray.address == "local"):
+        raise ConfigError("--cluster needs a CONFIG that names a cluster: ray: {address: auto}, or an address")
     checks = [_python(), _packages(), _machine(), _disk(settings), _ray_token()]
     url = store or (settings.store if settings else None)
     if url:
         checks += _store(url, settings)
     if settings:
         checks.append(_port(settings))
+    if cluster and settings:
+        checks += _cluster(settings)
     broken = [check for check in checks if check.problem]
     if as_json:
         print_json([check.__dict__ for check in checks])
@@ -60,6 +61,15 @@ def doctor(
                 console.print(f"  {check.problem}")
     if broken:
         raise typer.Exit(1)
+
+
+def _cluster(settings: Config) -> list[Check]:
+    from cluster.session import ray_session
+
+    with ray_session(settings.ray) as ray:
+        from cluster.cluster_checks import check_cluster
+
+        return check_cluster(ray, settings)
 
 
 def _python() -> Check:
@@ -93,8 +103,8 @@ def _disk(settings: Config | None) -> Check:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    problem = f"less than {human_bytes(_MIN_FREE_BYTES)} is free: set CONDU_CACHE to a folder on a larger disk"
-    return Check("cache", f"{chosen}, {human_bytes(free)} free", problem if free < _MIN_FREE_BYTES else None)
+    problem = f"less than {human_bytes(MIN_FREE_BYTES)} is free: set CONDU_CACHE to a folder on a larger disk"
+    return Check("cache", f"{chosen}, {human_bytes(free)} free", problem if free < MIN_FREE_BYTES else None)
 
 
 def _ray_token() -> Check:

@@ -77,14 +77,14 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
     if evaluate:
         _check_unseen(config, show=not as_json)
     with ray_session(config.ray, store=config.store) as ray:
-        train_and_fuse(this, replace=replace, readd=readd, show=not as_json)
+        train_and_fuse(this, ray, replace=replace, readd=readd, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:
             reasons = "\n".join(f"  {status.name}: {status.reason}" for status in failed)
             raise ConduError(f"no task could be trained:\n{reasons}")
         if evaluate:
             with this.stage("evaluate"):
-                measured = ray.get(measure_run(this, ray))
+                measured = measure_run(this, ray)
             report = build_report(this, measured)
     if as_json:
         newest = {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}

@@ -27,12 +27,10 @@ def serve(
         from serving.app import stop
 
         try:
-            start_service(options)
+            where = start_service(options)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stopped.set())
-            console.print(
-                f"serving {options.address.url} on [bold]http://{options.host}:{options.port}[/]  (docs: /docs)"
-            )
+            console.print(f"serving {options.address.url} on [bold]{', '.join(where)}[/]  (docs: /docs)")
             console.print("stop with Ctrl-C")
             stopped.wait()
         finally:

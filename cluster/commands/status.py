@@ -157,9 +157,11 @@ def _service_lines(service: dict[str, Any] | None) -> Iterator[str]:
         for name, states in service["replicas"].items()
     ]
     yield f"  service  {service['status'].lower()}: {'; '.join(counts)}"
-    for replica in service["ingress"]:
+    if service["urls"]:
+        yield f"           at {', '.join(service['urls'])}"
+    for replica in service["serving"]:
         ready = "ready" if replica["ready"] else "not ready"
-        yield f"           {replica['url']} {ready}, version {replica['version']}" + (
+        yield f"           replica {ready}, version {replica['version']}" + (
             f", {replica['problem']}" if replica["problem"] else ""
         )
 

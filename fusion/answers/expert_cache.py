@@ -1,4 +1,5 @@
-"""Rebuilt experts in memory: the least recently used are evicted, and concurrent requests for a cold one build it once.
+"""Rebuilt experts in memory, within a budget of bytes: the least recently used are evicted, and concurrent requests
+for a cold one build it once.
 
 One lock per key, so that two cold experts load in parallel. An expert that is evicted while a request uses it stays in
 memory until that request ends: only its reference count frees it.
@@ -17,12 +18,18 @@ Value = TypeVar("Value")
 
 
 class ExpertCache(Generic[Value]):
-    """At most `capacity` values by key."""
+    """Values by key, of at most `budget_bytes` together. The last one used stays even if it alone is larger.
 
-    def __init__(self, capacity: int) -> None:
-        if capacity < 1:
-            raise ConfigError(f"a cache of {capacity} experts cannot hold the one in use: it must hold at least 1")
-        self.capacity = capacity
+    Args:
+        size_of: bytes of a value.
+    """
+
+    def __init__(self, budget_bytes: int, size_of: Callable[[Value], int]) -> None:
+        if budget_bytes < 1:
+            raise ConfigError(f"{budget_bytes} bytes of memory for experts can hold none: give at least one's size")
+        self.budget_bytes = budget_bytes
+        self.used_bytes = 0
+        self._size_of = size_of
         self._values: OrderedDict[str, Value] = OrderedDict()
         self._building: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -46,9 +53,10 @@ class ExpertCache(Generic[Value]):
                 raise
             with self._lock:
                 self._values[key] = value
+                self.used_bytes += self._size_of(value)
                 self._building.pop(key, None)
-                while len(self._values) > self.capacity:
-                    self._values.popitem(last=False)
+                while self.used_bytes > self.budget_bytes and len(self._values) > 1:
+                    self.used_bytes -= self._size_of(self._values.popitem(last=False)[1])
             return value
 
     def peek(self, key: str) -> Value | None:

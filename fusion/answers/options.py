@@ -9,8 +9,8 @@ from annotated_types import Ge, Gt, Lt
 
 from fusion.options import Options
 
-DEFAULT_CACHED_EXPERTS = 8
-"""Rebuilt experts that stay in memory: more than the experts of one image, or they would push each other out."""
+DEFAULT_EXPERT_MEMORY = 4 << 30
+"""Bytes of rebuilt experts that stay in memory: more than one image's experts, or they would push each other out."""
 
 MAX_PIXELS = 89_478_485
 """Largest accepted image, width x height, in training, on the command line and over HTTP. Pillow's own threshold:

@@ -6,40 +6,59 @@ It does in a plain loop what the service does on many replicas, by the same plan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import torch
 from PIL import Image
 
 from fusion.answers.class_sums import Discriminant
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, of_images
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
+from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
-from fusion.answers.options import DEFAULT_CACHED_EXPERTS
+from fusion.answers.live import LiveExpert, live_expert, live_tower
+from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View, ViewLoader
-from fusion.decouple import decoupled_tensors
+from fusion.decouple import DecoupledExpert, decoupled_tensors
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
+
+_TEXT_SIDES = 8
+"""One part in so many of the memory for experts is for the sides that encode texts."""
 
 
 class ExpertModel:
     """A model with its text features cached by (classes, templates).
 
     Args:
+        clip: encodes images, and texts where `text` is None.
         task: whose expert it is, so that jobs may be joined with its evidence; None for a base.
+        text: gives the model that encodes texts; called when a text is to be encoded.
+        live: how its image side differs from that of `clip`, the base, where it was not rebuilt.
     """
 
-    def __init__(self, clip: Clip, task: TaskView | None = None) -> None:
+    def __init__(
+        self,
+        clip: Clip,
+        task: TaskView | None = None,
+        text: Callable[[], Clip] | None = None,
+        live: LiveExpert | None = None,
+    ) -> None:
         self.clip = clip
-        self.class_features = lru_cache(maxsize=256)(clip.class_features)
+        self.live = live
+        self.text: Callable[[], Clip] = text or (lambda: clip)
+        self.class_features = lru_cache(maxsize=256)(self._class_features)
         evidence = task.evidence if task else None
         self._discriminant = Discriminant(evidence.expert) if evidence and evidence.expert else None
         self._temperature = task.temperature if task else 1.0
         self._places = {name: i for i, name in enumerate(task.classes)} if task else {}
+
+    def _class_features(self, classes: tuple[str, ...], templates: tuple[str, ...]) -> torch.Tensor:
+        return self.text().class_features(classes, templates)
 
     def feature_logits(
         self, features: torch.Tensor, classes: tuple[str, ...], templates: tuple[str, ...]
@@ -47,12 +66,17 @@ class ExpertModel:
         """100 x cosine, float32 [B, C], of this model's unit image features [B, D]."""
         return LOGIT_SCALE * features @ self.class_features(classes, templates).T
 
-    def job_logits(self, features: torch.Tensor, job: Job) -> torch.Tensor:
+    def job_logits(self, features: torch.Tensor, job: Job, texts: torch.Tensor | None = None) -> torch.Tensor:
         """A job's logits, float32 [B, len(job.classes)], of this model's unit image features of its images, [B, D].
 
         Joined, they are (100 x cosine + 2 x the discriminant's scores in the expert's space) / temperature.
+
+        Args:
+            texts: `class_features` of the job, where the caller keeps them.
         """
-        logits = self.feature_logits(features, job.classes, job.templates)
+        if texts is None:
+            texts = self.class_features(job.classes, job.templates)
+        logits = LOGIT_SCALE * features @ texts.T
         if not job.joined:
             return logits
         if self._discriminant:
@@ -62,26 +86,59 @@ class ExpertModel:
 
 
 class ModelShelf:
-    """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe."""
+    """The base and its experts, rebuilt on demand. Shared by all versions of one store; thread-safe.
+
+    The two sides of an expert are rebuilt apart: images are seen all the time, while texts are encoded once and their
+    features kept, so most of the memory is for image sides.
+
+    Args:
+        live: do not rebuild the image sides that `tower` can apply to the base as they are.
+    """
 
     def __init__(
-        self, cache: NodeCache, base: Manifest, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu"
+        self,
+        cache: NodeCache,
+        base: Manifest,
+        *,
+        expert_memory: int = DEFAULT_EXPERT_MEMORY,
+        device: str = "cpu",
+        live: bool = False,
     ) -> None:
         self._cache = cache
         self._base_sha256 = base.base.sha256
-        self.base = ExpertModel(build_clip(base.base, cache.tensors(base.base.weights), device=device))
-        self.experts: ExpertCache[ExpertModel] = ExpertCache(capacity)
+        self._plain = build_clip(base.base, cache.tensors(base.base.weights), device=device)
+        self._folding = Folding(self._plain)
+        self.base = ExpertModel(self._folding.folded(self._plain))
+        self.tower = live_tower(self._plain) if live else None
+        self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, self.image_bytes)
+        self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
+
+    def image_bytes(self, expert: ExpertModel) -> int:
+        """Bytes of an expert's image side."""
+        return expert.live.num_bytes if expert.live else self.own_bytes(expert.clip)
+
+    def own_bytes(self, clip: Clip) -> int:
+        """Bytes of the weights that a model has beside the base's."""
+        return clip.own_bytes(self._plain)
 
     def expert(self, view: View, task: str) -> ExpertModel:
         """The decoupled expert of a task in a version."""
         manifest = view.manifest
         assert manifest.base.sha256 == self._base_sha256, "all versions of a store share one base"
-        return self.experts.get(
-            view.tasks[task].expert,
-            lambda: ExpertModel(
-                self.base.clip.copy_with(decoupled_tensors(self._cache, manifest, task)), view.tasks[task]
-            ),
-        )
+        key, rebuilt = view.tasks[task].expert, partial(decoupled_tensors, self._cache, manifest, task)
+
+        def text_side() -> Clip:
+            own = partial(rebuilt, lambda name: not of_images(name))
+            return self._text_sides.get(key, lambda: self._plain.copy_with(own()))
+
+        def image_side() -> ExpertModel:
+            live = live_expert(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
+            if live is not None:
+                return ExpertModel(self.base.clip, view.tasks[task], text_side, live.to(self._plain.device))
+            clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
+            return ExpertModel(clip, view.tasks[task], text_side)
+
+        return self.experts.get(key, image_side)
 
 
 class Predictor:
@@ -89,19 +146,19 @@ class Predictor:
 
     Args:
         cache: the node's cache of the store.
-        capacity: how many rebuilt experts stay in memory.
+        expert_memory: bytes of rebuilt experts that stay in memory.
         device: torch device of all models.
     Raises:
         UnknownVersionError: nothing was published yet.
     """
 
-    def __init__(self, cache: NodeCache, *, capacity: int = DEFAULT_CACHED_EXPERTS, device: str = "cpu") -> None:
+    def __init__(self, cache: NodeCache, *, expert_memory: int = DEFAULT_EXPERT_MEMORY, device: str = "cpu") -> None:
         self.versions = Versions(cache.store)
         self._views = ViewLoader(cache)
         newest = self.versions.newest()
         if newest is None:
             raise nothing_published(cache.store)
-        self.shelf = ModelShelf(cache, newest, capacity=capacity, device=device)
+        self.shelf = ModelShelf(cache, newest, expert_memory=expert_memory, device=device)
         self._newest = self._views.load(newest)
 
     def view(self, version: int | None = None) -> View:

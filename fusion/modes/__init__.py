@@ -1,6 +1,6 @@
 """How experts become triggers, and what the triggers share: one small interface, one file per mode."""
 
-from fusion.modes.mode import Decoder, Mode
+from fusion.modes.mode import Decoder, Mode, PartsDecoder
 from fusion.modes.registry import DEFAULT_MODE, in_words, mode_class, modes, modes_with, open_mode, register
 from fusion.modes.workbench import NewExpert, Workbench
 
@@ -9,6 +9,7 @@ __all__ = [
     "Decoder",
     "Mode",
     "NewExpert",
+    "PartsDecoder",
     "Workbench",
     "in_words",
     "mode_class",

@@ -172,6 +172,7 @@ class LowRankDecoder:
 
     def __init__(self, trigger: TensorFile, specs: Mapping[str, TensorSpec], algebra: Algebra) -> None:
         self._algebra = algebra
+        self._specs = specs
         self._tensors = dict(read_trigger(trigger, specs))
 
     def delta(self, chunk: Chunk) -> np.ndarray:
@@ -189,3 +190,18 @@ class LowRankDecoder:
 
     def bits(self, chunk: Chunk) -> tuple[int, int]:
         return 0, 0
+
+    def parts(self, name: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray | None:
+        """See `PartsDecoder`."""
+        one = self._tensors[name]
+        if isinstance(one, Factored):
+            found = one.components
+            sizes = np.ldexp(found.mantissas.astype(np.float64), found.exponents)
+            return (found.left * sizes[:, None]).astype(np.float32), found.right.astype(np.float32)
+        if one is None:
+            return None
+        if isinstance(one, Raw):
+            return one.values.copy()
+        dense = np.zeros((self._specs[name].num_rows, one.values.shape[1]), np.float32)
+        dense[one.rows] = np.ldexp(one.values.astype(np.float64), one.exponent)
+        return dense.reshape(-1)

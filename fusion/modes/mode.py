@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +32,16 @@ class Decoder(Protocol):
 
     def bits(self, chunk: Chunk) -> tuple[int, int]:
         """How many bits of the chunk's plane 0 are 1: as written, and as they count now. (0, 0) without planes."""
+        ...
+
+
+@runtime_checkable
+class PartsDecoder(Decoder, Protocol):
+    """A decoder that also gives a tensor's change in few numbers, so that it can be applied without being built."""
+
+    def parts(self, name: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray | None:
+        """u, float32 [K, R] with the components' sizes in it, and v, float32 [K, C], with delta = u^T v; the change
+        itself, float32 flat, where it is kept otherwise; None for no change."""
         ...
 
 

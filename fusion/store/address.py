@@ -20,11 +20,13 @@ class StoreAddress:
         url: as `open_store` takes it.
         options: how to reach S3; None: what boto3 finds by itself.
         cache_folder: where every node keeps its cache; None: the default of `NodeCache`.
+        cache_limit_bytes: what the cache may take on each node; None: the default of `NodeCache`.
     """
 
     url: str
     options: S3Options | None = None
     cache_folder: Path | None = None
+    cache_limit_bytes: int | None = None
 
     def open(self) -> Store:
         """The store. Raises `StoreUrlError`."""
@@ -32,7 +34,7 @@ class StoreAddress:
 
     def open_cache(self) -> NodeCache:
         """The store behind this node's cache. Raises `StoreUrlError`."""
-        return NodeCache(self.open(), self.cache_folder)
+        return NodeCache(self.open(), self.cache_folder, limit_bytes=self.cache_limit_bytes)
 
     def resolved(self) -> StoreAddress:
         """The same store for a process with another working directory. Raises `StoreUrlError`."""

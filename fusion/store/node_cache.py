@@ -1,6 +1,7 @@
 """The node-local cache: blobs as verified local files, shared through mmap by all processes of a node.
 
-If the store is a local folder, the object's own file is used and nothing is copied.
+If the store is a local folder, the object's own file is used and nothing is copied. Copies of remote blobs stay below a
+limit: what was asked for longest ago goes first (`fusion.store.eviction`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from fusion.disk import replacing, writing
 from fusion.store import Store
 from fusion.store.blobs import BlobRef, check_sha256
+from fusion.store.eviction import evict, touch
 from fusion.tensors import TensorFile, sha256_file
 
 
@@ -23,28 +25,34 @@ class NodeCache:
         store: where blobs come from.
         folder: where copies of remote blobs go; created when first needed. Default: `$CONDU_CACHE`, else
             `$XDG_CACHE_HOME/condu` or `~/.cache/condu`.
+        limit_bytes: what all copies of the node together may take; None: half of the disk they are on. What was asked
+            for within the last minutes stays even above it: it is in use.
     """
 
-    def __init__(self, store: Store, folder: Path | None = None) -> None:
+    def __init__(self, store: Store, folder: Path | None = None, *, limit_bytes: int | None = None) -> None:
         self.store = store
         self._folder = folder or default_cache_folder()
+        self._limit_bytes = limit_bytes
         self._verified: set[str] = set()
         self._lock = threading.Lock()
 
     def path(self, ref: BlobRef) -> Path:
-        """A local, verified file with the blob's bytes. Don't write to it.
+        """A local, verified file with the blob's bytes. Don't write to it, and open it soon: in some minutes, another
+        process of the node may delete it to make room. An open or mapped file stays readable.
 
         Raises `DamagedBlobError` when the bytes don't match the hash in `ref`, `BlobNotFoundError` when `gc` deleted
         the blob, `DiskError` when the node's disk has no room for it.
         """
         own = self.store.local_path(ref.key)
         path = own or self._folder / ref.sha256[:2] / ref.sha256
-        if ref.key in self._verified and path.is_file():
+        here = path.is_file() if own else touch(self._folder, path)
+        if ref.key in self._verified and here:
             return path
         if own is not None:
             check_sha256(self._hash_own(ref, own), ref, self.store.url)
         elif not _is_whole(path, ref):
             self._download(ref, path)
+            evict(self._folder, self._limit_bytes)
         with self._lock:
             self._verified.add(ref.key)
         return path

@@ -9,11 +9,9 @@ and finds its own object. A caller that needs to know reads the object back.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
-import shutil
 import tempfile
 import threading
 import time
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from fusion.backoff import delays_s
-from fusion.disk import writing
+from fusion.disk import scratch_folder, writing
 from fusion.errors import (
     BlobNotFoundError,
     StoreAccessError,
@@ -270,11 +268,5 @@ def _scratch_of_process(pid: int) -> Path:
     with _scratch_lock:
         if pid not in _scratch:
             with writing(Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")):
-                _scratch[pid] = Path(tempfile.mkdtemp(prefix="condu-"))
-            atexit.register(_remove_scratch, pid)
+                _scratch[pid] = scratch_folder("condu-scratch-")
         return _scratch[pid]
-
-
-def _remove_scratch(pid: int) -> None:
-    if os.getpid() == pid:  # a forked child inherits the registration, not the folder
-        shutil.rmtree(_scratch[pid], ignore_errors=True)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from fusion.errors import ConduError
 from serving.dependencies import PartsOfApp, Scope, requires
@@ -45,7 +46,7 @@ def _body() -> dict[str, Any]:
     openapi_extra=_body(),
     dependencies=[requires(Scope.PREDICT)],
 )
-async def predict(request: Request, parts: PartsOfApp) -> Any:
+async def predict(request: Request, parts: PartsOfApp) -> Response:
     """Send a form with one or more files named `image`, or one image as the body with the fields in the query
     string: `curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' '…/v1/predict?labels=cat&labels=dog'`."""
     service, metrics = parts.service, parts.metrics
@@ -57,7 +58,8 @@ async def predict(request: Request, parts: PartsOfApp) -> Any:
         response = await service.predict(uploads, query, fields.version)
         status = 200
         metrics.predicted(space, response.seconds, len(uploads), response.expert_forwards)
-        return response
+        # as it is: FastAPI would validate once more what was just built
+        return Response(response.model_dump_json(), media_type="application/json")
     except ConduError as error:
         status = error.http_status
         raise

@@ -151,12 +151,12 @@ def test_serving_refuses_to_consult_more_experts_than_its_ceiling(tmp_path: Path
 def test_serving_follows_the_configuration(tmp_path: Path) -> None:
     config = parse(
         tmp_path,
-        serve={"replicas": {"min": 2, "max": 8}, "port": 9000, "cached_experts": 7},
+        serve={"replicas": {"min": 2, "max": 8}, "port": 9000, "expert_memory": 7 << 20},
         predict={"top_k": 3},
         s3={"endpoint_url": "http://127.0.0.1:9"},
     )
     options = service_options(config)
-    assert (options.replicas.min, options.replicas.max, options.port, options.cached_experts) == (2, 8, 9000, 7)
+    assert (options.replicas.min, options.replicas.max, options.port, options.expert_memory) == (2, 8, 9000, 7 << 20)
     assert options.top_k == 3
     assert options.address.options is not None
     assert options.address.options.endpoint_url == "http://127.0.0.1:9"

@@ -101,8 +101,8 @@ def test_a_services_options_are_sections_of_the_file_and_the_store() -> None:
 @pytest.mark.parametrize(
     ("function", "parameter", "default"),
     [
-        (Predictor, "capacity", ServeOptions.cached_experts),
-        (ModelShelf, "capacity", ServeOptions.cached_experts),
+        (Predictor, "expert_memory", ServeOptions.expert_memory),
+        (ModelShelf, "expert_memory", ServeOptions.expert_memory),
         (Query, "top_k", PredictOptions.top_k),
         (train_expert, "num_loader_threads", LaneOptions.num_loader_threads),
         (finetune, "num_loader_threads", LaneOptions.num_loader_threads),

@@ -72,8 +72,8 @@ def test_a_cluster_is_asked_while_it_trains_and_while_it_serves_and_outlives_bot
     with cluster.service() as (_, process):
         told = ask_until(cluster, process, serves)
         (session,) = told["sessions"]
-        assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
-        assert session["service"]["ingress"][0]["version"] == told["store"]["newest"]["version"] == 2
+        assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Replica",)}
+        assert session["service"]["serving"][0]["version"] == told["store"]["newest"]["version"] == 2
         assert not training(told), "the killed run left nothing behind"
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, cluster.log()

@@ -47,7 +47,7 @@ def training(told: dict[str, Any]) -> list[dict[str, Any]]:
 
 def serves(told: dict[str, Any]) -> bool:
     services = [session["service"] for session in told["sessions"] if session.get("service")]
-    return any(replica["ready"] for service in services for replica in service["ingress"])
+    return any(replica["ready"] for service in services for replica in service["serving"])
 
 
 def fused(told: dict[str, Any]) -> int:
@@ -107,8 +107,8 @@ def test_a_service_is_seen_with_its_replicas_and_the_version_that_it_answers_fro
         assert session["tasks"] == []
         assert session["fusion"] is None
         assert session["service"]["status"] == "RUNNING"
-        assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Ingress", "Base", "Experts")}
-        (replica,) = session["service"]["ingress"]
+        assert session["service"]["replicas"] == {name: {"RUNNING": 1} for name in ("Replica",)}
+        (replica,) = session["service"]["serving"]
         assert replica["url"] == url
         assert replica["version"] == told["store"]["newest"]["version"]
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Models in this very process, for a service without a cluster."""
+"""A service in this very process, without a cluster and without a port."""
 
 from __future__ import annotations
 
@@ -9,52 +9,45 @@ import numpy as np
 import torch
 
 from fusion.answers.label_spaces import Job
-from fusion.answers.predictor import ModelShelf
 from fusion.answers.view import View
 from fusion.store import Store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
-from fusion.versions.history import Versions
 from serving.http import build_http
-from serving.images import pixels
 from serving.metrics import NoMetrics
+from serving.models import Models
 from serving.options import ServiceOptions
 from serving.service import Service
 from serving.watch import VersionWatcher
 
 
-class PlainModels:
-    """`serving.service.Models` on one `ModelShelf`. Counts what it was asked."""
+class PlainModels(Models):
+    """The replica's models, which note what they were asked."""
 
-    def __init__(self, store: Store) -> None:
-        newest = Versions(store).newest()
-        assert newest is not None
-        self.shelf = ModelShelf(NodeCache(store), newest)
-        self.cfg = newest.base.preprocess_cfg or {}
+    def __init__(self, store: Store, options: ServiceOptions | None = None) -> None:
+        super().__init__(options or ServiceOptions(address=StoreAddress(store.url)), NodeCache(store), NoMetrics())
         self.asked: list[str] = []
 
-    async def features(self, crops: np.ndarray) -> np.ndarray:
+    async def features(self, crops: np.ndarray) -> torch.Tensor:
         self.asked.append("features")
-        return self.shelf.base.clip.image_features(pixels(crops, self.cfg)).numpy()
+        return await super().features(crops)
 
-    async def base_logits(self, features: np.ndarray, jobs: Sequence[Job]) -> list[np.ndarray]:
+    async def base_logits(self, features: torch.Tensor, jobs: Sequence[Job]) -> list[torch.Tensor]:
         self.asked.append("base")
-        unit = torch.from_numpy(features)
-        return [self.shelf.base.job_logits(unit[list(job.images)], job).numpy() for job in jobs]
+        return await super().base_logits(features, jobs)
 
-    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
+    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
         assert job.task is not None
         self.asked.append(job.task)
-        expert = self.shelf.expert(view, job.task)
-        return expert.job_logits(expert.clip.image_features(pixels(crops, self.cfg)), job).numpy()
+        return await super().expert_logits(view, job, crops)
 
 
 class PlainService:
-    """A service with its HTTP face and a client, no cluster and no port."""
+    """A service with its HTTP face and a client."""
 
-    def __init__(self, store: Store, **options: object) -> None:
+    def __init__(self, store: Store, *, models: PlainModels | None = None, **options: object) -> None:
         self.options = ServiceOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
-        self.models = PlainModels(store)
+        self.models = models or PlainModels(store, self.options)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
         self.service = Service(self.options, self.watcher, self.models)
         self.service.models_state = "ready"
@@ -68,3 +61,4 @@ class PlainService:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
+        self.models.batcher.close()

@@ -58,15 +58,12 @@ def test_replicas_and_their_bounds_pass_through() -> None:
     options = ServiceOptions(
         address=StoreAddress("x"), replicas=ReplicaOptions(min=2, max=5), num_gpus=0.25, max_batch_size=32
     )
-    ingress: Any = build_app(options)._bound_deployment
-    base, experts = (argument._bound_deployment for argument in ingress.init_args[1:])
-    for deployment in (ingress, base, experts):
-        config = deployment._deployment_config
-        assert (config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas) == (2, 5)
-        assert config.max_queued_requests >= options.max_queued_requests
-        assert config.backpressure_config.status_code == 429
-        assert config.max_ongoing_requests >= options.max_batch_size  # else batches never fill
-    assert base.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.25}
-    assert ingress.ray_actor_options == {"num_cpus": 0}
+    replica: Any = build_app(options)._bound_deployment
+    config = replica._deployment_config
+    assert (config.autoscaling_config.min_replicas, config.autoscaling_config.max_replicas) == (2, 5)
+    assert config.max_queued_requests >= options.max_queued_requests
+    assert config.backpressure_config.status_code == 429
+    assert config.max_ongoing_requests >= options.max_batch_size  # else batches never fill
+    assert replica.ray_actor_options == {"num_cpus": 1.0, "num_gpus": 0.25}
     one: Any = build_app(dataclasses.replace(options, replicas=ReplicaOptions(min=2, max=2)))._bound_deployment
     assert (one.num_replicas, one._deployment_config.autoscaling_config) == (2, None)

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 import serving
 from cluster.commands.predict import predict
@@ -198,15 +199,14 @@ class SlowModels(PlainModels):
         super().__init__(store)
         self.go = asyncio.Event()
 
-    async def features(self, crops: np.ndarray) -> np.ndarray:
+    async def features(self, crops: np.ndarray) -> torch.Tensor:
         await self.go.wait()
         return await super().features(crops)
 
 
 def slow_service(store: Store, **options: object) -> tuple[PlainService, SlowModels]:
-    service, models = PlainService(store, **options), SlowModels(store)
-    service.service._models = models
-    return service, models
+    models = SlowModels(store)
+    return PlainService(store, models=models, **options), models
 
 
 def test_overload_is_429_at_once_and_passes(store: Store) -> None:
@@ -240,12 +240,11 @@ def test_an_answer_that_takes_too_long_is_504(store: Store) -> None:
 
 def test_a_bug_is_500_without_its_traceback(store: Store) -> None:
     class BrokenModels(PlainModels):
-        async def features(self, crops: np.ndarray) -> np.ndarray:
+        async def features(self, crops: np.ndarray) -> torch.Tensor:
             raise RuntimeError("secret")
 
     async def story() -> None:
-        service = PlainService(store)
-        service.service._models = BrokenModels(store)
+        service = PlainService(store, models=BrokenModels(store))
         async with service as client:
             answer = await client.post("/v1/predict", files=form_of([GOOD]))
             assert answer.status_code == 500
@@ -280,14 +279,13 @@ def test_a_request_whose_blobs_gc_took_starts_over_on_the_newest_version(local_s
     publish_tasks(local_store, {"a": ("red", "blue")})
 
     class GoneModels(PlainModels):
-        async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> np.ndarray:
+        async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
             if view.version == 1:
                 raise BlobNotFoundError("blobs/ab/abc")
             return await super().expert_logits(view, job, crops)
 
     async def story() -> None:
-        service = PlainService(local_store)
-        service.service._models = GoneModels(local_store)
+        service = PlainService(local_store, models=GoneModels(local_store))
         async with service as client:
             lost = await client.post("/v1/predict", files=form_of([GOOD]))
             assert lost.status_code == 503

@@ -21,7 +21,7 @@ from fusion.answers.images import FORMATS
 from fusion.errors import ImageError
 from fusion.store.blobs import BlobRef
 from fusion.versions.bases import Base
-from serving.images import Cropper, Upload, pixels
+from serving.images import Cropper, Normaliser, Upload
 from tests.serving.helpers import pictures, png
 from tests.tiny import MODEL_CFG, PREPROCESS_CFG
 
@@ -58,7 +58,9 @@ def test_a_crop_and_its_pixels_are_the_bases_own_preprocessing(
     body = encoded(noise(size, mode), "PNG")
     crop = Cropper(cfg, max_pixels=1_000_000).crop(Upload("x", body))
     assert crop.dtype == np.uint8
-    torch.testing.assert_close(pixels(crop[None], cfg), clip.pixels([Image.open(io.BytesIO(body))]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        Normaliser(cfg).pixels(crop[None]), clip.pixels([Image.open(io.BytesIO(body))]), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -71,8 +71,8 @@ def test_a_request_that_contradicts_itself_says_what_and_why(items: Items, error
 
 def test_options_that_can_not_work_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        ServiceOptions(address=StoreAddress("x"), port=0, max_images=0, batch_wait_s=-1, top_k=99)
-    for part in ("port is 0", "max_images is 0", "batch_wait_s is -1", "top_k (99)"):
+        ServiceOptions(address=StoreAddress("x"), port=0, max_images=0, poll_s=-1, top_k=99)
+    for part in ("port is 0", "max_images is 0", "poll_s is -1", "top_k (99)"):
         assert part in str(caught.value)
     with pytest.raises(ConfigError, match="max: 2 is below min: 3"):
         ReplicaOptions(min=3, max=2)

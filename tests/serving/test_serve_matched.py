@@ -15,6 +15,7 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from serving.app import APP_NAME, start, stop
 from serving.options import ServiceOptions
+from serving.status import REPLICA
 from tests.serving.helpers import form_of, free_port, pictures, publish_tasks
 from tests.tiny import COLOURS, SHAPES
 
@@ -37,11 +38,11 @@ class Running:
         answer: dict[str, Any] = response.json()
         return answer
 
-    def expert_images(self) -> int:
-        """Images that the expert replica has seen since it started."""
+    def images(self) -> int:
+        """Forwards of images, by the base and by experts, since the replica started."""
         from ray import serve
 
-        stats: dict[str, Any] = serve.get_deployment_handle("Experts", APP_NAME).stats.remote().result(timeout_s=20)
+        stats: dict[str, Any] = serve.get_deployment_handle(REPLICA, APP_NAME).stats.remote().result(timeout_s=20)
         return int(stats["images"])
 
 
@@ -49,7 +50,7 @@ class Running:
 def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publish_tasks(store, TASKS, evidence=True, heads=["shapes"])
-    options = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=0.5, cached_experts=3)
+    options = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=0.5)
     start(options)
     try:
         yield Running(store.url, options.port)
@@ -58,7 +59,7 @@ def service(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_where_no_label_is_known_the_base_answers_bit_for_bit_and_no_expert_is_asked(service: Running) -> None:
-    before, labels = service.expert_images(), ("tree house", "cloud", "sea")
+    before, labels = service.images(), ("tree house", "cloud", "sea")
     answer = service.predict("red", labels=list(labels))
     assert (answer["expert_forwards"], answer["matched"]) == (0, {})
     base = service.predictor.shelf.base
@@ -66,13 +67,13 @@ def test_where_no_label_is_known_the_base_answers_bit_for_bit_and_no_expert_is_a
     expected = base.feature_logits(features, labels, ("a photo of a {}.",)).softmax(1)[0]
     found = {one["label"]: one["probability"] for one in answer["predictions"][0]["top"]}
     assert found == dict(zip(labels, expected.tolist(), strict=True))
-    assert service.expert_images() == before
+    assert service.images() == before + 1  # the base's
 
 
 def test_one_expert_at_most_sees_an_image_and_the_answer_says_how_many_did(service: Running) -> None:
-    before = service.expert_images()
+    before = service.images()
     answer = service.predict(*NAMES[:7])
-    assert answer["expert_forwards"] == service.expert_images() - before <= 7
+    assert 7 + answer["expert_forwards"] == service.images() - before <= 14
     assert answer["expert_forwards"] == sum(len(one["experts"]) for one in answer["predictions"])
     assert all(one["rule"] == "matched" and len(one["experts"]) <= 1 for one in answer["predictions"])
 
@@ -105,8 +106,8 @@ def test_the_probabilities_are_the_plain_predictor_s(service: Running, query: Qu
 
 
 def test_naming_a_task_costs_no_more_for_the_others_and_a_task_without_an_expert_none(service: Running) -> None:
-    before = service.expert_images()
+    before = service.images()
     assert service.predict("circle", "square", task="shapes")["expert_forwards"] == 0
-    assert service.expert_images() == before
+    assert service.images() == before + 2  # the base's
     assert service.predict("red", task="colours")["expert_forwards"] == 1
-    assert service.expert_images() == before + 1
+    assert service.images() == before + 3

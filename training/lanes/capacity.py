@@ -128,6 +128,12 @@ def _demand(options: LaneOptions) -> dict[str, float]:
     return {**options.demand(), **accelerator}
 
 
+def lane_nodes(options: LaneOptions, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes on which a worker of a lane may run."""
+    demand = _demand(options)
+    return [node for node in _fitting(options, nodes) if _times(demand, node.resources)]
+
+
 def _fitting(options: LaneOptions, nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if _has_labels(node, options.labels or {})]
 

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,10 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusion.actor_names import NAMESPACE
+from fusion.disk import scratch_folder
 from fusion.errors import BlobNotFoundError, DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
+_CLEAN_UP_S = 20.0
 _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # default 2 s: most of a lane's start-up is waiting for this poll
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # default 600 s: longer than most trainings
@@ -165,7 +167,7 @@ class _Lanes:
     ) -> None:
         self.errors: list[str] = []
         self._queue = queue
-        self._folder = Path(tempfile.mkdtemp(prefix="condu-lanes-"))
+        self._folder = scratch_folder("condu-lanes-")
         for name, value in _TRAIN_SETTINGS.items():
             os.environ.setdefault(name, value)
         if len(ray.nodes()) == 1:  # there is no other node to move to, and the watcher is one more process per lane
@@ -204,7 +206,7 @@ class _Lanes:
             if thread.name in seen:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if not self.alive():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            _remove_everywhere(self._folder)
 
     def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
         return TorchTrainer(
@@ -258,6 +260,17 @@ def _watch(
                 f"free in the cluster are {free}. Stop what holds the rest, or raise startup_timeout_s"
             )
         time.sleep(_POLL_S)
+
+
+def _remove_everywhere(folder: Path) -> None:
+    """Remove a folder here and on every node: Ray Train makes a trainer's folder wherever its workers run."""
+    shutil.rmtree(folder, ignore_errors=True)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    if len(nodes) > 1:
+        remove: Any = ray.remote(num_cpus=0, max_retries=0)(shutil.rmtree)
+        there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        removed = [remove.options(scheduling_strategy=one).remote(str(folder), ignore_errors=True) for one in there]
+        ray.wait(removed, num_returns=len(removed), timeout=_CLEAN_UP_S)
 
 
 def _start_queue(address: StoreAddress, tasks: Sequence[PlannedTask], options: LaneOptions) -> Any:

@@ -101,7 +101,7 @@ def test_more_experts_than_cache_slots_is_slower_and_never_wrong(
 ) -> None:
     publish_tasks(local_store, tmp_path)
     cache = NodeCache(local_store, tmp_path / "cache")
-    small, large = Predictor(cache, capacity=1), Predictor(cache, capacity=8)
+    small, large = Predictor(cache, expert_memory=1), Predictor(cache)
     for query in (Query("seen"), Query("labels", labels=("red", "blue"))):
         assert small.predict(images, query) == large.predict(images, query)
     assert len(small.shelf.experts.keys()) == 1

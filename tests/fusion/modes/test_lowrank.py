@@ -27,6 +27,7 @@ from fusion.fidelity import measure_fidelity
 from fusion.fuse import ExpertToFuse, fuse_experts, rebuild_from_archive
 from fusion.modes.lowrank import Kind
 from fusion.store import Store, open_store
+from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from fusion.versions.bases import put_base
 from fusion.versions.edits import remove_task
@@ -266,6 +267,32 @@ def test_tasks_share_nothing_and_leave_without_a_trace(local_store: Store, tmp_p
     before = {name: tensor.clone() for name, tensor in decoupled_tensors(cache, manifest, "c")}
     after = remove_task(Versions(local_store), "a").manifest
     assert all(torch.equal(before[name], tensor) for name, tensor in decoupled_tensors(cache, after, "c"))
+
+
+def test_a_report_tells_how_a_trigger_keeps_its_task(local_store: Store, tmp_path: Path) -> None:
+    base, tensors = base_of(tmp_path, local_store)
+    expert = expert_of(tmp_path, tensors, **moved(tensors))
+    manifest, trigger = trigger_of(local_store, tmp_path, expert, base, {**LOWRANK, "quality": 0.5})
+    report = measure_fidelity(cache_of(local_store, tmp_path), manifest, experts={"task": TensorFile(expert)})
+    (told,) = (task.trigger for task in report.tasks)
+    assert told["quality"] == 0.5
+    assert sum(told["tensors"].values()) == len(trigger.read("kind"))
+    assert told["components"] == len(trigger.read("mantissa")) > 0
+    assert 0 < told["largest_sum"]["components"] < 2**24
+    delta = np.concatenate([tensor.float().numpy().reshape(-1) for tensor in moved(tensors).values()])
+    assert report.tasks[0].relative_error == pytest.approx(told["error"] / np.linalg.norm(delta), rel=1e-2)
+
+
+@pytest.mark.s3
+def test_a_trigger_decodes_to_the_same_bits_from_a_bucket(local_store: Store, s3_url: str, tmp_path: Path) -> None:
+    found = []
+    for number, store in enumerate((local_store, open_store(s3_url))):
+        base, tensors = base_of(tmp_path, store)
+        expert = expert_of(tmp_path, tensors, **moved(tensors))
+        manifest, _ = trigger_of(store, tmp_path / str(number), expert, base)
+        cache = NodeCache(store, tmp_path / f"cache-{number}")
+        found.append({name: tensor.clone() for name, tensor in decoupled_tensors(cache, manifest, "task")})
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
 
 
 PROGRAM = """

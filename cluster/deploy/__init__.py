@@ -1,0 +1,1 @@
+"""What a platform team installs condu from: the image, manifests, monitoring, and the builder for `serve deploy`."""

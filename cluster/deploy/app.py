@@ -1,0 +1,26 @@
+"""The builder that `serve deploy` and KubeRay's RayService name: `import_path: cluster.deploy.app:build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.config import parse_config
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The service of a configuration, as a Serve application.
+
+    Args:
+        args: what a configuration file holds, as values. Paths are absolute: there is no file that they could be
+            relative to. `serve.host`, `serve.port` and `ray` have no effect here: the `http_options` of Serve's own
+            configuration say where it listens, and the cluster is there already.
+    Returns: a `ray.serve.Application`. It runs once per deploy, on the cluster.
+    Raises: ConfigError with every mistake; UnknownVersionError while nothing is published; the store's errors.
+    """
+    from cluster.serving_config import service_options
+    from serving.app import build_app, check_store
+
+    options = service_options(parse_config(args, folder=Path("/"), where="args of the Serve application"))
+    check_store(options)
+    return build_app(options)

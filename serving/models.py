@@ -1,0 +1,179 @@
+"""The models of one replica: the base, and experts that are rebuilt on demand and kept within `expert_memory`.
+
+Nothing here knows HTTP or Ray. Forwards run in the one compute thread (`serving.batching`); cold experts are rebuilt in
+threads of their own, so that they do not hold up the warm ones. Bounded in memory: by the budget, and by what few
+loaders have in hand; an expert that is evicted lives until the requests that hold it are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from fusion.answers.label_spaces import Job
+from fusion.answers.live import LiveExpert
+from fusion.answers.predictor import ExpertModel, ModelShelf
+from fusion.answers.view import View
+from fusion.store.node_cache import NodeCache
+from fusion.versions.history import Versions
+from serving.batching import Batcher, Slices
+from serving.images import Normaliser
+from serving.metrics import Metrics
+from serving.options import ServiceOptions
+from serving.texts import TextFeatures
+from serving.watch import newest_readable
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+"""The base's lane, and its name among text features. No expert's key: those have an `@`."""
+_LIVE = "live"
+"""The lane of all experts that are applied to the base as they are: their images share forwards."""
+_LOADERS = 2
+
+
+class Models:
+    """Crops are uint8 [B, H, W, 3]; features, [B, D], and logits are float32 on the CPU. For one event loop.
+
+    Args:
+        options: of the service.
+        cache: of the store that it serves.
+    Raises:
+        UnknownVersionError: nothing was published yet, so there is no base.
+    """
+
+    def __init__(self, options: ServiceOptions, cache: NodeCache, metrics: Metrics) -> None:
+        started = time.perf_counter()
+        newest, _ = newest_readable(Versions(cache.store))
+        self.shelf = ModelShelf(cache, newest, expert_memory=options.expert_memory, device=options.device, live=True)
+        self.batcher = Batcher(options.max_batch_size)
+        self.answered = 0.0
+        """When the last forward ended, in `time.monotonic` seconds."""
+        self._metrics = metrics
+        self._max_batch_size = options.max_batch_size
+        self._normaliser = Normaliser(newest.base.preprocess_cfg or {})
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
+        self._texts = TextFeatures(self.batcher, self._loaders, options.text_memory)
+        self._loading: dict[str, asyncio.Future[ExpertModel]] = {}
+        # the largest batch there is: memory is allocated and kernels are chosen here, not under the first request
+        width, height = reversed(self.shelf.base.clip.image_size)
+        self._blank = np.zeros((height, width, 3), np.uint8)
+        for size in (1, options.max_batch_size):
+            self._encode(self.shelf.base, [self._blank] * size)
+        seconds = time.perf_counter() - started
+        logger.info("base loaded base=%s device=%s s=%.2f", newest.base.sha256[:12], options.device, seconds)
+
+    async def features(self, crops: np.ndarray) -> torch.Tensor:
+        """Unit image features of the base."""
+        return await self.batcher.images(BASE, self._forward(self.shelf.base), list(crops))
+
+    async def base_logits(self, features: torch.Tensor, jobs: Sequence[Job]) -> list[torch.Tensor]:
+        """The [len(job.images), len(job.classes)], from what `features` gave of all images."""
+        base, found = self.shelf.base, []
+        for job in jobs:
+            texts = await self._texts.of(BASE, base.text, job.classes, job.templates)
+            found.append(base.job_logits(features[list(job.images)], job, texts))
+        return found
+
+    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
+        """An expert's logits, [len(job.images), len(job.classes)], of the job's own crops.
+
+        Raises the store's errors where a cold expert cannot be read.
+        """
+        assert job.task is not None
+        key = view.tasks[job.task].expert
+        expert = await self._expert(view, job.task)
+        features, texts = await asyncio.gather(
+            self._images(key, expert, crops),
+            self._texts.of(key, expert.text, job.classes, job.templates),
+        )
+        return expert.job_logits(features, job, texts)
+
+    async def _images(self, key: str, expert: ExpertModel, crops: np.ndarray) -> torch.Tensor:
+        if expert.live is None:
+            return await self.batcher.images(key, self._forward(expert), list(crops))
+        return await self.batcher.images(_LIVE, self._encode_live, [(crop, expert.live) for crop in crops])
+
+    async def stage(self, view: View, changed: Mapping[str, str]) -> int:
+        """Rebuild in advance those experts in memory that a publish changed, and return how many.
+
+        The most recently used first, and at most half of the memory: until the swap the old ones are still in use.
+
+        Args:
+            changed: task name to the expert's new key.
+        """
+        experts = self.shelf.experts
+        warm = [key.rpartition("@")[0] for key in reversed(experts.keys())]
+        tasks = [task for task in dict.fromkeys(warm) if task in changed]
+        each = experts.used_bytes / max(1, len(warm))
+        room = max(1, int(experts.budget_bytes / 2 / each)) if tasks else 0
+        for task in tasks[:room]:
+            await self._expert(view, task)
+        return min(room, len(tasks))
+
+    async def probe(self) -> None:
+        """One forward of a blank image by the base, in its turn."""
+
+        def forward() -> Slices[None]:
+            self._encode(self.shelf.base, [self._blank])
+            return
+            yield
+
+        await self.batcher.steps(forward())
+
+    def stats(self) -> dict[str, Any]:
+        """What this replica has done since it started, for people and tests."""
+        return {"pid": os.getpid(), **vars(self.batcher.counts), "experts": self.shelf.experts.keys()}
+
+    def _forward(self, model: ExpertModel) -> Callable[[Sequence[np.ndarray]], torch.Tensor]:
+        return lambda crops: self._encode(model, crops)
+
+    def _encode(self, model: ExpertModel, crops: Sequence[np.ndarray]) -> torch.Tensor:
+        batch = self._normaliser.pixels(np.stack(crops))
+        features = model.clip.image_features(batch, batch_size=self._max_batch_size)
+        self.answered = time.monotonic()
+        return features
+
+    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveExpert]]) -> torch.Tensor:
+        assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
+        batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
+        features = self.shelf.tower.image_features(batch, [expert for _, expert in items])
+        self.answered = time.monotonic()
+        return features
+
+    async def _expert(self, view: View, task: str) -> ExpertModel:
+        # a burst of requests for a cold expert waits here for one load without holding threads; a cancelled request
+        # does not cancel the load, which others wait for
+        key = view.tasks[task].expert
+        loading = self._loading.get(key)
+        if loading is None:
+            if (model := self.shelf.experts.peek(key)) is not None:
+                self._metrics.expert_asked(hit=True)
+                return model
+            loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._load, view, task)
+            self._loading[key] = loading
+            loading.add_done_callback(lambda done: self._loaded(key, done))
+        self._metrics.expert_asked(hit=False)
+        return await asyncio.shield(loading)
+
+    def _load(self, view: View, task: str) -> ExpertModel:
+        started = time.perf_counter()
+        model = self.shelf.expert(view, task)
+        seconds = time.perf_counter() - started
+        self._metrics.expert_loaded(seconds)
+        key, num_bytes = view.tasks[task].expert, self.shelf.image_bytes(model)
+        logger.info("expert loaded expert=%s version=%d bytes=%d s=%.3f", key, view.version, num_bytes, seconds)
+        return model
+
+    def _loaded(self, key: str, done: asyncio.Future[ExpertModel]) -> None:
+        self._loading.pop(key, None)
+        if not done.cancelled() and (error := done.exception()):
+            logger.warning("expert not loaded expert=%s: %s", key, error)

@@ -1,0 +1,30 @@
+"""Labs for tests whose machines die. They skip, and say why, where namespaces are refused."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.soak.machines import SOURCE, Machines, why_not
+
+
+@pytest.fixture
+def new_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Machines]]:
+    """Makes a lab with an S3 server, as often as it is called; all are taken down at the end."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+
+        def make() -> Machines:
+            folder = Path(tempfile.mkdtemp(prefix="lab-"))  # a short path: Ray's sockets are below it
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            lab = stack.enter_context(Machines(folder / "m", read_only=[SOURCE]))
+            lab.s3()
+            return lab
+
+        yield make
