@@ -279,11 +279,12 @@ def _with_absolute_paths(config: Config, folder: Path) -> Config:
 def _mistakes(error: ValidationError, values: dict[str, Any], lines: Mapping[Place, int]) -> Iterator[str]:
     """One line per mistake: where, what, and the closest valid key. In the order of the sections."""
     found: dict[str, list[str]] = {}
+    line_of: dict[str, str] = {}
     for problem in error.errors():
         place, section = _place(problem["loc"], values)
         where = ".".join(map(str, place))
         if known := _nearest_line(place, lines):
-            where += f" (line {known})"
+            line_of[where] = f" (line {known})"
         messages, cause = found.setdefault(where, []), problem.get("ctx", {}).get("error")
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             near = difflib.get_close_matches(str(problem["loc"][-1]), keys_of(section), n=1, cutoff=0.5)
@@ -300,7 +301,8 @@ def _mistakes(error: ValidationError, values: dict[str, Any], lines: Mapping[Pla
             messages[-1] += f", or: {problem['msg']}"
         else:
             messages.append(f"{problem['msg']} (it is {problem['input']!r})")
-    yield from (f"{where}: {one}" if where else one for where, messages in found.items() for one in messages)
+    for where, messages in found.items():
+        yield from (f"{where}: {one}{line_of.get(where, '')}" if where else one for one in messages)
 
 
 def _nearest_line(place: Place, lines: Mapping[Place, int]) -> int | None:

@@ -21,7 +21,7 @@ from fusion.plausibility import change_of
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
-from fusion.versions.bases import Base, put_base
+from fusion.versions.bases import put_base
 from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
 
@@ -92,8 +92,9 @@ def fuse(
     else:
         if not experts:
             raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
+        _check_base(target, base, parent)
         _check_plausible(cache, base, parent, experts, strict=strict)
-        theta_0 = _the_base(target, base, parent)
+        theta_0 = parent.base if parent else put_base(target, cast(Path, base))
         options: dict[str, Any] = {
             "archive": archive is not None,
             "archive_dtype": _archive_dtype(archive),
@@ -174,18 +175,17 @@ def _parse_expert(value: str) -> ExpertToFuse:
     return ExpertToFuse(name, Path(file))
 
 
-def _the_base(store: Store, base: Path | None, parent: Manifest | None) -> Base:
+def _check_base(store: Store, base: Path | None, parent: Manifest | None) -> None:
     if base is None:
         if parent is None:
             raise ConfigError(f"{store.url} has no version yet: name theta_0 with --base FILE")
-        return parent.base
+        return
     sha256 = _sha256(base)
     if parent is not None and parent.base.sha256 != sha256:
         raise BaseMismatchError(
             f"{base} is not the base of {store.url} ({parent.base.sha256[:12]}…): one store has one base; leave --base "
             "out to use the store's, or use another store"
         )
-    return parent.base if parent else put_base(store, base)
 
 
 def _check_plausible(
@@ -193,8 +193,6 @@ def _check_plausible(
 ) -> None:
     """Warn of experts that don't look like fine-tunings of the base; with `strict` refuse them, before anything is
     stored. Raises `StateDictError`."""
-    if base is None and parent is None:
-        return  # `_the_base` says what is missing
     theta_0 = TensorFile(base) if base is not None else cache.tensors(cast(Manifest, parent).base.weights)
     files = [TensorFile(one.weights) for one in experts if isinstance(one.weights, Path)]
     doubts = [doubt for file in files if (doubt := change_of(theta_0, file).doubt(file.label))]

@@ -11,7 +11,18 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import (  # loaded here, so that `Image.open` loads no other plugin to look for a format
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from fusion.answers.options import MAX_PIXELS
 from fusion.answers.rgb import to_rgb, upright_size
@@ -20,7 +31,18 @@ from fusion.errors import ConduError, ImageError
 if TYPE_CHECKING:
     from open_clip.transform import PreprocessCfg
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_PLUGINS = {
+    "JPEG": JpegImagePlugin,
+    "PNG": PngImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin,
+    "TIFF": TiffImagePlugin,
+    "PPM": PpmImagePlugin,
+    "AVIF": AvifImagePlugin,
+    "JPEG2000": Jpeg2KImagePlugin,
+}
+FORMATS = tuple(_PLUGINS)
 """Accepted formats, by Pillow's names; of several frames the first. Not everything that Pillow opens: its decoders for
 rare formats are little tested against hostile input, and EPS starts another program."""
 

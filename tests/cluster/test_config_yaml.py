@@ -96,8 +96,9 @@ def test_mistakes_in_a_file_are_named_with_their_lines(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    for said in ("tasks.1.lr (line 7): ", "trian (line 8): unknown key", "train.lr (line 9): Input should be"):
-        assert said in str(caught.value)
+    said = str(caught.value).splitlines()
+    for key, line in (("tasks.1.lr", 7), ("trian", 8), ("train.lr", 9)):
+        assert any(one.startswith(f"  {key}: ") and one.endswith(f"(line {line})") for one in said)
 
 
 def test_the_shipped_configurations_are_read_without_a_mistake() -> None:

@@ -113,6 +113,12 @@ def test_fuse_and_export_refuse_what_does_not_fit(shared: Project, tmp_path: Pat
         code=1,
         says="does not match the base",
     )
+    strict = ("--expert", f"same={base}", "--strict")
+    refused(shared, *good[:5], *strict, code=1, says="base.safetensors is the base itself")
+    warned = shared.condu_here("fuse", "--store", tmp_path / "second", "--base", base, *strict[:2])
+    assert warned.returncode == 0
+    assert "warning: " in warned.stderr
+    assert "relative change 0" in " ".join(warned.stderr.split())
     refused(shared, *good[:4], tmp_path / "other.safetensors", *good[5:], code=1, says="is not the base of")
     refused(shared, "export", "--store", store, "--task", "b", "x.safetensors", code=1, says="did you mean a?")
     refused(shared, "export", "--store", store, "--task", "a", "no/where/x", code=2, says="can't be written")

@@ -11,12 +11,18 @@ import torch
 from PIL import Image
 
 from fusion.answers.clip import Clip, build_clip
+from fusion.answers.images import decode
+from fusion.answers.label_spaces import Query
+from fusion.answers.predictor import Predictor
+from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from serving.images import Cropper, Upload, pixels
 from tests.fusion.answers.pictures import cmyk, cmyk_jpeg_without_adobe, encoded, on_transparency, sixteen_bits, turned
 from tests.tiny import PREPROCESS_CFG, SHAPES, picture, tiny_base
 from training.data import load_task_data
+from training.expert import train_expert
+from training.recipe import Recipe
 
 COUNT = 40
 
@@ -79,3 +85,28 @@ def test_pictures_are_the_same_to_training_and_service_however_they_are_stored(
         same = (clip.image_features(found) @ texts.T).argmax(1) == answers
         assert float(same.float().mean()) >= (1.0 if tolerance == 0 else 0.9)
     torch.testing.assert_close(trained, served, rtol=0, atol=1e-6)
+
+
+def test_the_background_of_a_task_is_learned_stored_and_used_where_the_task_is_named(
+    local_store: Store, tmp_path: Path
+) -> None:
+    base, cache = tiny_base(local_store), NodeCache(local_store, tmp_path / "cache")
+    for name, colour in (("light", (255, 255, 255)), ("dark", (60, 60, 60))):
+        for split in ("train", "test"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for index in range(3):  # a square on nothing
+                image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+                image.paste((*colour, 255), (5, 5, 20 + index, 30))
+                image.save(tmp_path / "data" / split / name / f"{index}.png")
+    data = load_task_data("squares", str(tmp_path / "data"), background="black")
+    recipe = Recipe(steps=2, batch_size=4, lr=1e-4, warmup_steps=1, augment="none")
+    record = train_expert(local_store, cache, base, data, recipe, seed=0)
+    fuse_experts(cache, base, [ExpertToFuse.from_record(record)], mode={"name": "signed"})
+    predictor = Predictor(cache)
+    assert predictor.view().background("squares") == "#000000"
+    assert predictor.view().background(None) is None
+    opened = Image.open(tmp_path / "data" / "test" / "light" / "0.png")
+    on_black, on_white = (decode(encoded(opened, "PNG"), "x", background=colour) for colour in ("black", None))
+    query = Query("task", task="squares", rule="mean")  # not joined with class means, which are certain here
+    found, wanted, other = (predictor.predict([image], query)[0].top for image in (opened, on_black, on_white))
+    assert found == wanted != other

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -39,6 +41,19 @@ def test_every_accepted_format_gives_pillows_own_pixels(kind: str, mode: str) ->
     assert image.mode == "RGB"
     assert format_of(body) == kind
     assert image.tobytes() == Image.open(io.BytesIO(body)).convert("RGB").tobytes()
+
+
+@pytest.mark.processes
+def test_no_other_plugin_of_pillow_is_loaded_whatever_the_bytes_are() -> None:
+    code = (
+        "import sys, contextlib; from fusion.answers.images import decode\n"
+        "for body in (b'%!PS-Adobe-3.0', b'hello', b'8BPS', b'II*' + bytes(90)):\n"
+        "    with contextlib.suppress(ValueError): decode(body, 'x')\n"
+        "print(*sorted(n for n in sys.modules if n.startswith('PIL.') and n.endswith('Plugin')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert {"PIL.EpsImagePlugin", "PIL.PsdImagePlugin", "PIL.FpxImagePlugin"}.isdisjoint(done.stdout.split())
+    assert "PIL.JpegImagePlugin" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
