@@ -31,6 +31,8 @@ BIN = Path(sys.executable).parent
 SOURCE = Path(__file__).resolve().parents[2]
 BUCKET = "condu-test"
 _NET = "10.77.0."
+_DIES_WITH_US = ["setpriv", "--pdeathsig", "KILL"]
+"""A test process that is killed takes its machines with it: `unshare` alone would outlive it."""
 _INIT = "trap : TERM INT; while :; do sleep 3600 & wait $!; done"
 """Process 1 of a machine: bash, which reaps orphans as an init has to."""
 _MAKE_BUCKET = f"""
@@ -85,7 +87,9 @@ class Machine:
         ]
         own = ["--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._holder = subprocess.Popen(
-            ["unshare", *own, "bash", "-c", " && ".join(mounts)], start_new_session=True, stderr=subprocess.DEVNULL
+            [*_DIES_WITH_US, "unshare", *own, "bash", "-c", " && ".join(mounts)],
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
         )
         self._init = _child_of(self._holder.pid)
         self._link = f"v-{name}"[:15]
@@ -204,7 +208,7 @@ class Machines:
 
     def __enter__(self) -> Machines:
         self._holder = subprocess.Popen(
-            ["unshare", "--net", "--fork", "--kill-child", "sleep", "infinity"], start_new_session=True
+            [*_DIES_WITH_US, "unshare", "--net", "--fork", "--kill-child", "sleep", "infinity"], start_new_session=True
         )
         self._switch = _child_of(self._holder.pid)
         _until(lambda: os.readlink(f"/proc/{self._switch}/ns/net") != os.readlink("/proc/self/ns/net"), 5)
