@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ _BASELINES: list[tuple[str, dict[str, Any]]] = [
     *(("delta-come", {"bits": bits}) for bits in (0.5, 1.0, 2.0)),
     ("bitdelta", {}),
 ]
+_METHODS = list(dict.fromkeys([*(one["name"] for one in _MODES), *(name for name, _ in _BASELINES)]))
 Decoded = Iterable[tuple[str, torch.Tensor]]
 
 
@@ -97,11 +98,13 @@ class Asked:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    run = open_finished_run(parser.parse_args().config)
+    parser.add_argument("--only", choices=_METHODS, nargs="+", default=_METHODS, help="which methods; default: all")
+    options = parser.parse_args()
+    run = open_finished_run(options.config)
     asked = {task: Asked(run.clip, run.data[task], expert) for task, expert in run.experts.items()}
     figures = []
     print(f"{'':28s} {'KB a task':>9} {'most':>7} {'shared':>9} {'points lost':>22} {'agree %':>8} {'KL':>8}")
-    for row in _rows(asked, run.base):
+    for row in _rows(asked, run.base, options.only):
         found = row.figures()
         figures.append(found)
         mean, low, high = found["points_lost"]
@@ -114,11 +117,11 @@ def main() -> None:
     print(json.dumps({"tasks": list(asked), "rows": figures}))
 
 
-def _rows(asked: Mapping[str, Asked], base: TensorFile) -> Iterator[Row]:
-    for settings in _MODES:
+def _rows(asked: Mapping[str, Asked], base: TensorFile, only: Collection[str]) -> Iterator[Row]:
+    for settings in (one for one in _MODES if one["name"] in only):
         with tempfile.TemporaryDirectory(prefix="condu-triggers-") as folder:
             yield _mode(settings, asked, base, Path(folder))
-    for name, settings in _BASELINES:
+    for name, settings in (one for one in _BASELINES if one[0] in only):
         with tempfile.TemporaryDirectory(prefix="condu-triggers-") as folder:
             method = open_baseline(name, **settings)
             kept = fuse_baseline(method, base, {task: one.expert for task, one in asked.items()}, Path(folder))

@@ -85,7 +85,7 @@ def test_a_tasks_own_mistakes_are_reported_with_its_place(tmp_path: Path) -> Non
     assert str(caught.value).splitlines()[1:] == [
         "  task name 'b' is used twice: a name is a task's only key",
         "  tasks.0: warmup_steps is 100, it must be below steps, which is 10",
-        "  tasks.1: method is 'most', it must be 'auto' or 'full' or 'head'",
+        "  tasks.1: method is 'most', it must be 'auto' or 'full' or 'head' or 'lora'",
     ]
 
 

@@ -68,7 +68,7 @@ def test_a_store_is_fused_anew_in_another_mode_from_its_archive(project: Project
         (("--from-archive", "--replace"), "--from-archive rebuilds what the store has"),
         (
             ("--scales=row", "--expert=a=x"),
-            "--scales row has no effect in mode signed: it belongs to iterative and joint",
+            "--scales row has no effect in mode lowrank: it belongs to iterative and joint",
         ),
         (("--mode=iterative", "--bits=2", "--expert=a=x"), "--bits 2 has no effect in mode iterative"),
         (("--mode=joint", "--scales=column", "--expert=a=x"), "it must be 'task', 'tensor' or 'row'"),

@@ -33,11 +33,18 @@ class TwoNodes:
         self._num_cpus = num_cpus
 
     def __enter__(self) -> TwoNodes:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _start(self) -> None:
         self._ray("--head", "--port", str(self.port), "--include-dashboard", "false", num_cpus=self._num_cpus[0])
         mounts = " && ".join(["true", *(f"mount -t tmpfs tmpfs {folder}" for folder in self._hidden)])
         own = ["unshare", "--mount", "bash", "-c", f'{mounts} && exec "$@"', "bash"]
         self._ray("--address", f"127.0.0.1:{self.port}", num_cpus=self._num_cpus[1], before=own)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -113,20 +120,6 @@ def test_doctor_asks_a_cluster_only_where_one_is_named(apart: Project) -> None:
     done = apart.condu("doctor", "condu.yaml", "--cluster")
     assert done.returncode == 2
     assert "ray: {address: auto}" in done.stderr
-
-
-def test_a_service_is_ready_and_says_where_though_its_own_node_has_no_proxy(apart: Project) -> None:
-    """The driver runs on a node without a replica: Serve has its proxies on the head and where replicas are."""
-    with TwoNodes(apart, [], num_cpus=(2, 0)) as nodes:
-        apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, unseen=None)
-        assert apart.condu("run", "condu.yaml", "--no-evaluate").returncode == 0
-        with apart.service() as (url, process):
-            said = apart.condu("status", "condu.yaml", "--json")
-            (session,) = json.loads(said.stdout)["sessions"]
-            assert session["service"]["urls"] == [url]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(120) == 0, apart.log()
-        assert url in apart.log()
 
 
 def test_a_set_that_one_node_can_t_measure_is_measured_by_another_or_named(apart: Project) -> None:

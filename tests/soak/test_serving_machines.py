@@ -58,15 +58,17 @@ _RATE, _SECONDS, _DEATH_AFTER_S = 20, 120, 30
 
 
 def serve(lab: Machines, project: Project) -> tuple[Machine, list[Machine]]:
-    """Train two tasks and serve them from two machines; the head has no replica."""
+    """Train two tasks and serve them from two machines. The service is started on a third, which has no replica."""
     head = lab.add("head")
     head.ray_head(num_cpus=0)
     workers = [lab.add(name) for name in ("one", "two")]
     for worker in workers:
         worker.ray_worker(head, num_cpus=2)
+    other = lab.add("other")
+    other.ray_worker(head, num_cpus=0)
     head.run("condu", "run", project.config, "--no-evaluate")
     log = lab.folder / "serve.log"
-    process = head.start("condu", "serve", project.config, log=log)
+    process = other.start("condu", "serve", project.config, log=log)
     deadline = time.monotonic() + 240
     while "stop with Ctrl-C" not in log.read_text():
         assert process.poll() is None, log.read_text()

@@ -31,6 +31,9 @@ OTHER: dict[str, Any] = {
     "text_lr": 0.0,
     "average": 0.33,
     "held_out": 0.67,
+    "lora_rank": 4,
+    "lora_alpha": 8.0,
+    "lora_targets": "all",
 }
 """A value beside the default for each option that changes the result and has one."""
 
@@ -109,6 +112,9 @@ def test_a_default_stays_what_it_is() -> None:
         "augment": "crop",
         "flip": True,
         "method": "full",
+        "lora_rank": 16,
+        "lora_alpha": None,
+        "lora_targets": "mlp",
         "probe_steps": 0,
         "probe_lr": 1e-3,
         "text_lr": 1.0,

@@ -17,7 +17,7 @@ from fusion.answers.predictor import Predictor
 from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.store import Store
 from fusion.store.node_cache import NodeCache
-from serving.images import Cropper, Upload, pixels
+from serving.images import Cropper, Normaliser, Upload
 from tests.fusion.answers.pictures import cmyk, cmyk_jpeg_without_adobe, encoded, on_transparency, sixteen_bits, turned
 from tests.tiny import PREPROCESS_CFG, SHAPES, picture, tiny_base
 from training.data import load_task_data
@@ -77,7 +77,7 @@ def test_pictures_are_the_same_to_training_and_service_however_they_are_stored(
     trained = clip.pixels([data.train.image(index) for index in range(COUNT)])
     cropper = Cropper(PREPROCESS_CFG, max_pixels=1_000_000)
     crops = [cropper.crop(Upload(str(index), data.train.encoded(index))) for index in range(COUNT)]
-    served = pixels(np.stack(crops), PREPROCESS_CFG)
+    served = Normaliser(PREPROCESS_CFG).pixels(np.stack(crops))
     texts = clip.class_features(SHAPES, ("a {}.",))
     answers = (clip.image_features(wanted[places]) @ texts.T).argmax(1)
     for found in (trained, served):
