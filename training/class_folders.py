@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from fusion.answers.images import SUFFIXES
+from fusion.answers.images import FORMATS, SUFFIXES, format_of
 from fusion.errors import DataError
 from training.images import Sample, raise_all
 from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
@@ -111,11 +111,15 @@ def _raw(
 
 
 def _images_of(tree: Tree) -> tuple[list[str], list[str]]:
-    """Files that are images by their suffix (or have none), and the others, but for those at the root."""
+    """Files that are images by their suffix, or by their first bytes where they have none; and the others.
+
+    Of the others, those at the root (`README.md`, `task.json`) are nobody's class and not worth a word.
+    """
     images, others = [], []
-    for key in tree.files:
+    for key, read in tree.files.items():
         suffix = PurePosixPath(key).suffix.lower()
-        if suffix in SUFFIXES or not suffix or not re.fullmatch(r"\.[a-z][a-z0-9_]{0,9}", suffix):
+        has_none = not re.fullmatch(r"\.[a-z][a-z0-9_]{0,9}", suffix)
+        if suffix in SUFFIXES or (has_none and format_of(read()) in FORMATS):
             images.append(key)
         elif "/" in key:
             others.append(key)
@@ -152,7 +156,7 @@ def _classes_in(tree: Tree, prefix: str, images: Sequence[str]) -> dict[str, lis
         raise DataError(
             f"{tree.root}/{prefix} has no class folders: it needs one folder per class, named after it, with its images"
         )
-    if any(PurePosixPath(key).suffix for key in loose):
+    if loose:
         raise DataError(f"{tree.root}/{prefix} holds images beside the class folders: {names(loose)}: which class?")
     return found
 

@@ -19,14 +19,17 @@ _SPLIT_COLUMN = "split"
 _STEMS = ("metadata", "labels", "annotations", "index")
 
 
-def tables_in(tree: Tree) -> list[str]:
-    """The tables of a tree that list its images, by their names and places."""
+def tables_in(tree: Tree, columns: Columns) -> list[str]:
+    """The tables of a tree that list its images: by their names and places, and because they have a path and a label.
+
+    Other tables lie beside class folders that have nothing to do with them.
+    """
     found = []
     for key in tree.files:
         path = PurePosixPath(key)
         if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson") and len(path.parts) <= 2:
             stem = path.stem.casefold()
-            if stem in _STEMS or split_of(stem):
+            if (stem in _STEMS or split_of(stem)) and _lists_images(f"{tree.root}/{key}", key, tree, columns):
                 found.append(key)
     return sorted(found)
 
@@ -71,6 +74,12 @@ def _rows(tree: Tree, key: str, columns: Columns, missing: list[str]) -> list[tu
     if all(isinstance(text, str) and text.strip().isdigit() for text in texts):  # CSV has no types
         found = [(split, Row(row.origin, int(row.label), row.image)) for split, row in found]
     return found
+
+
+def _lists_images(path: str, key: str, tree: Tree, columns: Columns) -> bool:
+    present = {name.casefold() for record in _records(path, key, tree.files[key]())[:1] for name in record if name}
+    wanted = ((columns.image, PATH_COLUMNS), (columns.label, LABEL_COLUMNS))
+    return all(given is not None or present & set(known) for given, known in wanted)
 
 
 def _records(path: str, key: str, data: bytes) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def read_raw(tree: Tree, columns: Columns | None = None) -> RawTask:
     if "tar" in endings:
         return read_webdataset(tree, columns)
     inside, notes = enter(tree)
-    if tables := tables_in(inside):
+    if tables := tables_in(inside, columns):
         inside = Tree(inside.root, inside.files, inside.folders, tuple(notes))
         return read_listed(inside, tables, columns)
     return read_class_folders(tree)

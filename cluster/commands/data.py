@@ -83,7 +83,8 @@ def _tell(source: str, report: DataReport, sheets: list[str]) -> None:
         console.print(f"  {note}", markup=False, soft_wrap=True)
     rows = [(name, train, test) for name, (train, test) in report.counts.items()]
     title = f"{len(data.classes)} classes, {len(data.train)} images to train, {len(data.test)} to test"
-    console.print(table(title, ["class", "train", "test"], rows))
+    console.print(title)
+    console.print(table("", ["class", "train", "test"], rows))
     formats = ", ".join(f"{count} {kind}" for kind, count in report.formats.items())
     console.print(f"formats: {formats or 'none'}", markup=False)
     for finding in report.findings:

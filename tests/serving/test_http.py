@@ -27,6 +27,7 @@ from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import manifest_key
 from serving.dependencies import Caller, Scope, identify
+from tests.fusion.answers.pictures import encoded, glyph, on_transparency, sixteen_bits, turned
 from tests.serving.helpers import error_of, form_of, pictures, png, publish_tasks
 from tests.serving.plain import PlainModels, PlainService
 
@@ -83,6 +84,39 @@ def test_every_label_space_answers_as_the_plain_predictor_does(store: Store, que
     run(store, story)
 
 
+def test_a_text_that_the_model_cuts_is_a_warning_in_the_answer(store: Store) -> None:
+    long = " ".join(["very"] * 20) + " red"
+
+    async def story(client: httpx.AsyncClient) -> None:
+        for labels, warned in ((["red", "blue"], False), ([long, "blue"], True)):
+            answer = await client.post("/v1/predict", files=form_of(pictures("red")), data={"labels": labels})
+            warnings = answer.json()["warnings"]
+            assert [("reads 16 tokens" in warning) for warning in warnings] == ([True] if warned else [])
+
+    run(store, story)
+
+
+def test_a_picture_is_answered_alike_however_it_is_stored(store: Store) -> None:
+    stored, exif = turned(glyph(), 6)
+    ways = {
+        "plain": encoded(glyph(), "PNG"),
+        "turned": encoded(stored, "PNG", exif=exif),
+        "deep": encoded(sixteen_bits(glyph()), "PNG"),
+        "transparent": encoded(on_transparency(glyph()), "PNG"),
+        "palette": encoded(glyph().quantize(2), "GIF"),
+        "one bit": encoded(glyph().convert("1"), "TIFF"),
+    }
+
+    async def story(client: httpx.AsyncClient) -> None:
+        files = [("image", (name, body)) for name, body in ways.items()]
+        answer = await client.post("/v1/predict", files=files, data={"task": "colours"})
+        found = answer.json()["predictions"]
+        assert [one["image"] for one in found] == list(ways)
+        assert len({(one["label"], round(one["probability"], 5)) for one in found}) == 1
+
+    run(store, story)
+
+
 def test_only_what_a_label_space_needs_is_run(store: Store) -> None:
     async def story() -> None:
         service = PlainService(store)
@@ -115,6 +149,7 @@ GOOD = png(pictures("red")[0])
         ([GOOD], {"label_space": "everything"}, 422, "label_space"),
         ([GOOD], {"labels": ["a", "a"]}, 422, "'a' is given twice"),
         ([GOOD], {"labels": ["a", " "]}, 422, "label is empty"),
+        ([GOOD], {"labels": ["Cat", "dog", "cat"]}, 422, "the labels 'Cat', 'cat' become the same tokens"),
         ([GOOD], {"labels": ["a"], "templates": "no place"}, 422, "each needs one"),
         ([GOOD], {"top_k": "none"}, 422, "top_k"),
         ([GOOD], {"top_k": "0"}, 422, "top_k"),

@@ -125,6 +125,15 @@ def test_files_without_a_suffix_are_images(tmp_path: Path) -> None:
     assert len(load(tmp_path).train) + len(load(tmp_path).test) == 36
 
 
+def test_a_readme_without_a_suffix_is_no_image_and_hides_no_layout(tmp_path: Path) -> None:
+    split(tmp_path / "archive", "train", "test")
+    for place in ("LICENSE", "archive/README", "archive/train/README", "archive/train/red/checksum"):
+        (tmp_path / place).write_text("words")
+    data = load(tmp_path)
+    assert (data.classes, len(data.train)) == (("blue", "green", "red"), 9)
+    assert "left out 2 files that are no images: train/README, train/red/checksum" in said(data)
+
+
 def test_links_to_folders_are_followed_and_loops_are_cut(tmp_path: Path) -> None:
     flat(tmp_path / "real")
     (tmp_path / "data").mkdir()

@@ -196,6 +196,15 @@ def test_one_table_with_a_column_for_the_split(tmp_path: Path) -> None:
     assert (len(data.train), len(data.test)) == (6, 3)
 
 
+def test_a_table_without_a_path_or_a_label_leaves_class_folders_as_they_are(tmp_path: Path) -> None:
+    for number, (data, label) in enumerate(pictures(30)):
+        (tmp_path / NAMES[label]).mkdir(exist_ok=True)
+        (tmp_path / NAMES[label] / f"{number}.png").write_bytes(data)
+    (tmp_path / "labels.csv").write_text("id,name\n0,blue\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "blue/0.png", "caption": "a blue square"}\n')
+    assert load(tmp_path).classes == NAMES
+
+
 def test_listed_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     listed(tmp_path, "train", pictures(9))
     (tmp_path / "train" / "4.png").unlink()
