@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fusion.answers.label_spaces import Job
-from fusion.answers.live import LiveExpert
+from fusion.answers.live_layers import LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
@@ -142,7 +142,7 @@ class Models:
         self.answered = time.monotonic()
         return features
 
-    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveExpert]]) -> torch.Tensor:
+    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]]) -> torch.Tensor:
         assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
         batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
         features = self.shelf.tower.image_features(batch, [expert for _, expert in items])
