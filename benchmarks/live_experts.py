@@ -1,7 +1,7 @@
 """Claim: one forward in which every image has its own expert beats a forward per expert, in a fraction of the memory.
 
-A batch of 16 images of 1 to 16 tasks: by experts that are applied to the base as they are (`fusion.answers.live`), and by
-rebuilt models, one forward a task. Also what an expert takes in memory, and how long it takes to be ready, each way.
+A batch of 16 images of 1 to 16 tasks: by experts that are applied to the base as they are (`fusion.answers.live`), and
+by rebuilt models, one forward a task. Also what an expert takes in memory, and how long it takes to be ready, each way.
 Medians of processor time, which a busy machine does not change. The last line is JSON.
 
     python -m benchmarks.live_experts                 ViT-B/32 with random weights (several minutes, 4 GB of disk)

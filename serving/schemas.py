@@ -60,7 +60,7 @@ class PredictFields(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise RequestError(describe(error.errors())) from None
+            raise RequestError.of(mistakes(error.errors())) from None
 
     def query(self, *, default_top_k: int, max_top_k: int, max_texts: int) -> Query:
         """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or exceed a limit.
@@ -191,23 +191,29 @@ class ReadyResponse(BaseModel):
     )
 
 
-class ErrorDetail(BaseModel):
-    type: str
-    message: str
+class Mistake(BaseModel):
+    field: str = Field(description="Empty where it is no single field")
+    detail: str
 
 
-class ErrorResponse(BaseModel):
-    error: ErrorDetail
+class Problem(BaseModel):
+    """A problem document, RFC 9457."""
+
+    type: str = Field(description="`urn:condu:` and the error's name, for programs")
+    title: str
+    status: int
+    detail: str = Field(description="For people; may change")
+    instance: str = Field(description="The request's id, as in the header `X-Request-Id` and in the service's log")
+    errors: list[Mistake] | None = Field(default=None, description="Each mistake, where fields were wrong")
 
 
-def describe(errors: Iterable[Any]) -> str:
-    """Pydantic's errors as one line: `top_k: Input should be …; …`."""
-    parts = []
+def mistakes(errors: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Pydantic's errors: the field and what is wrong with it."""
+    found = []
     for error in errors:
         where = ".".join(str(part) for part in error["loc"] if part not in ("query", "path", "body"))
-        what = "there is no such field" if error["type"] == "extra_forbidden" else error["msg"]
-        parts.append(f"{where}: {what}" if where else what)
-    return "; ".join(parts)
+        found.append((where, "there is no such field" if error["type"] == "extra_forbidden" else error["msg"]))
+    return tuple(found)
 
 
 def _strings(name: str, found: list[str]) -> tuple[str, ...]:

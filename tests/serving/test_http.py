@@ -441,3 +441,34 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         assert "429" in predict["responses"]
 
     run(store, story)
+
+
+def test_a_problem_names_its_request_in_the_answer_and_in_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class GoneModels(PlainModels):
+        async def features(self, crops: np.ndarray) -> torch.Tensor:
+            raise BlobNotFoundError("blobs/ab/abc")
+
+    async def story() -> None:
+        service = PlainService(store, models=GoneModels(store))
+        async with service as client:
+            with caplog.at_level("WARNING", "serving.error_handlers"):
+                answer = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert error_of(answer)
+            assert answer.json()["instance"] in caplog.text
+            assert (await client.get("/healthz")).headers["X-Request-Id"] != answer.headers["X-Request-Id"]
+
+    asyncio.run(story())
+
+
+def test_every_mistake_is_listed_and_a_refused_method_says_which_are_allowed(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/predict", files=form_of([GOOD]), data={"top_k": "0", "colour": "red"})
+        assert {one["field"] for one in answer.json()["errors"]} == {"top_k", "colour"}
+        assert answer.json()["type"] == "urn:condu:RequestError"
+        assert (await client.get("/v1/tasks", params={"version": "x"})).json()["errors"][0]["field"] == "version"
+        refused = await client.get("/v1/predict")
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+
+    run(store, story)
