@@ -103,7 +103,7 @@ class Models:
         return await self.batcher.images(_LIVE, self._encode_live, [(crop, expert.live) for crop in crops])
 
     async def stage(self, view: View, changed: Mapping[str, str]) -> int:
-        """Rebuild in advance those experts in memory that a publish changed, and return how many.
+        """Rebuild in advance those experts in memory that a publish changed, texts included, and return how many.
 
         The most recently used first, and at most half of the memory: until the swap the old ones are still in use.
 
@@ -113,11 +113,12 @@ class Models:
         experts = self.shelf.experts
         warm = [key.rpartition("@")[0] for key in reversed(experts.keys())]
         tasks = [task for task in dict.fromkeys(warm) if task in changed]
-        each = experts.used_bytes / max(1, len(warm))
-        room = max(1, int(experts.budget_bytes / 2 / each)) if tasks else 0
-        for task in tasks[:room]:
-            await self._expert(view, task)
-        return min(room, len(tasks))
+        each = max(1, experts.used_bytes // max(1, len(warm)))
+        tasks = tasks[: max(1, experts.budget_bytes // 2 // each)]
+        for task in tasks:
+            expert, named = await self._expert(view, task), view.tasks[task]
+            await self._texts.of(named.expert, expert.text, named.classes, named.templates)
+        return len(tasks)
 
     async def probe(self) -> None:
         """One forward of a blank image by the base, in its turn."""
