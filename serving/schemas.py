@@ -1,7 +1,7 @@
 """The fields of requests and answers, and what a request's fields mean together.
 
-A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings. An empty value of a field
-that is not repeated counts as absent, because HTML forms send empty fields.
+A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings, and be named as PHP and
+jQuery do, `labels[]`. A field whose only value is empty counts as absent, because HTML forms send empty fields.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ class PredictFields(BaseModel):
         """Read a form's fields or a query string. Raises `RequestError` that lists all mistakes."""
         given: dict[str, list[str]] = {}
         for name, value in items:
-            given.setdefault(name, []).append(value)
+            bare = name.removesuffix("[]")
+            given.setdefault(bare if bare in _REPEATED else name, []).append(value)
         values: dict[str, Any] = {}
         for name, found in given.items():
+            if name in _REPEATED and found == [""]:
+                continue
             if name in _REPEATED:
                 values[name] = _strings(name, found)
             elif len(found) > 1:
@@ -84,6 +87,11 @@ class PredictFields(BaseModel):
             raise LabelSpaceError(
                 f"{len(self.labels)} labels in {len(templates)} templates are {num_texts} texts, "
                 f"the limit per request is {max_texts}"
+            )
+        if len(self.labels) == 1:
+            raise LabelSpaceError(
+                f"labels has one label, {self.labels[0]!r}, so there is nothing to tell apart: repeat the field "
+                "(labels=cat&labels=dog), or give one JSON array"
             )
         top_k = self.top_k or default_top_k
         if top_k > max_top_k:

@@ -115,7 +115,8 @@ GOOD = png(pictures("red")[0])
         ([GOOD], {"label_space": "everything"}, 422, "label_space"),
         ([GOOD], {"labels": ["a", "a"]}, 422, "'a' is given twice"),
         ([GOOD], {"labels": ["a", " "]}, 422, "label is empty"),
-        ([GOOD], {"labels": ["a"], "templates": "no place"}, 422, "each needs one"),
+        ([GOOD], {"labels": ["a", "b"], "templates": "no place"}, 422, "each needs one"),
+        ([GOOD], {"labels": "cat,dog"}, 422, "one label, 'cat,dog'"),
         ([GOOD], {"top_k": "none"}, 422, "top_k"),
         ([GOOD], {"top_k": "0"}, 422, "top_k"),
         ([GOOD], {"version": "77"}, 404, "no version 77"),
@@ -470,5 +471,29 @@ def test_every_mistake_is_listed_and_a_refused_method_says_which_are_allowed(sto
         assert (await client.get("/v1/tasks", params={"version": "x"})).json()["errors"][0]["field"] == "version"
         refused = await client.get("/v1/predict")
         assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+
+    run(store, story)
+
+
+def test_health_may_be_asked_by_head(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        for path in ("/healthz", "/readyz"):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+
+    run(store, story)
+
+
+def test_repeated_fields_may_have_brackets_and_an_empty_one_is_none(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        async def space(**data: Any) -> str:
+            answer = await client.post("/v1/predict", files=form_of([GOOD]), data=data)
+            assert answer.status_code == 200, answer.text
+            found: str = answer.json()["label_space"]
+            return found
+
+        assert await space(**{"labels[]": ["red", "blue"]}) == "labels"
+        assert await space(labels="", templates="") == "seen"
+        assert await space(labels="", task="colours") == "task"
 
     run(store, story)
