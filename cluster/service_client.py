@@ -52,6 +52,6 @@ def predict_over_http(
             f"{server} is not a condu service: it answered {response.status_code} without JSON"
         ) from error
     if response.status_code != 200:
-        message = answer.get("error", {}).get("message", answer)
+        message = answer.get("detail", answer)
         raise ServiceError(f"{server} refused ({response.status_code}): {message}")
     return answer

@@ -1,9 +1,11 @@
-"""Every error in one shape, `{"error": {"type", "message"}}`, and nothing in it that is the operator's alone."""
+"""Every error as a problem document (RFC 9457), and nothing in it that is the operator's alone."""
 
 from __future__ import annotations
 
 import logging
+import re
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,10 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from fusion.errors import ConduError, StoreError
-from serving.schemas import describe
+from serving.errors import RequestError
+from serving.request_id import HEADER, request_id
+from serving.schemas import mistakes
 
 logger = logging.getLogger(__name__)
 
+PROBLEM = "application/problem+json"
 _RETRY_AFTER_S = {429: "1", 503: "2"}
 
 
@@ -23,29 +28,60 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
 
     @app.exception_handler(ConduError)
     async def ours(request: Request, error: ConduError) -> JSONResponse:
-        message = str(error)
+        detail = str(error)
         if isinstance(error, StoreError):  # its message names buckets and endpoints: for the operator, not for clients
-            logger.warning("%s %s: %s: %s", request.method, request.url.path, type(error).__name__, error)
-            message = "the object store did not provide what this request needs; the service's log has the reason"
-        return _response(error.http_status, type(error).__name__, message.replace(store_url, "the store"))
+            _log(logging.WARNING, request, f"{type(error).__name__}: {error}")
+            detail = "the object store did not provide what this request needs; the service's log has the reason"
+        detail = detail.replace(store_url, "the store")
+        found = error.errors if isinstance(error, RequestError) else ()
+        return _problem(request, error.http_status, type(error).__name__, detail, found)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(422, "RequestError", describe(error.errors()))
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = RequestError.of(mistakes(error.errors()))
+        return _problem(request, 422, "RequestError", str(wrong), wrong.errors)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
-        message = f"{request.method} {request.url.path}: {error.detail}. See /docs for the API"
-        return _response(error.status_code, kind, message)
+        detail = f"{request.method} {request.url.path}: {error.detail}. See /docs for the API"
+        return _problem(request, error.status_code, kind, detail, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         # the traceback goes to the log (Starlette raises the error again after this answer), never to the client
-        message = f"{request.method} {request.url.path} failed inside the service; its log has the reason"
-        return _response(500, "InternalServerError", message)
+        _log(logging.ERROR, request, f"{type(error).__name__}: {error}")
+        detail = f"{request.method} {request.url.path} failed inside the service; its log has the reason"
+        # this answer leaves outside of all middleware
+        named = {} if HEADER in request.headers else {HEADER: request_id(request.scope)}
+        return _problem(request, 500, "InternalServerError", detail, headers=named)
 
 
-def _response(status: int, kind: str, message: str) -> JSONResponse:
-    headers = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else None
-    return JSONResponse({"error": {"type": kind, "message": message}}, status_code=status, headers=headers)
+def _problem(
+    request: Request,
+    status: int,
+    kind: str,
+    detail: str,
+    errors: Any = (),
+    headers: Any = None,
+) -> JSONResponse:
+    body: dict[str, Any] = {
+        "type": f"urn:condu:{kind}",
+        "title": _in_words(kind),
+        "status": status,
+        "detail": detail,
+        "instance": request_id(request.scope),
+    }
+    if errors:
+        body["errors"] = [{"field": field, "detail": what} for field, what in errors]
+    more = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
+    return JSONResponse(body, status_code=status, headers={**(headers or {}), **more}, media_type=PROBLEM)
+
+
+def _in_words(kind: str) -> str:
+    """`UnknownTaskError` as "Unknown task"."""
+    return " ".join(re.findall(r"[A-Z][a-z]*", kind.removesuffix("Error"))).capitalize()
+
+
+def _log(level: int, request: Request, what: str) -> None:
+    logger.log(level, "%s %s request=%s %s", request.method, request.url.path, request_id(request.scope), what)

@@ -9,6 +9,15 @@ class RequestError(ConduError):
     """A request whose fields cannot be read, or contradict each other."""
 
     http_status = 422
+    errors: tuple[tuple[str, str], ...] = ()
+    """Each mistake: the field, empty where it is no single one, and what is wrong."""
+
+    @classmethod
+    def of(cls, errors: tuple[tuple[str, str], ...]) -> RequestError:
+        """One error of several mistakes: `top_k: Input should be …; …`."""
+        error = cls("; ".join(f"{field}: {what}" if field else what for field, what in errors))
+        error.errors = errors
+        return error
 
 
 class ForbiddenError(ConduError):

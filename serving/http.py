@@ -9,6 +9,7 @@ from serving.catalogue import Catalogue
 from serving.dependencies import Parts
 from serving.error_handlers import add_error_handlers
 from serving.metrics import Metrics
+from serving.request_id import RequestId
 from serving.routes import catalogue, health, pages, predict
 from serving.service import Service
 
@@ -24,6 +25,7 @@ def build_http(service: Service, store: Store, metrics: Metrics) -> FastAPI:
     # FastAPI's own documentation pages load scripts from elsewhere: `routes.pages` has a self-contained one
     app = FastAPI(title="condu", version="1", description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.parts = Parts(service, Catalogue(store), metrics)
+    app.add_middleware(RequestId)
     add_error_handlers(app, store.url)
     for module in (predict, catalogue, health, pages):
         app.include_router(module.router)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fusion.answers.label_spaces import Job
-from fusion.answers.live import LiveExpert
+from fusion.answers.live_layers import LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
@@ -103,7 +103,7 @@ class Models:
         return await self.batcher.images(_LIVE, self._encode_live, [(crop, expert.live) for crop in crops])
 
     async def stage(self, view: View, changed: Mapping[str, str]) -> int:
-        """Rebuild in advance those experts in memory that a publish changed, and return how many.
+        """Rebuild in advance those experts in memory that a publish changed, texts included, and return how many.
 
         The most recently used first, and at most half of the memory: until the swap the old ones are still in use.
 
@@ -113,11 +113,12 @@ class Models:
         experts = self.shelf.experts
         warm = [key.rpartition("@")[0] for key in reversed(experts.keys())]
         tasks = [task for task in dict.fromkeys(warm) if task in changed]
-        each = experts.used_bytes / max(1, len(warm))
-        room = max(1, int(experts.budget_bytes / 2 / each)) if tasks else 0
-        for task in tasks[:room]:
-            await self._expert(view, task)
-        return min(room, len(tasks))
+        each = max(1, experts.used_bytes // max(1, len(warm)))
+        tasks = tasks[: max(1, experts.budget_bytes // 2 // each)]
+        for task in tasks:
+            expert, named = await self._expert(view, task), view.tasks[task]
+            await self._texts.of(named.expert, expert.text, named.classes, named.templates)
+        return len(tasks)
 
     async def probe(self) -> None:
         """One forward of a blank image by the base, in its turn."""
@@ -142,7 +143,7 @@ class Models:
         self.answered = time.monotonic()
         return features
 
-    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveExpert]]) -> torch.Tensor:
+    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]]) -> torch.Tensor:
         assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
         batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
         features = self.shelf.tower.image_features(batch, [expert for _, expert in items])

@@ -1,7 +1,7 @@
 """The fields of requests and answers, and what a request's fields mean together.
 
-A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings. An empty value of a field
-that is not repeated counts as absent, because HTML forms send empty fields.
+A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings, and be named as PHP and
+jQuery do, `labels[]`. A field whose only value is empty counts as absent, because HTML forms send empty fields.
 """
 
 from __future__ import annotations
@@ -48,9 +48,12 @@ class PredictFields(BaseModel):
         """Read a form's fields or a query string. Raises `RequestError` that lists all mistakes."""
         given: dict[str, list[str]] = {}
         for name, value in items:
-            given.setdefault(name, []).append(value)
+            bare = name.removesuffix("[]")
+            given.setdefault(bare if bare in _REPEATED else name, []).append(value)
         values: dict[str, Any] = {}
         for name, found in given.items():
+            if name in _REPEATED and found == [""]:
+                continue
             if name in _REPEATED:
                 values[name] = _strings(name, found)
             elif len(found) > 1:
@@ -60,7 +63,7 @@ class PredictFields(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise RequestError(describe(error.errors())) from None
+            raise RequestError.of(mistakes(error.errors())) from None
 
     def query(self, *, default_top_k: int, max_top_k: int, max_texts: int) -> Query:
         """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or exceed a limit.
@@ -84,6 +87,11 @@ class PredictFields(BaseModel):
             raise LabelSpaceError(
                 f"{len(self.labels)} labels in {len(templates)} templates are {num_texts} texts, "
                 f"the limit per request is {max_texts}"
+            )
+        if len(self.labels) == 1:
+            raise LabelSpaceError(
+                f"labels has one label, {self.labels[0]!r}, so there is nothing to tell apart: repeat the field "
+                "(labels=cat&labels=dog), or give one JSON array"
             )
         top_k = self.top_k or default_top_k
         if top_k > max_top_k:
@@ -194,23 +202,29 @@ class ReadyResponse(BaseModel):
     )
 
 
-class ErrorDetail(BaseModel):
-    type: str
-    message: str
+class Mistake(BaseModel):
+    field: str = Field(description="Empty where it is no single field")
+    detail: str
 
 
-class ErrorResponse(BaseModel):
-    error: ErrorDetail
+class Problem(BaseModel):
+    """A problem document, RFC 9457."""
+
+    type: str = Field(description="`urn:condu:` and the error's name, for programs")
+    title: str
+    status: int
+    detail: str = Field(description="For people; may change")
+    instance: str = Field(description="The request's id, as in the header `X-Request-Id` and in the service's log")
+    errors: list[Mistake] | None = Field(default=None, description="Each mistake, where fields were wrong")
 
 
-def describe(errors: Iterable[Any]) -> str:
-    """Pydantic's errors as one line: `top_k: Input should be …; …`."""
-    parts = []
+def mistakes(errors: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Pydantic's errors: the field and what is wrong with it."""
+    found = []
     for error in errors:
         where = ".".join(str(part) for part in error["loc"] if part not in ("query", "path", "body"))
-        what = "there is no such field" if error["type"] == "extra_forbidden" else error["msg"]
-        parts.append(f"{where}: {what}" if where else what)
-    return "; ".join(parts)
+        found.append((where, "there is no such field" if error["type"] == "extra_forbidden" else error["msg"]))
+    return tuple(found)
 
 
 def _strings(name: str, found: list[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 
 import torch
 
-from fusion.answers.clip import Clip
+from fusion.answers.clip import TextEncoder
 from fusion.answers.prompts import prompts
 from serving.batching import Batcher, Slices
 
@@ -46,7 +46,7 @@ class TextFeatures:
         self.used_bytes = 0
 
     async def of(
-        self, model: str, load: Callable[[], Clip], classes: Sequence[str], templates: tuple[str, ...]
+        self, model: str, load: Callable[[], TextEncoder], classes: Sequence[str], templates: tuple[str, ...]
     ) -> torch.Tensor:
         """What the model's `class_features` gives, float32 [C, D]. Requests that want the same class encode it once.
 
@@ -73,10 +73,10 @@ class TextFeatures:
         self._keep({whole: stacked})
         return stacked
 
-    async def _encode(self, load: Callable[[], Clip], new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
+    async def _encode(self, load: Callable[[], TextEncoder], new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
         try:
-            clip = await asyncio.get_running_loop().run_in_executor(self._loaders, load)
-            rows = await self._batcher.steps(_slices(clip, [str(name) for *_, name in new], new[0][1]))
+            encoder = await asyncio.get_running_loop().run_in_executor(self._loaders, load)
+            rows = await self._batcher.steps(_slices(encoder, [str(name) for *_, name in new], new[0][1]))
         finally:
             for one in new:
                 del self._encoding[one]
@@ -91,13 +91,13 @@ class TextFeatures:
             self.used_bytes -= _size(self._kept.popitem(last=False)[1])
 
 
-def _slices(clip: Clip, classes: Sequence[str], templates: Sequence[str]) -> Slices[torch.Tensor]:
-    """`Clip.class_features` with pauses; how many texts are encoded between two follows from how long the last took."""
+def _slices(encoder: TextEncoder, classes: Sequence[str], templates: Sequence[str]) -> Slices[torch.Tensor]:
+    """`class_features` with pauses; how many texts are encoded between two follows from how long the last ones took."""
     texts = prompts(classes, templates)
     features, done, size = [], 0, _FIRST_SLICE
     while True:
         started = time.perf_counter()
-        features.append(clip.text_features(texts[done : done + size]))
+        features.append(encoder.text_features(texts[done : done + size]))
         done += size
         if done >= len(texts):
             break

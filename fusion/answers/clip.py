@@ -10,6 +10,7 @@ import difflib
 import json
 import logging
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,23 @@ LOGIT_SCALE = 100.0
 """Logits are 100 x cosine for every model: the largest scale that CLIP trains, and what the paper's rules average."""
 
 
-class Clip:
+class TextEncoder(ABC):
+    """Texts to features, however the model is kept."""
+
+    @abstractmethod
+    def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+        """Unit text features, float32 [len(texts), D] on the CPU."""
+
+    def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """Zero-shot weights of classes: `prompt_features` made unit again, float32 [C, D]."""
+        return nn.functional.normalize(self.prompt_features(classes, templates), dim=-1)
+
+    def prompt_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """The mean of each class's unit text features over the templates, not unit itself, float32 [C, D]."""
+        return self.text_features(prompts(classes, templates)).reshape(len(classes), len(templates), -1).mean(1)
+
+
+class Clip(TextEncoder):
     """One open_clip model in eval mode with its preprocessing and tokenizer.
 
     BatchNorm statistics must never change (one forward in training mode ruins a base's zero-shot accuracy), so the
@@ -78,18 +95,9 @@ class Clip:
 
     @torch.inference_mode()
     def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
-        """Unit text features, float32 [len(texts), D] on the CPU."""
         tokens = self.tokenizer(list(texts))
         features = [encode_texts(self.model, batch.to(self.device)).float().cpu() for batch in tokens.split(batch_size)]
         return torch.cat(features)
-
-    def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """Zero-shot weights of classes: `prompt_features` made unit again, float32 [C, D]."""
-        return nn.functional.normalize(self.prompt_features(classes, templates), dim=-1)
-
-    def prompt_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """The mean of each class's unit text features over the templates, not unit itself, float32 [C, D]."""
-        return self.text_features(prompts(classes, templates)).reshape(len(classes), len(templates), -1).mean(1)
 
     @property
     def embed_dim(self) -> int:

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 
 from fusion.answers.class_sums import Discriminant
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip, of_images
+from fusion.answers.clip import LOGIT_SCALE, Clip, TextEncoder, build_clip, of_images
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
-from fusion.answers.live import LiveExpert, live_expert, live_tower
+from fusion.answers.live import image_side, live_images, live_texts
+from fusion.answers.live_layers import LiveSide
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View, ViewLoader
@@ -45,12 +46,12 @@ class ExpertModel:
         self,
         clip: Clip,
         task: TaskView | None = None,
-        text: Callable[[], Clip] | None = None,
-        live: LiveExpert | None = None,
+        text: Callable[[], TextEncoder] | None = None,
+        live: LiveSide | None = None,
     ) -> None:
         self.clip = clip
         self.live = live
-        self.text: Callable[[], Clip] = text or (lambda: clip)
+        self.text: Callable[[], TextEncoder] = text or (lambda: clip)
         self.class_features = lru_cache(maxsize=256)(self._class_features)
         evidence = task.evidence if task else None
         self._discriminant = Discriminant(evidence.expert) if evidence and evidence.expert else None
@@ -92,7 +93,7 @@ class ModelShelf:
     features kept, so most of the memory is for image sides.
 
     Args:
-        live: do not rebuild the image sides that `tower` can apply to the base as they are.
+        live: do not rebuild what can be applied to the base as it is; `tower` does it for images.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class ModelShelf:
         self._plain = build_clip(base.base, cache.tensors(base.base.weights), device=device)
         self._folding = Folding(self._plain)
         self.base = ExpertModel(self._folding.folded(self._plain))
-        self.tower = live_tower(self._plain) if live else None
+        self._live = live
+        self.tower = live_images(self._plain) if live else None
         self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, self.image_bytes)
         self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
 
@@ -125,20 +127,23 @@ class ModelShelf:
         """The decoupled expert of a task in a version."""
         manifest = view.manifest
         assert manifest.base.sha256 == self._base_sha256, "all versions of a store share one base"
-        key, rebuilt = view.tasks[task].expert, partial(decoupled_tensors, self._cache, manifest, task)
+        task_view, rebuilt = view.tasks[task], partial(decoupled_tensors, self._cache, manifest, task)
 
-        def text_side() -> Clip:
-            own = partial(rebuilt, lambda name: not of_images(name))
-            return self._text_sides.get(key, lambda: self._plain.copy_with(own()))
-
-        def image_side() -> ExpertModel:
-            live = live_expert(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
+        def texts() -> TextEncoder:
+            live = live_texts(self._plain, DecoupledExpert(self._cache, manifest, task)) if self._live else None
             if live is not None:
-                return ExpertModel(self.base.clip, view.tasks[task], text_side, live.to(self._plain.device))
-            clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
-            return ExpertModel(clip, view.tasks[task], text_side)
+                return live
+            own = partial(rebuilt, lambda name: not of_images(name))
+            return self._text_sides.get(task_view.expert, lambda: self._plain.copy_with(own()))
 
-        return self.experts.get(key, image_side)
+        def images() -> ExpertModel:
+            live = image_side(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
+            if live is not None:
+                return ExpertModel(self.base.clip, task_view, texts, live.to(self._plain.device))
+            clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
+            return ExpertModel(clip, task_view, texts)
+
+        return self.experts.get(task_view.expert, images)
 
 
 class Predictor:

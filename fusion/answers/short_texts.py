@@ -20,19 +20,27 @@ _PADDING = 0
 _POOLED_AT_THE_END_OF_THE_TEXT = ("argmax", "eos")
 
 
+def text_tower(model: nn.Module) -> Any:
+    """The module of a model that encodes texts, where it only looks back and texts may be shortened; else None."""
+    text = getattr(model, "text", None)
+    tower: Any = text if isinstance(text, TextTransformer) else model if isinstance(model, open_clip.CLIP) else None
+    return tower if tower is not None and _only_looks_back(tower) else None
+
+
+def shortened(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens without the columns that are padding in all texts."""
+    return tokens[:, : int((tokens != _PADDING).any(0).nonzero().max()) + 1].contiguous()
+
+
 def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """What `model.encode_text(tokens, normalize=True)` gives, [N, D], of tokens [N, L]."""
     encoder: Any = model
-    custom = isinstance(text := getattr(model, "text", None), TextTransformer)
-    tower: Any = text if custom else model if isinstance(model, open_clip.CLIP) else None
-    if tower is not None and _only_looks_back(tower):
-        length = int((tokens != _PADDING).any(0).nonzero().max()) + 1
-        tokens, short = tokens[:, :length], _shortened(tower, length)
-        if custom:
-            features: torch.Tensor = nn.functional.normalize(short(tokens), dim=-1)
-            return features
-        encoder = short
-    features = encoder.encode_text(tokens, normalize=True)
+    if (tower := text_tower(model)) is not None:
+        tokens = shortened(tokens)
+        encoder = _with_context(tower, tokens.shape[1])
+        if tower is not model:
+            return nn.functional.normalize(encoder(tokens), dim=-1)
+    features: torch.Tensor = encoder.encode_text(tokens, normalize=True)
     return features
 
 
@@ -45,7 +53,7 @@ def _only_looks_back(tower: Any) -> bool:
     )
 
 
-def _shortened(tower: Any, length: int) -> Any:
+def _with_context(tower: Any, length: int) -> Any:
     """The same tower with a shorter context; all weights are shared."""
     short = copy.copy(tower)
     positions = nn.Parameter(tower.positional_embedding[:length], requires_grad=False)

@@ -1,15 +1,17 @@
 """How experts become triggers, and what the triggers share: one small interface, one file per mode."""
 
-from fusion.modes.mode import Decoder, Mode, PartsDecoder
+from fusion.modes.mode import ComponentParts, Decoder, Mode, PartsDecoder, RowParts
 from fusion.modes.registry import DEFAULT_MODE, in_words, mode_class, modes, modes_with, open_mode, register
 from fusion.modes.workbench import NewExpert, Workbench
 
 __all__ = [
     "DEFAULT_MODE",
+    "ComponentParts",
     "Decoder",
     "Mode",
     "NewExpert",
     "PartsDecoder",
+    "RowParts",
     "Workbench",
     "in_words",
     "mode_class",

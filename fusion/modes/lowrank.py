@@ -33,7 +33,7 @@ from fusion.factors.trigger import (
     in_integers,
     read_trigger,
 )
-from fusion.modes.mode import Mode
+from fusion.modes.mode import ComponentParts, Mode, RowParts
 from fusion.modes.registry import register
 from fusion.modes.workbench import NewExpert, Workbench, copy_buffers
 from fusion.task_vectors import TaskVector, check_finite
@@ -191,17 +191,18 @@ class LowRankDecoder:
     def bits(self, chunk: Chunk) -> tuple[int, int]:
         return 0, 0
 
-    def parts(self, name: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray | None:
+    def parts(self, name: str) -> ComponentParts | RowParts | None:
         """See `PartsDecoder`."""
         one = self._tensors[name]
+        if one is None:
+            return None
         if isinstance(one, Factored):
             found = one.components
             sizes = np.ldexp(found.mantissas.astype(np.float64), found.exponents)
-            return (found.left * sizes[:, None]).astype(np.float32), found.right.astype(np.float32)
-        if one is None:
-            return None
+            return ComponentParts((found.left * sizes[:, None]).astype(np.float32), found.right.astype(np.float32))
         if isinstance(one, Raw):
-            return one.values.copy()
-        dense = np.zeros((self._specs[name].num_rows, one.values.shape[1]), np.float32)
-        dense[one.rows] = np.ldexp(one.values.astype(np.float64), one.exponent)
-        return dense.reshape(-1)
+            height = self._specs[name].num_rows
+            return RowParts(np.arange(height), one.values.reshape(height, -1).copy())
+        return RowParts(
+            one.rows.astype(np.int64), np.ldexp(one.values.astype(np.float64), one.exponent).astype(np.float32)
+        )

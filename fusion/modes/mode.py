@@ -35,13 +35,38 @@ class Decoder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ComponentParts:
+    """delta = u^T v of a matrix.
+
+    Attributes:
+        u: float32 [K, R], with the components' sizes in it.
+        v: float32 [K, C].
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Rows of a tensor's change; those that are not named are 0.
+
+    Attributes:
+        rows: ascending, int64 [n].
+        values: float32 [n, C].
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+
+
 @runtime_checkable
 class PartsDecoder(Decoder, Protocol):
     """A decoder that also gives a tensor's change in few numbers, so that it can be applied without being built."""
 
-    def parts(self, name: str) -> tuple[np.ndarray, np.ndarray] | np.ndarray | None:
-        """u, float32 [K, R] with the components' sizes in it, and v, float32 [K, C], with delta = u^T v; the change
-        itself, float32 flat, where it is kept otherwise; None for no change."""
+    def parts(self, name: str) -> ComponentParts | RowParts | None:
+        """None for no change."""
         ...
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.schemas import ErrorResponse
+from serving.error_handlers import PROBLEM
+from serving.schemas import Problem
 
 _DESCRIPTIONS = {
     404: "No such task or version",
@@ -27,4 +28,8 @@ def all_errors() -> ErrorResponses:
 
 def errors(*statuses: int) -> ErrorResponses:
     """`responses` of a route that fails with these statuses."""
-    return {status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]} for status in statuses}
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {
+        status: {"model": Problem, "description": _DESCRIPTIONS[status], "content": {PROBLEM: {"schema": schema}}}
+        for status in statuses
+    }

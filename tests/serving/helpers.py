@@ -114,9 +114,11 @@ def free_port() -> int:
 
 
 def error_of(answer: Any) -> str:
-    """The message of an error, whose shape is checked on the way."""
+    """The detail of a problem document, whose shape is checked on the way."""
     body = answer.json()
-    assert set(body) == {"error"}, body
-    assert set(body["error"]) == {"type", "message"}, body
-    message: str = body["error"]["message"]
-    return message
+    assert set(body) - {"errors"} == {"type", "title", "status", "detail", "instance"}, body
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert body["status"] == answer.status_code
+    assert body["instance"] == answer.headers["X-Request-Id"]
+    detail: str = body["detail"]
+    return detail

@@ -150,7 +150,8 @@ GOOD = png(pictures("red")[0])
         ([GOOD], {"labels": ["a", "a"]}, 422, "'a' is given twice"),
         ([GOOD], {"labels": ["a", " "]}, 422, "label is empty"),
         ([GOOD], {"labels": ["Cat", "dog", "cat"]}, 422, "the labels 'Cat', 'cat' become the same tokens"),
-        ([GOOD], {"labels": ["a"], "templates": "no place"}, 422, "each needs one"),
+        ([GOOD], {"labels": ["a", "b"], "templates": "no place"}, 422, "each needs one"),
+        ([GOOD], {"labels": "cat,dog"}, 422, "one label, 'cat,dog'"),
         ([GOOD], {"top_k": "none"}, 422, "top_k"),
         ([GOOD], {"top_k": "0"}, 422, "top_k"),
         ([GOOD], {"version": "77"}, 404, "no version 77"),
@@ -474,5 +475,60 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         assert all(field["description"] for field in form.values())
         assert [parameter["name"] for parameter in predict["parameters"]] == names
         assert "429" in predict["responses"]
+
+    run(store, story)
+
+
+def test_a_problem_names_its_request_in_the_answer_and_in_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    class GoneModels(PlainModels):
+        async def features(self, crops: np.ndarray) -> torch.Tensor:
+            raise BlobNotFoundError("blobs/ab/abc")
+
+    async def story() -> None:
+        service = PlainService(store, models=GoneModels(store))
+        async with service as client:
+            with caplog.at_level("WARNING", "serving.error_handlers"):
+                answer = await client.post("/v1/predict", files=form_of([GOOD]))
+            assert error_of(answer)
+            assert answer.json()["instance"] in caplog.text
+            assert (await client.get("/healthz")).headers["X-Request-Id"] != answer.headers["X-Request-Id"]
+
+    asyncio.run(story())
+
+
+def test_every_mistake_is_listed_and_a_refused_method_says_which_are_allowed(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        answer = await client.post("/v1/predict", files=form_of([GOOD]), data={"top_k": "0", "colour": "red"})
+        assert {one["field"] for one in answer.json()["errors"]} == {"top_k", "colour"}
+        assert answer.json()["type"] == "urn:condu:RequestError"
+        assert (await client.get("/v1/tasks", params={"version": "x"})).json()["errors"][0]["field"] == "version"
+        refused = await client.get("/v1/predict")
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+
+    run(store, story)
+
+
+def test_health_may_be_asked_by_head(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        for path in ("/healthz", "/readyz"):
+            answer = await client.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+
+    run(store, story)
+
+
+def test_repeated_fields_may_have_brackets_and_an_empty_one_is_none(store: Store) -> None:
+    async def story(client: httpx.AsyncClient) -> None:
+        async def space(**data: Any) -> str:
+            answer = await client.post("/v1/predict", files=form_of([GOOD]), data=data)
+            assert answer.status_code == 200, answer.text
+            found: str = answer.json()["label_space"]
+            return found
+
+        assert await space(**{"labels[]": ["red", "blue"]}) == "labels"
+        assert await space(labels="", templates="") == "seen"
+        assert await space(labels="", task="colours") == "task"
 
     run(store, story)

@@ -120,3 +120,32 @@ def test_one_bad_image_fails_its_request_alone(components: Store) -> None:
         assert [answer.status_code for answer in answers] == [422 if i == 3 else 200 for i in range(8)]
 
     asyncio.run(story())
+
+
+def test_a_publish_that_changes_a_warm_expert_has_it_ready_before_the_swap(local_store: Store) -> None:
+    publish_tasks(local_store)
+    loads: list[float] = []
+
+    async def story() -> None:
+        service = PlainService(local_store)
+        service.models._metrics.expert_loaded = loads.append  # type: ignore[method-assign]
+        async with service as client:
+
+            async def ask(task: str) -> int:
+                answer = await client.post("/v1/predict", files=form_of(pictures("red")), data={"task": task})
+                assert answer.status_code == 200, answer.text
+                version: int = answer.json()["version"]
+                return version
+
+            assert await ask("colours") == 1
+            publish_tasks(local_store, {"colours": ("red", "green")}, seed=5)
+            view = await asyncio.to_thread(service.watcher._next)
+            assert view is not None
+            changed = {name: task.expert for name, task in view.tasks.items()}
+            assert await service.models.stage(view, changed) == 1  # "shapes" and "pair" were not in memory
+            assert len(loads) == 2
+            await service.watcher.poll()
+            assert await ask("colours") == 2
+            assert len(loads) == 2
+
+    asyncio.run(story())
