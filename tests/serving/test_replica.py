@@ -16,7 +16,8 @@ from tests.serving.helpers import form_of, pictures, publish_tasks
 
 
 @pytest.fixture
-def options(local_store: Store) -> ServiceOptions:
+def options(local_store: Store, monkeypatch: pytest.MonkeyPatch) -> ServiceOptions:
+    monkeypatch.setattr("serving.replica.log_with_serve", lambda: None)  # what this process logs stays where it goes
     publish_tasks(local_store)
     return ServiceOptions(address=StoreAddress(local_store.url), poll_s=0.05)
 

@@ -31,8 +31,8 @@ from tests.serving.helpers import error_of, form_of, free_port, pictures, png, p
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-_THREE_EXPERTS = 23_000_000
-"""Bytes in which three of the tiny models fit, and not four."""
+_THREE_EXPERTS = 1_600_000
+"""Bytes in which the image sides of three tiny experts fit, and not those of four."""
 
 
 class Running:
