@@ -122,21 +122,13 @@ def test_doctor_asks_a_cluster_only_where_one_is_named(apart: Project) -> None:
     assert "ray: {address: auto}" in done.stderr
 
 
-def test_a_set_that_one_node_can_t_measure_is_measured_by_another_or_named(apart: Project) -> None:
+def test_a_set_that_one_node_can_t_measure_is_measured_by_another(apart: Project) -> None:
     data = apart.folder / "data"
     with TwoNodes(apart, [data], num_cpus=(1, 2)) as nodes:
         train = {"lanes": 1, **FAST, "num_cpus": 1, "labels": {"ray.io/node-id": _head_id(nodes)}}
         apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, train=train, fusion={"num_cpus": 0})
         done = apart.condu("run", "condu.yaml", "--json")
         assert done.returncode == 0, done.stdout + done.stderr
-        (data / "unseen").rename(apart.folder / "away")
-        done = apart.condu("run", "condu.yaml", "--json")
-        said = " ".join(done.stderr.split())
-        assert done.returncode == 1, done.stdout + done.stderr
-        assert "everything is published, but no node could measure" in said
-        assert "red-or-circle: on " in said
-        assert "Traceback" not in said
-        assert "bug" not in said
 
 
 def _head_id(nodes: TwoNodes) -> str:
