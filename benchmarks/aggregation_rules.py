@@ -21,9 +21,11 @@ import torch
 from cluster.config import load_config
 from cluster.report.answer_figures import calibration
 from cluster.report.estimates import paired
+from fusion.answers.clip import build_clip
 from fusion.answers.options import PredictOptions
-from fusion.answers.predictor import Predictor
 from fusion.answers.rules import RULES
+from fusion.answers.view import ViewLoader
+from fusion.versions.history import Versions
 from training.answer_measure import ALL_LEARNED, LABELS, SEEN, TASK, AnswerMeasure, every_way
 from training.data import load_task_data, load_test_data
 from training.evaluate import load_set, measure_together
@@ -35,8 +37,10 @@ def main() -> None:
     config = load_config(parser.parse_args().config)
     start = time.perf_counter()
     cache = config.address.open_cache()
-    predictor = Predictor(cache)
-    view, base = predictor.view(), predictor.shelf.base.clip
+    newest = Versions(cache.store).newest()
+    if newest is None:
+        raise SystemExit(f"{config.store} is empty: run the configuration first")
+    view, base = ViewLoader(cache).load(newest), build_clip(newest.base, cache.tensors(newest.base.weights))
     learned = [load_task_data(task.name, task.data, verify=False) for task in config.tasks if task.name in view.tasks]
     foreign = [load_test_data(task.name, task.data, verify=False) for task in config.unseen]
     found: dict[str, list[AnswerMeasure]] = {rule: [] for rule in RULES}

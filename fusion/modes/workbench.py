@@ -8,10 +8,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, TypeVar, overload
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from fusion.chunks import Buffers, Chunk, chunks_of, map_chunks, map_in
 from fusion.errors import ConfigError
@@ -92,7 +93,8 @@ class Workbench:
         """Run `work` on every item (default: every chunk of the model) in parallel; results in order."""
         start = time.perf_counter()
         try:
-            return map_in(self._pool, work, self.chunks if items is None else items)
+            with _blas().limit(limits=1, user_api="blas"):  # else each of our threads would start as many of BLAS's own
+                return map_in(self._pool, work, self.chunks if items is None else items)
         finally:
             self.pass_seconds += time.perf_counter() - start
 
@@ -191,6 +193,12 @@ class Workbench:
         self.written.append(ref)
         self._records[ref.key] = record
         return TaskEntry(record=ref, expert_sha256=record.expert_sha256, **entry)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """The BLAS libraries of this process, looked for once."""
+    return ThreadpoolController()
 
 
 def copy_buffers(vector: TaskVector, trigger: BlobWriter) -> None:
