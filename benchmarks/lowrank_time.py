@@ -7,7 +7,7 @@ spectrum falls decides the rank, and with it bytes and time.
   encode      `fuse_experts` on a store that has the base: every input's hash, the encoding, the blob, the commit
   exact       the encoding alone, by eigenvectors of each matrix's Gram matrix
   randomised  the encoding alone, as the mode does it: by a random range where that is faster
-  decode      the whole expert from the store, tensor by tensor, as `export` and the service read it
+  decode      the whole task vector from the store: its trigger read and verified, every piece decoded
   peak        growth of the process's resident memory over `encode`
 
     python -m benchmarks.lowrank_time                         both models: five minutes and 3 GB of disk
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.fusion_time import model_shapes
 from benchmarks.synthetic import CHANGE, random_base, spectral_expert
-from fusion.decouple import decoupled_tensors, read_record
+from fusion.decouple import DecoupledExpert, read_record
 from fusion.factors import components
 from fusion.factors.algebra import open_algebra
 from fusion.factors.symbols import SymbolWriter
@@ -86,8 +86,8 @@ def fuse_one(folder: str, base_path: str, expert: str) -> None:
     base = put_base(store, Path(base_path))
     result = fuse_experts(NodeCache(store), base, [ExpertToFuse("task", Path(expert))], mode={"name": "lowrank"})
     start = time.perf_counter()
-    for _ in decoupled_tensors(NodeCache(store), result.manifest, "task"):
-        pass
+    decoupled = DecoupledExpert(NodeCache(store), result.manifest, "task")
+    decoupled.bench.map(decoupled.decoder.delta)
     seconds = time.perf_counter() - start
     record = read_record(NodeCache(store), result.manifest, "task")
     print(
