@@ -47,7 +47,7 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy condu cluster fusion serving training
 
-bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run
+bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run (an hour on 2 cores)
 	@$(BIN)/python -m benchmarks.thousand_tasks
 	@$(BIN)/python -m benchmarks.thousand_tasks --modes lowrank --base demo/base/condu-tiny.safetensors
 
