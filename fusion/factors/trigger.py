@@ -87,15 +87,19 @@ def in_components(delta: np.ndarray, step: float, algebra: Algebra) -> Encoded:
 def in_integers(kind: Kind, delta: np.ndarray, step: float) -> Encoded:
     """A tensor, float32 [R, C], of kind GRID or ROWS, in multiples of the power of two nearest to the step."""
     exponent = round(math.log2(step))
-    whole = np.rint(np.ldexp(delta.astype(np.float64), -exponent))
+    # of a token table a few rows moved: float64 copies of the others would be most of what encoding holds in memory
+    touched = np.flatnonzero(delta.any(1)) if kind == Kind.ROWS else slice(None)
+    own = delta[touched]
+    whole = np.rint(np.ldexp(own.astype(np.float64), -exponent))
     if np.abs(whole).max(initial=0) >= 1 << 31 or abs(exponent) > np.iinfo(np.int16).max:
         return Encoded(Kind.RAW, raw=delta.reshape(-1).copy())
     symbols = whole.astype(np.int32)
-    error = _length(delta - np.ldexp(symbols.astype(np.float64), exponent))
+    error = _length(own - np.ldexp(symbols.astype(np.float64), exponent))
     if kind == Kind.GRID:
         return Encoded(Kind.GRID, step=exponent, error=error, runs=[symbols.reshape(-1)])
     moved = np.flatnonzero(symbols.any(1))
-    return Encoded(Kind.ROWS, step=exponent, error=error, rows=moved, runs=list(symbols[moved]))
+    rows = np.arange(len(delta))[touched][moved]
+    return Encoded(Kind.ROWS, step=exponent, error=error, rows=rows, runs=list(symbols[moved]))
 
 
 @dataclass

@@ -44,6 +44,7 @@ _STEP_OF_VECTORS, _STEP_OF_DEPTHWISE, _STEP_OF_ROWS = 1.0, 0.35, 0.5
 """Quantiser steps of what is no matrix, in units of Delta."""
 _FEW_ROWS = 4
 """A matrix of which at most one row in so many moved, such as a token table, is kept row by row."""
+_BLOCK_ROWS = 1024
 _BISECTIONS = 8
 _COARSEST = 64.0
 """How much coarser than `quality` steps may become to fit `max_bytes`."""
@@ -124,9 +125,12 @@ class _Measured:
 def _measure(bench: Workbench, vector: TaskVector, name: str) -> _Measured:
     delta = _read(bench, vector, name)
     size, spec = delta.size, bench.specs[name]
-    sums = np.abs(delta, dtype=np.float64).sum()
+    sums = squares = 0.0
+    for first in range(0, len(delta), _BLOCK_ROWS):  # in float64, without a float64 copy of the whole
+        block = delta[first : first + _BLOCK_ROWS].astype(np.float64)
+        sums += float(np.abs(block).sum())
+        squares += float(np.square(block).sum())
     check_finite(np.atleast_1d(sums), vector, name)
-    squares = float(np.square(delta, dtype=np.float64).sum())
     kind, factor = Kind.GRID, _STEP_OF_VECTORS
     if not sums:
         kind = Kind.ZERO
@@ -135,7 +139,7 @@ def _measure(bench: Workbench, vector: TaskVector, name: str) -> _Measured:
     elif len(spec.shape) > 1:
         moved = int((delta != 0).any(1).sum())
         kind, factor = (Kind.ROWS, _STEP_OF_ROWS) if moved <= len(delta) // _FEW_ROWS else (Kind.COMPONENTS, 0.0)
-    return _Measured(name, kind, factor, squares, size, float(sums) / max(size, 1))
+    return _Measured(name, kind, factor, squares, size, sums / max(size, 1))
 
 
 def _encode(
