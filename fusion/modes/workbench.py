@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, TypeVar, overload
 
@@ -25,6 +25,8 @@ from fusion.tensors import TensorFile, TensorSpec
 from fusion.versions.state import TaskEntry, TaskRecord
 
 _IO_THREADS = 16
+_OF_A_FUSE = {"task", "expert_sha256", "trigger", "norm"}
+"""What `Workbench.put_record` says of an expert that is fused; the rest of its record describes the task."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,7 +40,7 @@ class NewExpert:
     task: str
     expert_sha256: str
     describe: Mapping[str, Any]
-    """`classes`, `templates`, `prototypes`, `archive`, `evidence` and `aliases` of its record."""
+    """The other fields of its record (`TaskRecord`)."""
 
 
 class Workbench:
@@ -140,14 +142,7 @@ class Workbench:
                 f"the expert of task {task!r} was not archived, and every original expert is needed: fuse it again "
                 f"with --replace --archive, or start a new store with archive_experts: true from the first task on"
             )
-        describe = {
-            "classes": record.classes,
-            "templates": record.templates,
-            "prototypes": record.prototypes,
-            "evidence": record.evidence,
-            "archive": record.archive,
-            "aliases": record.aliases,
-        }
+        describe = {one.name: getattr(record, one.name) for one in fields(record) if one.name not in _OF_A_FUSE}
         vector = open_archive(self.base, self.cache.tensors(record.archive))
         return NewExpert(vector, task, record.expert_sha256, describe)
 

@@ -173,6 +173,18 @@ def test_rebuilding_from_the_archive_gives_what_fusing_from_the_start_gives(
                     assert cosine(found, delta) > (0.999999 if dtype == "float32" else 0.98)
 
 
+def test_a_rebuild_keeps_all_that_a_record_says_of_its_task(local_store: Store, tmp_path: Path) -> None:
+    base, path = random_base(tmp_path, local_store)
+    cache = cache_of(local_store, tmp_path)
+    said = {"classes": ("a", "b"), "templates": ("{}.",), "aliases": {"a": ("first",)}, "background": "#102030"}
+    expert = replace(random_expert(tmp_path, path, "t", seed=1), **said)
+    before = fuse_experts(cache, base, [expert], mode={"name": "lowrank"}, archive=True).manifest
+    after = rebuild_from_archive(cache, mode={"name": "signed", "bits": 1}).manifest
+    old, new = (read_record(cache, manifest, "t") for manifest in (before, after))
+    assert {name: getattr(new, name) for name in said} == said
+    assert replace(new, trigger=old.trigger, norm=old.norm) == old
+
+
 def test_a_rebuild_leaves_nothing_of_a_removed_task(local_store: Store, tmp_path: Path) -> None:
     """The blobs of a rebuilt state are those of a store that never had the task."""
     cache = cache_of(local_store, tmp_path)
