@@ -15,7 +15,7 @@ import numpy as np
 from fusion.chunks import Chunk
 from fusion.decouple import DecoupledExpert
 from fusion.fuse import FuseCost
-from fusion.modes import open_mode
+from fusion.modes import TellingDecoder, open_mode
 from fusion.store.node_cache import NodeCache
 from fusion.task_vectors import TaskVector, open_archive
 from fusion.tensors import TensorFile
@@ -33,7 +33,7 @@ class TaskFidelity:
         cosine: between delta_hat and delta over all elements; None if delta is not available, or is all zero.
         relative_error: |delta_hat - delta| / |delta|, likewise.
         trigger_bytes, archive_bytes: stored for this task alone.
-        trigger: what the trigger itself tells (`Mode.describe`).
+        trigger: what the trigger itself tells (`TellingDecoder`); empty where it tells nothing.
     """
 
     task: str
@@ -129,5 +129,5 @@ def _measure(cache: NodeCache, manifest: Manifest, task: str, expert: TensorFile
         relative_error=float(np.sqrt(error / exact)) if exact > 0 else None,
         trigger_bytes=record.trigger.bytes if record.trigger else 0,
         archive_bytes=record.archive.bytes if record.archive else 0,
-        trigger=open_mode(manifest.mode).describe(bench, manifest.state, task),
+        trigger=decoupled.decoder.tell() if isinstance(decoupled.decoder, TellingDecoder) else {},
     )

@@ -194,9 +194,11 @@ class Integers:
     exponent: int
 
 
-def read_trigger(
-    trigger: TensorFile, specs: Mapping[str, TensorSpec]
-) -> Iterator[tuple[str, Raw | Factored | Integers | None]]:
+Tensor = Raw | Factored | Integers | None
+"""A fused tensor as it is read; None where the task did not move it."""
+
+
+def read_trigger(trigger: TensorFile, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, Tensor]]:
     """Every fused tensor of a trigger. Raises `StateDictError` for one that does not fit the base."""
     kinds, counts, steps = (trigger.read(name) for name in ("kind", "count", "step"))
     if len(kinds) != len(specs):
@@ -238,8 +240,8 @@ def read_trigger(
             yield name, None
 
 
-def describe(trigger: TensorFile, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
-    """What a trigger tells of itself.
+def tell_of(trigger: TensorFile, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a trigger tells of itself, given what `read_trigger` read of it.
 
     `quality`: at which it was encoded; `tensors`: how many of each kind; `components`: of all matrices; `largest_sum`:
     of the terms' magnitudes of any element, in units of the smallest power of two, by kind: below 2^24 and 2^53;
@@ -248,7 +250,7 @@ def describe(trigger: TensorFile, specs: Mapping[str, TensorSpec]) -> dict[str, 
     kinds = [Kind(kind).name.lower() for kind in trigger.read("kind").tolist()]
     sums: dict[str, float] = {}
     components = 0
-    for kind, (_, tensor) in zip(kinds, read_trigger(trigger, specs), strict=True):
+    for kind, tensor in zip(kinds, tensors.values(), strict=True):
         if isinstance(tensor, Factored):
             components += len(tensor.components.left)
             sums[kind] = max(sums.get(kind, 0.0), tensor.components.largest_sum())

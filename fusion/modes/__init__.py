@@ -1,6 +1,6 @@
 """How experts become triggers, and what the triggers share: one small interface, one file per mode."""
 
-from fusion.modes.mode import ComponentParts, Decoder, Mode, PartsDecoder, RowParts
+from fusion.modes.mode import ComponentParts, Decoder, Mode, PartsDecoder, RowParts, TellingDecoder
 from fusion.modes.registry import DEFAULT_MODE, in_words, mode_class, modes, modes_with, open_mode, register
 from fusion.modes.workbench import NewExpert, Workbench
 
@@ -12,6 +12,7 @@ __all__ = [
     "NewExpert",
     "PartsDecoder",
     "RowParts",
+    "TellingDecoder",
     "Workbench",
     "in_words",
     "mode_class",

@@ -28,10 +28,10 @@ from fusion.factors.trigger import (
     Kind,
     Raw,
     TriggerWriter,
-    describe,
     in_components,
     in_integers,
     read_trigger,
+    tell_of,
 )
 from fusion.modes.mode import ComponentParts, Mode, RowParts
 from fusion.modes.registry import register
@@ -80,9 +80,6 @@ class LowRank(Mode):
 
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> LowRankDecoder:
         return LowRankDecoder(bench.trigger(state.tasks[task]), bench.specs, open_algebra(bench.device))
-
-    def describe(self, bench: Workbench, state: FusedState, task: str) -> dict[str, Any]:
-        return describe(bench.trigger(state.tasks[task]), bench.specs)
 
     def _encode(self, bench: Workbench, vector: TaskVector, algebra: Algebra) -> TriggerWriter:
         measured = bench.map(lambda name: _measure(bench, vector, name), list(bench.specs))
@@ -177,6 +174,7 @@ class LowRankDecoder:
     def __init__(self, trigger: TensorFile, specs: Mapping[str, TensorSpec], algebra: Algebra) -> None:
         self._algebra = algebra
         self._specs = specs
+        self._trigger = trigger
         self._tensors = dict(read_trigger(trigger, specs))
 
     def delta(self, chunk: Chunk) -> np.ndarray:
@@ -194,6 +192,10 @@ class LowRankDecoder:
 
     def bits(self, chunk: Chunk) -> tuple[int, int]:
         return 0, 0
+
+    def tell(self) -> dict[str, Any]:
+        """See `tell_of`."""
+        return tell_of(self._trigger, self._tensors)
 
     def parts(self, name: str) -> ComponentParts | RowParts | None:
         """See `PartsDecoder`."""

@@ -70,6 +70,15 @@ class PartsDecoder(Decoder, Protocol):
         ...
 
 
+@runtime_checkable
+class TellingDecoder(Decoder, Protocol):
+    """A decoder that also tells how its trigger keeps the task."""
+
+    def tell(self) -> dict[str, Any]:
+        """Numbers and texts by name, for reports."""
+        ...
+
+
 @dataclass(frozen=True)
 class Mode(Options, ABC):
     """One way of fusing. The fields of a subclass are its options, each with a default and a text.
@@ -122,10 +131,6 @@ class Mode(Options, ABC):
     @abstractmethod
     def decoder(self, bench: Workbench, state: FusedState, task: str) -> Decoder:
         """What rebuilds a task's vector from the state."""
-
-    def describe(self, bench: Workbench, state: FusedState, task: str) -> dict[str, Any]:
-        """What a trigger itself tells of how it keeps its task, for reports: numbers and texts. By default nothing."""
-        return {}
 
     def task_bytes(self, record: TaskRecord) -> int:
         """Bytes stored for one task alone."""
