@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fusion.answers.clip import of_images
 from fusion.errors import ConfigError, StateDictError
 from fusion.tensors import TensorFile
 from training.methods import Method
@@ -20,8 +21,6 @@ from training.worker_group import WorkerGroup
 logger = logging.getLogger(__name__)
 
 _TOKEN_TABLES = ("token_embedding.weight", "word_embeddings.weight")
-_IMAGE_ENCODER = "visual."
-"""What the names of an open_clip model's image encoder begin with; all others are the text encoder's."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -38,11 +37,9 @@ class TrainedWeights:
             parameter.requires_grad_(False)
             parameter.grad = None
         trained = method.trained_parameters(model)
-        self.text_parameters = [parameter for name, parameter in trained.items() if not name.startswith(_IMAGE_ENCODER)]
+        self.text_parameters = [parameter for name, parameter in trained.items() if not of_images(name)]
         """Those of the text encoder, which the probe moves, and the steps unless `text_lr` is 0."""
-        self._parameters = {
-            name: parameter for name, parameter in trained.items() if recipe.text_lr or name.startswith(_IMAGE_ENCODER)
-        }
+        self._parameters = {name: parameter for name, parameter in trained.items() if recipe.text_lr or of_images(name)}
         if trained and not self._parameters:
             raise ConfigError(
                 f"text_lr is 0 and method {recipe.method!r} trains nothing but the text encoder: no step would change "
@@ -135,7 +132,7 @@ def _optimizer(parameters: dict[str, nn.Parameter], recipe: Recipe) -> torch.opt
     by_settings: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decayed = parameter.dim() > 1 and not name.endswith(_TOKEN_TABLES)
-        multiple = 1.0 if name.startswith(_IMAGE_ENCODER) else recipe.text_lr
+        multiple = 1.0 if of_images(name) else recipe.text_lr
         by_settings.setdefault((recipe.weight_decay if decayed else 0.0, multiple), []).append(parameter)
     groups = [
         {"params": params, "weight_decay": decay, "multiple": multiple}

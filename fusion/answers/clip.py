@@ -9,7 +9,6 @@ import copy
 import difflib
 import json
 import logging
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import nn
 
+from fusion.answers.architecture import local_architecture
 from fusion.answers.prompts import prompts
 from fusion.answers.rgb import to_rgb
 from fusion.answers.short_texts import encode_texts
@@ -177,12 +177,9 @@ def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -
             f"base {base.sha256[:12]}… was stored without an architecture (`condu fuse` on plain weights): it can be "
             "fused and exported; to run it, publish from a configuration that names `base.architecture`"
         )
-    with tempfile.TemporaryDirectory(prefix="condu-arch-") as folder:
-        config = {"model_cfg": base.model_cfg, "preprocess_cfg": base.preprocess_cfg}
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
-        with _quiet_root_logger():
-            model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, precision="fp32")
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with local_architecture(model_cfg=base.model_cfg, preprocess_cfg=base.preprocess_cfg) as name, _quiet_root_logger():
+        model = open_clip.create_model(name, load_weights=False, precision="fp32")
+        tokenizer = open_clip.get_tokenizer(name)
     if weights is not None:
         missing = sorted(set(model.state_dict()) - set(weights.specs))
         extra = sorted(set(weights.specs) - set(model.state_dict()))
@@ -197,11 +194,10 @@ def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -
 
 def layout_of(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that an architecture has. Builds no weights: a tenth of a second, no memory."""
-    with tempfile.TemporaryDirectory(prefix="condu-arch-") as folder, _quiet_root_logger(), torch.device("meta"):
-        config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps(config))
-        model = open_clip.create_model(f"local-dir:{folder}", load_weights=False, device="meta")
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    architecture = local_architecture(model_cfg=model_cfg, preprocess_cfg=preprocess_cfg)
+    with architecture as name, _quiet_root_logger(), torch.device("meta"):
+        model = open_clip.create_model(name, load_weights=False, device="meta")
+    return {tensor: tuple(values.shape) for tensor, values in model.state_dict().items()}
 
 
 def describe_architecture(architecture: str) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -159,7 +159,7 @@ def _is_known(tower: nn.Module, own: set[str], transformer: Any) -> bool:
         if isinstance(module, nn.Linear | nn.LayerNorm | nn.MultiheadAttention) or name == "conv1"
         for key, _ in module.named_parameters()
     }
-    parameters = {name for name, _ in tower.named_parameters() if not name.startswith("visual.")}
+    parameters = {name for name, _ in tower.named_parameters() if not of_images(name)}
     blocks = all(type(block) is ResidualAttentionBlock for block in transformer.resblocks)
     return blocks and not parameters - own - covered
 

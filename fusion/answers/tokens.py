@@ -7,12 +7,11 @@ entities. Two labels that become the same tokens get exactly the same score, and
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from fusion.answers.architecture import local_architecture
 from fusion.answers.prompts import prompts
 
 _LOOK_BEYOND = 8
@@ -24,18 +23,21 @@ _SHOWN_CHARACTERS = 60
 
 
 @lru_cache(maxsize=8)
-def _open(model_cfg: str) -> Any:
+def _open(text_cfg: str) -> Any:
     import open_clip
 
-    with tempfile.TemporaryDirectory(prefix="condu-text-") as folder:
-        (Path(folder) / "open_clip_config.json").write_text(json.dumps({"model_cfg": json.loads(model_cfg)}))
-        return open_clip.get_tokenizer(f"local-dir:{folder}")
+    with local_architecture(model_cfg={"text_cfg": json.loads(text_cfg)}) as name:
+        return open_clip.get_tokenizer(name)
+
+
+def _key(model_cfg: Mapping[str, Any]) -> str:
+    """What a tokenizer depends on, to find it by."""
+    return json.dumps(model_cfg["text_cfg"], sort_keys=True)
 
 
 def tokenizer_of(model_cfg: Mapping[str, Any]) -> Any:
     """The tokenizer of an architecture, without its model."""
-    text = {"text_cfg": dict(model_cfg["text_cfg"])}
-    return _open(json.dumps(text, sort_keys=True))
+    return _open(_key(model_cfg))
 
 
 class TextCheck:
@@ -96,10 +98,14 @@ class TextCheck:
         return list(groups.values())
 
 
+def check_texts(model_cfg: Mapping[str, Any], labels: tuple[str, ...], templates: tuple[str, ...]) -> TextCheck:
+    """A check that is kept: requests ask about the same labels again and again."""
+    return _checked(_key(model_cfg), labels, templates)
+
+
 @lru_cache(maxsize=256)
-def check_texts(model_cfg: str, labels: tuple[str, ...], templates: tuple[str, ...]) -> TextCheck:
-    """A check that is kept: requests ask about the same labels again and again. `model_cfg` as JSON."""
-    return TextCheck(tokenizer_of(json.loads(model_cfg)), labels, templates)
+def _checked(text_cfg: str, labels: tuple[str, ...], templates: tuple[str, ...]) -> TextCheck:
+    return TextCheck(_open(text_cfg), labels, templates)
 
 
 def _short(text: str) -> str:

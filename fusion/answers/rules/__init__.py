@@ -8,7 +8,6 @@ Letters: B images, C classes, D dimensions, T tasks.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -75,7 +74,7 @@ def _text_warnings(query: Query, view: View) -> tuple[str, ...]:
         return ()
     task = view.tasks[query.task] if query.task is not None else None
     texts = (task.classes, task.templates) if task else (tuple(query.labels), tuple(query.templates))
-    found = check_texts(json.dumps(model_cfg, sort_keys=True), *texts)
+    found = check_texts(model_cfg, *texts)
     if task is None and (problem := found.problem()):
         raise LabelSpaceError(problem)
     warning = found.warning()
