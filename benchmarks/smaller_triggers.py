@@ -31,13 +31,12 @@ from torch.nn.utils import parametrize
 
 from benchmarks.finished_run import open_finished_run
 from fusion.answers.clip import LOGIT_SCALE, Clip
-from fusion.answers.predictor import ExpertModel
 from fusion.factors.algebra import open_algebra
 from fusion.factors.components import Components, encode
 from fusion.factors.symbols import SymbolWriter
 from fusion.tensors import TensorFile
 from training.data import TaskData
-from training.evaluate import load_pixels
+from training.evaluate import load_pixels, logits_with
 from training.kept import Kept, kept
 
 _QUALITIES = (0.7, 1.0, 1.4)
@@ -55,19 +54,22 @@ def main() -> None:
     for task, expert in run.experts.items():
         data = run.data[task]
         pixels = load_pixels(run.clip, data)
-        wanted = _logits(run.clip, data, pixels, {name: expert.tensor(name) for name in expert.specs})
-        weights = _input_sizes(run.clip.copy_with((n, expert.tensor(n)) for n in expert.specs), data)
+        own = {name: expert.tensor(name) for name in expert.specs}
+        wanted = logits_with(run.clip, own.items(), pixels, data)
+        weights = _input_sizes(run.clip.copy_with(own.items()), data)
         for quality in _QUALITIES:
             for way, scales in (("plain", {}), ("importance", weights)):
                 coded = _Coded(run.base, expert, list(weights), scales, quality)
-                found = kept(wanted, _logits(run.clip, data, pixels, coded.tensors))
+                found = kept(wanted, logits_with(run.clip, coded.tensors.items(), pixels, data))
                 rows.setdefault((way, quality), []).append((coded.stored, coded.entropy, found))
                 if way == "plain":
                     tuned = _tuned(run.clip, data, expert, coded)
-                    found = kept(wanted, _logits(run.clip, data, pixels, tuned))
+                    found = kept(wanted, logits_with(run.clip, tuned.items(), pixels, data))
                     rows.setdefault(("tuned", quality), []).append((coded.stored, coded.entropy, found))
         print(f"{task} done", flush=True)
-    figures = [{"way": way, "quality": quality, **_mean(found)} for (way, quality), found in rows.items()]
+    figures: list[dict[str, Any]] = [
+        {"way": way, "quality": quality, **_mean(found)} for (way, quality), found in rows.items()
+    ]
     print(f"{'':12s} {'quality':>8} {'KB stored':>10} {'KB entropy':>11} {'agree %':>8} {'KL':>8}")
     for one in figures:
         print(
@@ -158,7 +160,7 @@ def _tuned(base: Clip, data: TaskData, expert: TensorFile, coded: _Coded) -> dic
     random = np.random.default_rng(0)
     chosen = random.permutation(len(data.train))[:_TUNING_IMAGES]
     pixels = base.pixels([data.train.image(int(i)) for i in chosen])
-    wanted = _logits(base, data, pixels, {name: expert.tensor(name) for name in expert.specs})
+    wanted = logits_with(base, ((name, expert.tensor(name)) for name in expert.specs), pixels, data)
     clip = base.copy_with(coded.tensors.items())
     texts = clip.class_features(tuple(data.classes), tuple(data.templates))
     for parameter in clip.model.parameters():
@@ -220,11 +222,6 @@ def _input_sizes(expert: Clip, data: TaskData) -> dict[str, np.ndarray]:
     roots = {name: total.sqrt().numpy() for name, total in sums.items()}
     roots = {name: np.maximum(root, _FLOOR * root.mean()) for name, root in roots.items()}
     return {name: (root / np.sqrt(np.square(root).mean())).astype(np.float32) for name, root in roots.items()}
-
-
-def _logits(clip: Clip, data: TaskData, pixels: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    model = ExpertModel(clip.copy_with(tensors.items()))
-    return model.feature_logits(model.clip.image_features(pixels), tuple(data.classes), tuple(data.templates))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import torch
 from benchmarks.finished_run import open_finished_run
 from cluster.report.estimates import paired
 from fusion.answers.clip import Clip
-from fusion.answers.predictor import ExpertModel
 from fusion.baselines import fuse_baseline, open_baseline
 from fusion.decouple import decoupled_tensors, read_record
 from fusion.fuse import ExpertToFuse, fuse_experts
@@ -34,7 +33,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
 from training.data import TaskData
-from training.evaluate import load_pixels, right_in
+from training.evaluate import load_pixels, logits_with, right_in
 from training.kept import Kept, kept
 
 _MODES: list[dict[str, Any]] = [
@@ -81,18 +80,14 @@ class Asked:
     def __init__(self, clip: Clip, data: TaskData, expert: TensorFile) -> None:
         self.data, self.expert = data, expert
         self._clip, self._pixels = clip, load_pixels(clip, data)
-        self._wanted = self._logits((name, expert.tensor(name)) for name in expert.specs)
+        own = ((name, expert.tensor(name)) for name in expert.specs)
+        self._wanted = logits_with(clip, own, self._pixels, data)
 
     def compare(self, row: Row, decoded: Decoded, size: int) -> None:
-        found = self._logits(decoded)
+        found = logits_with(self._clip, decoded, self._pixels, self.data)
         row.right.append((right_in(self._wanted, self.data), right_in(found, self.data)))
         row.kept.append(kept(self._wanted, found))
         row.sizes.append(size)
-
-    def _logits(self, tensors: Decoded) -> torch.Tensor:
-        model = ExpertModel(self._clip.copy_with(tensors))
-        features = model.clip.image_features(self._pixels)
-        return model.feature_logits(features, tuple(self.data.classes), tuple(self.data.templates))
 
 
 def main() -> None:

@@ -15,14 +15,13 @@ from cluster.config import Config
 from cluster.doctor_check import MIN_FREE_BYTES, Check
 from cluster.nodes import ClusterNode, ask_nodes, living_nodes
 from cluster.output import human_bytes
-from cluster.shared_files import data_problems, local_paths, missing_sources, store_problems
+from cluster.shared_files import data_problems, local_paths, missing_sources, store_problems, training_nodes
 from fusion.errors import ConduError
 from fusion.store.address import StoreAddress
 from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import default_cache_folder
 from fusion.tensors import sha256_file
 from fusion.versions.history import Versions
-from training.lanes.capacity import Node, lane_nodes
 
 _PACKAGES = ("ray", "condu", "torch")
 _MAX_SKEW_S = 60.0
@@ -67,7 +66,7 @@ def check_cluster(ray: Any, config: Config) -> list[Check]:
     except ConduError as error:
         problems = [str(error)]
     checks = [_token(), _check("shared", f"{address}, as {len(nodes)} nodes see it", problems)]
-    training = [node for node in nodes if lane_nodes(config.train, [Node(node.resources, node.labels)])]
+    training = training_nodes(nodes, config.train)
     paths = local_paths([*(task.data for task in config.tasks), *(task.data for task in config.unseen)])
     lacks = data_problems(ask_nodes(ray, training, missing_sources, paths))
     checks.append(_check("data", f"{len(paths)} local paths, on the {len(training)} nodes that can train", lacks))
@@ -161,9 +160,9 @@ def _gpus(told: _Told, config: Config) -> Check:
 
 
 def _proxies(config: Config) -> Check:
-    import ray
+    from serving.status import serve_runs
 
-    if not any(actor["namespace"] == "serve" for actor in ray.util.list_named_actors(all_namespaces=True)):
+    if not serve_runs():  # importing Serve to ask it would take seconds
         return Check("proxies", f"no service runs; one would listen on {config.serve.host}:{config.serve.port}")
     from serving.proxies import addresses, find_proxies
 

@@ -31,12 +31,14 @@ def check_shared_files(ray: Any, address: StoreAddress, sources: Sequence[str], 
     if len(nodes) < 2:
         return
     problems = store_problems(ray, nodes, address)
-    training = [
-        node for node in nodes if lane_nodes(lanes, [Node(node.resources, node.labels)])
-    ]  # those whose labels and size let a worker of a lane start
-    problems += data_problems(ask_nodes(ray, training, missing_sources, local_paths(sources)))
+    problems += data_problems(ask_nodes(ray, training_nodes(nodes, lanes), missing_sources, local_paths(sources)))
     if problems:
         raise ConfigError("the nodes of this cluster do not see the same files:\n" + "\n".join(problems))
+
+
+def training_nodes(nodes: Sequence[ClusterNode], lanes: LaneOptions) -> list[ClusterNode]:
+    """Those whose labels and size let a worker of a lane start."""
+    return [node for node in nodes if lane_nodes(lanes, [Node(node.resources, node.labels)])]
 
 
 def store_problems(ray: Any, nodes: Sequence[ClusterNode], address: StoreAddress) -> list[str]:

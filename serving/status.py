@@ -17,8 +17,7 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
     Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `serving`: the
         `Replica.describe` of each of its replicas; empty while it starts; and `urls`, where it answers.
     """
-    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
-    if not any(actor["namespace"] == "serve" for actor in actors):
+    if not serve_runs():
         return None  # importing Serve to ask it would take seconds
     from ray import serve
     from ray.serve.schema import ApplicationStatus, ReplicaState
@@ -42,6 +41,12 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
         "serving": serving,
         "urls": _where(serving),
     }
+
+
+def serve_runs() -> bool:
+    """Whether this cluster runs Serve, for whatever application. Does not import it."""
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["namespace"] == "serve" for actor in actors)
 
 
 def _where(serving: list[dict[str, Any]]) -> list[str]:

@@ -147,9 +147,16 @@ def over_sessions(
 def expert_logits(cache: NodeCache, loaded: LoadedSet, weights: BlobRef) -> torch.Tensor:
     """Logits, float32 [N, C], of an expert's own weights as training left them, over its task's classes."""
     file = cache.tensors(weights)
-    expert = ExpertModel(loaded.base.clip.copy_with((name, file.tensor(name)) for name in file.specs))
-    features, test = expert.clip.image_features(loaded.pixels), loaded.test
-    return expert.feature_logits(features, tuple(test.classes), tuple(test.templates))
+    tensors = ((name, file.tensor(name)) for name in file.specs)
+    return logits_with(loaded.base.clip, tensors, loaded.pixels, loaded.test)
+
+
+def logits_with(
+    base: Clip, tensors: Iterable[tuple[str, torch.Tensor]], pixels: torch.Tensor, test: TaskData
+) -> torch.Tensor:
+    """Logits, float32 [N, C], of a base with these tensors of its own, over a task's classes."""
+    model = ExpertModel(base.copy_with(tensors))
+    return model.feature_logits(model.clip.image_features(pixels), tuple(test.classes), tuple(test.templates))
 
 
 def plain_logits(cache: NodeCache, loaded: LoadedSet, view: View) -> torch.Tensor:
