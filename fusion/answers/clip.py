@@ -10,7 +10,7 @@ import difflib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Clip(TextEncoder):
         Tensors are copied one by one, so peak extra memory is the new ones and one tensor. Train neither of the two
         models afterwards.
         """
-        model, modules = _skeleton(self.model), {}
+        model, modules = modules_copied(self.model), {}
         for name, tensor in tensors:
             prefix, _, key = name.rpartition(".")
             if prefix not in modules:
@@ -120,13 +120,25 @@ class Clip(TextEncoder):
         return other
 
 
-def _skeleton(module: nn.Module) -> nn.Module:
-    """A copy of the modules that holds the same tensors. `copy.deepcopy` takes longer than a forward."""
+def modules_copied(
+    module: nn.Module, other: Callable[[nn.Module, str], nn.Module | None] = lambda *_: None, name: str = ""
+) -> nn.Module:
+    """A copy of the modules that holds the same tensors. `copy.deepcopy` takes longer than a forward.
+
+    Args:
+        other: what stands in the copy in place of a module, given its name too; None: its copy.
+        name: of `module`.
+    """
+    if (found := other(module, name)) is not None:
+        return found
     found = copy.copy(module)
     values = found.__dict__
-    for name in ("_parameters", "_buffers"):
-        values[name] = dict(values[name])
-    values["_modules"] = {name: child and _skeleton(child) for name, child in module._modules.items()}
+    for kind in ("_parameters", "_buffers"):
+        values[kind] = dict(values[kind])
+    values["_modules"] = {
+        key: child and modules_copied(child, other, f"{name}.{key}" if name else key)
+        for key, child in module._modules.items()
+    }
     return found
 
 

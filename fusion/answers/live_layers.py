@@ -7,7 +7,6 @@ Letters: B images or texts, L tokens, R rows and C columns of a matrix, K compon
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from fusion.answers.clip import modules_copied
 
 Factors = tuple[torch.Tensor, torch.Tensor]
 """u, [K, R], with the components' sizes in it, and v, [K, C]. float32."""
@@ -165,18 +166,16 @@ class _LivePatches(nn.Module):
 
 def with_live_parts(module: nn.Module, mix: Mix, name: str) -> Any:
     """A copy of the modules that shares all weights, with those replaced that an expert may change."""
-    if isinstance(module, nn.MultiheadAttention):
-        return _LiveAttention(module, mix, name)
-    if isinstance(module, nn.Linear):
-        return _LiveLinear(module.weight, module.bias, mix, (f"{name}.weight", f"{name}.bias"))
-    if isinstance(module, nn.LayerNorm):
-        return _LiveNorm(module, mix, name)
-    if isinstance(module, nn.Conv2d):
-        return _LivePatches(module, mix, name)
-    found = copy.copy(module)
-    found.__dict__["_parameters"] = dict(module._parameters)
-    found.__dict__["_modules"] = {
-        key: child and with_live_parts(child, mix, f"{name}.{key}" if name else key)
-        for key, child in module._modules.items()
-    }
-    return found
+
+    def live(part: nn.Module, at: str) -> nn.Module | None:
+        if isinstance(part, nn.MultiheadAttention):
+            return _LiveAttention(part, mix, at)
+        if isinstance(part, nn.Linear):
+            return _LiveLinear(part.weight, part.bias, mix, (f"{at}.weight", f"{at}.bias"))
+        if isinstance(part, nn.LayerNorm):
+            return _LiveNorm(part, mix, at)
+        if isinstance(part, nn.Conv2d):
+            return _LivePatches(part, mix, at)
+        return None
+
+    return modules_copied(module, live, name)
