@@ -12,7 +12,8 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick-tests lint bench bench-fusion bench-serve soak soak-machines base data clean
+.PHONY: help setup demo test check quick-tests lint browser screenshots bench bench-fusion bench-serve soak soak-machines \
+	base data clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -33,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (11 to 18 minutes on 2 cores)
 	@$(BIN)/condu demo
 
-test: lint  ## Lint, types and all tests (under 15 minutes on 2 cores)
+test: lint browser  ## Lint, types and all tests (under 15 minutes on 2 cores)
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak"
 
 check: $(READY)  ## Lint, types and the tests without Ray, S3 and other processes (under 2 minutes on 2 cores)
@@ -46,6 +47,16 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/mypy condu cluster fusion serving training
+
+# the page's tests skip where there is none
+browser:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+		&& echo "installing Debian's chromium, for the tests of the service's page" \
+		&& { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; } > /dev/null; } \
+		|| echo "no chromium: the tests of the service's page will skip. As root: apt-get install chromium fonts-dejavu-core"
+
+screenshots: $(READY) browser  ## Take the README's pictures of the page, from the store that `make demo` left
+	@$(BIN)/python -m demo.build.screenshots
 
 bench: bench-fusion  ## Measure what the docs claim, each beside a baseline in the same run (an hour on 2 cores)
 	@$(BIN)/python -m benchmarks.thousand_tasks

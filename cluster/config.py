@@ -173,6 +173,14 @@ class DemoConfig(Section):
     """The same experts are also fused in these modes and measured, for comparison."""
 
 
+class ShowcaseConfig(Section):
+    """What a run puts into the store for the service's page at `/`, beside its figures."""
+
+    samples: int = Field(default=0, ge=0, le=16)
+    """Test images of each task that visitors of the page may try. They are stored as they are, for whoever may read the
+    service."""
+
+
 class Config(Section):
     """A whole configuration. `load_config` reads one."""
 
@@ -196,6 +204,8 @@ class Config(Section):
     """Which Ray cluster is used."""
     s3: S3Options = S3Options()
     """How to reach S3."""
+    showcase: ShowcaseConfig = ShowcaseConfig()
+    """What a run puts into the store for the service's page, beside its figures."""
     demo: DemoConfig = DemoConfig()
     """What `condu demo` shows beside the run."""
     seed: int = 0

@@ -14,7 +14,7 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from cluster.config import BaseConfig, Config, ModeConfig, TaskConfig
+from cluster.config import BaseConfig, Config, ModeConfig, ShowcaseConfig, TaskConfig
 from cluster.config_sections import Option, is_section, keys_of, options_of
 from cluster.session import RayOptions
 from fusion.answers.options import PredictOptions
@@ -36,6 +36,7 @@ TABLES: dict[str, type] = {
     "predict": PredictOptions,
     "serve": ServeOptions,
     "ray": RayOptions,
+    "showcase": ShowcaseConfig,
     "s3": S3Options,
 }
 """A table per section. `unseen` has two of the keys of `tasks`; `train` and `fusion` combine several components."""

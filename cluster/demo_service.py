@@ -10,6 +10,7 @@ from cluster.report.records import ServedAnswer
 from cluster.run import Run, jobs
 from cluster.service_client import predict_over_http
 from cluster.serving_config import service_options, start_service
+from cluster.showcase import spread
 from training.data import TaskData, load_test_data
 
 _FALSE_ALARM = 0.05
@@ -42,15 +43,15 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
         answers = [
             _ask(server, data, index, label_space)
             for data in learned
-            for index in _spread(len(data.test), images_per_set)
+            for index in spread(len(data.test), images_per_set)
             for label_space in ("task", "seen")
         ]
         for data in foreign:
-            for index in _spread(len(data.test), images_per_set):
+            for index in spread(len(data.test), images_per_set):
                 answers.append(_ask(server, data, index, "seen", of_no_task=True))
         for data in everything:
             known = [i for i, label in enumerate(data.test.labels.tolist()) if data.classes[label] in labels]
-            for place in _spread(len(known), images_per_set):
+            for place in spread(len(known), images_per_set):
                 answers.append(_ask(server, data, known[place], "labels", labels=labels))
         return answers
     finally:
@@ -94,8 +95,3 @@ def _ask(
         probability=answer["probability"],
         experts=tuple(answer["experts"]),
     )
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """`count` indices spread over a test set, the same every time."""
-    return [round((k + 0.5) * total / count) % total for k in range(min(count, total))]

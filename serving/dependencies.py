@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from serving.catalogue import Catalogue
 from serving.errors import ForbiddenError
+from serving.exhibits import Exhibits
 from serving.metrics import Metrics
 from serving.service import Service
 
@@ -24,6 +25,7 @@ class Parts:
 
     service: Service
     catalogue: Catalogue
+    exhibits: Exhibits
     metrics: Metrics
 
 

@@ -26,6 +26,12 @@ class ForbiddenError(ConduError):
     http_status = 403
 
 
+class NoSampleError(ConduError):
+    """A sample image that is not there."""
+
+    http_status = 404
+
+
 class MediaTypeError(ConduError):
     """A body that is neither a form nor an image."""
 

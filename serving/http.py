@@ -8,9 +8,10 @@ from fusion.store import Store
 from serving.catalogue import Catalogue
 from serving.dependencies import Parts
 from serving.error_handlers import add_error_handlers
+from serving.exhibits import Exhibits
 from serving.metrics import Metrics
 from serving.request_id import RequestId
-from serving.routes import catalogue, health, pages, predict
+from serving.routes import catalogue, health, pages, predict, showcase
 from serving.service import Service
 
 _DESCRIPTION = """One CLIP that keeps learning: one expert per task, one version of all of them at a time.
@@ -24,9 +25,9 @@ def build_http(service: Service, store: Store, metrics: Metrics) -> FastAPI:
     """The application that answers for `service`, whose versions are in `store`."""
     # FastAPI's own documentation pages load scripts from elsewhere: `routes.pages` has a self-contained one
     app = FastAPI(title="condu", version="1", description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.parts = Parts(service, Catalogue(store), metrics)
+    app.state.parts = Parts(service, Catalogue(store), Exhibits(store), metrics)
     app.add_middleware(RequestId)
     add_error_handlers(app, store.url)
-    for module in (predict, catalogue, health, pages):
+    for module in (predict, catalogue, showcase, health, pages):
         app.include_router(module.router)
     return app

@@ -192,6 +192,24 @@ class VersionsResponse(BaseModel):
     before: int | None = Field(description="`?before=` for the next page; null on the last")
 
 
+class SampleInfo(BaseModel):
+    label: str = Field(description="The image's class")
+    media_type: str
+    path: str = Field(description="Where the image is, relative to the service's root")
+
+
+class ShownTask(BaseModel):
+    images: int = Field(description="Test images that were measured")
+    base: float = Field(description="Accuracy of the bare base on them, in percent")
+    answered: float = Field(description="Accuracy of the answers, the task named, in percent")
+    samples: list[SampleInfo] = Field(description="Test images to try; none unless the configuration asked for them")
+
+
+class ShowcaseResponse(BaseModel):
+    measured: int | None = Field(description="The version that was measured; null: no run left any figures")
+    tasks: dict[str, ShownTask] = Field(description="By name; only tasks whose expert is the one that was measured")
+
+
 class ReadyResponse(BaseModel):
     ready: bool
     version: int | None

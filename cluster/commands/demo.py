@@ -20,6 +20,7 @@ from cluster.report.records import RunReport, ServedAnswer
 from cluster.report.tables import report_tables
 from cluster.run import open_run
 from cluster.session import ray_session
+from cluster.showcase import publish_showcase
 from fusion.errors import ConfigError
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def demo(
     run = open_run(settings)
     with ray_session(settings.ray, store=settings.store) as ray:
         report = run_demo(run, output.resolve() / "scratch", ray)
+        publish_showcase(run, report)
         for part in report_tables(report):
             console.print(part, "")
         console.rule("3. Serve it, and ask")

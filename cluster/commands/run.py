@@ -17,6 +17,7 @@ from cluster.report.records import RunReport
 from cluster.report.tables import report_tables
 from cluster.run import measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
+from cluster.showcase import publish_showcase
 from fusion.errors import ConduError, TaskNameError
 from fusion.versions.manifest import check_task_name
 from training.data import load_test_data
@@ -86,6 +87,7 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
             with this.stage("evaluate"):
                 measured = measure_run(this, ray)
             report = build_report(this, measured)
+            publish_showcase(this, report)
     if as_json:
         newest = {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}
         print_json(report.to_json() if report else newest)

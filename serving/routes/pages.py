@@ -1,4 +1,5 @@
-"""Pages for people: `/docs`, which renders `/openapi.json`, and the files that pages load from here alone.
+"""Pages for people: `/` asks the service about images, `/docs` renders `/openapi.json`. They load files from
+here alone.
 
 A page is an `.html` file in `serving/pages` with its `.css` and `.js` beside it: the content security policy forbids
 inline scripts and styles, and other hosts.
@@ -15,12 +16,19 @@ from fastapi.responses import Response
 
 router = APIRouter(include_in_schema=False)
 
-_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
 }
+
+
+@router.get("/")
+async def index() -> Response:
+    return _file("index.html")
 
 
 @router.get("/docs")

@@ -90,6 +90,7 @@ class Project:
             "train": {"lanes": 1, **FAST},
             "ray": {"num_cpus": 4},
             "serve": {"num_cpus": 0.5, "poll_s": 0.3},
+            "showcase": {"samples": 2},
             **changes,
         }
         self.config.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))

@@ -13,6 +13,7 @@ from fusion.answers.predictor import Predictor
 from fusion.decouple import decoupled_tensors
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
+from fusion.versions.showcase import read_showcase
 from tests.e2e.project import Project
 from tests.tiny import SHAPES, tiny_task
 
@@ -35,6 +36,10 @@ def test_a_run_trains_fuses_measures_and_reports(finished: Project) -> None:
     assert report["bytes_per_task"] < report["checkpoint_bytes"] / 8
     assert (finished.folder / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png" in (finished.folder / "out" / "report.html").read_text()
+    showcase = read_showcase(finished.store)
+    assert showcase is not None
+    assert {name: len(shown.samples) for name, shown in showcase.tasks.items()} == {"colours": 2, "shapes": 2}
+    assert showcase.tasks["colours"].answered == colours["answered"]
     assert [m.state.session for m in map(Versions(finished.store).read, (1, 2))] == [1, 2], "one version a session"
 
 

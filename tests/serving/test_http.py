@@ -26,6 +26,7 @@ from fusion.errors import BlobNotFoundError, ImageError
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import manifest_key
+from fusion.versions.showcase import Sample, Showcase, Shown, show_in
 from serving.dependencies import Caller, Scope, identify
 from tests.fusion.answers.pictures import encoded, glyph, on_transparency, sixteen_bits, turned
 from tests.serving.helpers import error_of, form_of, pictures, png, publish_tasks
@@ -467,7 +468,8 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         for name in ("nothing.js", "docs.html", "..%2Fhttp.py"):
             assert (await client.get(f"/pages/{name}")).status_code == 404
         spec = (await client.get("/openapi.json")).json()
-        assert set(spec["paths"]) == {"/v1/predict", "/v1/tasks", "/v1/versions", "/healthz", "/readyz"}
+        showcase = {"/v1/showcase", "/v1/showcase/{task}/{index}"}
+        assert set(spec["paths"]) - showcase == {"/v1/predict", "/v1/tasks", "/v1/versions", "/healthz", "/readyz"}
         predict = spec["paths"]["/v1/predict"]["post"]
         form = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
         names = ["label_space", "task", "labels", "templates", "top_k", "abstain", "version"]
@@ -477,6 +479,43 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         assert "429" in predict["responses"]
 
     run(store, story)
+
+
+def test_figures_and_samples_are_shown_of_the_expert_that_was_measured(tmp_path: Path) -> None:
+    store, image = open_store(str(tmp_path / "store")), png(pictures("red")[0])
+    manifest = publish_tasks(store)
+    samples = (Sample("red", "image/png", image), Sample("red", "text/html", b"<script>alert(1)</script>"))
+    shown = {name: Shown(entry.expert_sha256, 40, 25.0, 92.5, samples) for name, entry in manifest.state.tasks.items()}
+    shown["gone"] = Shown("0" * 64, 9, 1.0, 2.0)
+    shown["pair"] = Shown("0" * 64, 9, 1.0, 2.0)
+    show_in(store, Showcase(manifest.version, shown))
+
+    async def story(client: httpx.AsyncClient) -> None:
+        body = (await client.get("/v1/showcase")).json()
+        assert body["measured"] == 1
+        assert set(body["tasks"]) == {"colours", "shapes"}, "neither a removed task nor another expert's figures"
+        (sample,) = body["tasks"]["colours"]["samples"]
+        answer = await client.get(f"/{sample['path']}")
+        assert (answer.content, answer.headers["Content-Type"]) == (image, "image/png")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        for nothing in ("colours/1", "colours/2", "nobody/0"):
+            answer = await client.get(f"/v1/showcase/{nothing}")
+            assert answer.status_code == 404
+            assert "/v1/showcase lists" in error_of(answer)
+
+    run(store, story)
+
+
+def test_a_damaged_showcase_costs_the_service_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = open_store(str(tmp_path / "store"))
+    publish_tasks(store)
+    store.put_if_absent("showcase/00000001-a.json", b"{")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        assert (await client.get("/v1/showcase")).json() == {"measured": None, "tasks": {}}
+
+    run(store, story)
+    assert "showcase/00000001-a.json" in caplog.text
 
 
 def test_a_problem_names_its_request_in_the_answer_and_in_the_log(
