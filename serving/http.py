@@ -11,7 +11,7 @@ from serving.error_handlers import add_error_handlers
 from serving.exhibits import Exhibits
 from serving.metrics import Metrics
 from serving.request_id import RequestId
-from serving.routes import catalogue, health, pages, predict, showcase
+from serving.routes import catalogue, embed, health, pages, predict, showcase
 from serving.service import Service
 
 _DESCRIPTION = """One CLIP that keeps learning: one expert per task, one version of all of them at a time.
@@ -28,6 +28,6 @@ def build_http(service: Service, store: Store, metrics: Metrics) -> FastAPI:
     app.state.parts = Parts(service, Catalogue(store), Exhibits(store), metrics)
     app.add_middleware(RequestId)
     add_error_handlers(app, store.url)
-    for module in (predict, catalogue, showcase, health, pages):
+    for module in (predict, embed, catalogue, showcase, health, pages):
         app.include_router(module.router)
     return app

@@ -11,8 +11,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,18 @@ class Models:
 
     async def features(self, crops: np.ndarray) -> torch.Tensor:
         """Unit image features of the base."""
-        return await self.batcher.images(BASE, self._forward(self.shelf.base), list(crops))
+        return await self._images(BASE, self.shelf.base, crops)
+
+    async def embed_images(self, view: View, task: str | None, crops: np.ndarray, *, unit: bool) -> torch.Tensor:
+        """Image features [B, D] of a task's expert; of the base, where no task is named or it has no expert."""
+        return await self._images(*await self._named(view, task), crops, unit=unit)
+
+    async def embed_texts(
+        self, view: View, task: str | None, texts: Sequence[str], templates: tuple[str, ...], *, unit: bool
+    ) -> torch.Tensor:
+        """Text features [len(texts), D] of the same model, each the mean over templates."""
+        key, model = await self._named(view, task)
+        return await self._texts.of(key, model.text, texts, templates, unit=unit)
 
     async def base_logits(self, features: torch.Tensor, jobs: Sequence[Job]) -> list[torch.Tensor]:
         """The [len(job.images), len(job.classes)], from what `features` gave of all images."""
@@ -97,10 +109,17 @@ class Models:
         )
         return expert.job_logits(features, job, texts)
 
-    async def _images(self, key: str, expert: ExpertModel, crops: np.ndarray) -> torch.Tensor:
-        if expert.live is None:
-            return await self.batcher.images(key, self._forward(expert), list(crops))
-        return await self.batcher.images(_LIVE, self._encode_live, [(crop, expert.live) for crop in crops])
+    async def _named(self, view: View, task: str | None) -> tuple[str, ExpertModel]:
+        if task is None or not view.tasks[task].has_expert:
+            return BASE, self.shelf.base
+        return view.tasks[task].expert, await self._expert(view, task)
+
+    async def _images(self, key: str, model: ExpertModel, crops: np.ndarray, *, unit: bool = True) -> torch.Tensor:
+        if model.live is None:
+            forward = partial(self._encode, model, unit=unit)
+            return await self.batcher.images((key, unit), forward, list(crops))
+        forward = partial(self._encode_live, unit=unit)
+        return await self.batcher.images((_LIVE, unit), forward, [(crop, model.live) for crop in crops])
 
     async def stage(self, view: View, changed: Mapping[str, str]) -> int:
         """Rebuild in advance those experts in memory that a publish changed, texts included, and return how many.
@@ -134,19 +153,16 @@ class Models:
         """What this replica has done since it started, for people and tests."""
         return {"pid": os.getpid(), **vars(self.batcher.counts), "experts": self.shelf.experts.keys()}
 
-    def _forward(self, model: ExpertModel) -> Callable[[Sequence[np.ndarray]], torch.Tensor]:
-        return lambda crops: self._encode(model, crops)
-
-    def _encode(self, model: ExpertModel, crops: Sequence[np.ndarray]) -> torch.Tensor:
+    def _encode(self, model: ExpertModel, crops: Sequence[np.ndarray], *, unit: bool = True) -> torch.Tensor:
         batch = self._normaliser.pixels(np.stack(crops))
-        features = model.clip.image_features(batch, batch_size=self._max_batch_size)
+        features = model.clip.image_features(batch, batch_size=self._max_batch_size, unit=unit)
         self.answered = time.monotonic()
         return features
 
-    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]]) -> torch.Tensor:
+    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]], *, unit: bool) -> torch.Tensor:
         assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
         batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
-        features = self.shelf.tower.image_features(batch, [expert for _, expert in items])
+        features = self.shelf.tower.image_features(batch, [expert for _, expert in items], unit=unit)
         self.answered = time.monotonic()
         return features
 

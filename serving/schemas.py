@@ -1,6 +1,6 @@
 """The fields of requests and answers, and what a request's fields mean together.
 
-A repeated field (`labels`, `templates`) may also be given once, as a JSON array of strings, and be named as PHP and
+A repeated field (`labels`, `templates`, …) may also be given once, as a JSON array of strings, and be named as PHP and
 jQuery do, `labels[]`. A field whose only value is empty counts as absent, because HTML forms send empty fields.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,13 +18,47 @@ from fusion.errors import LabelSpaceError
 from serving.errors import RequestError
 
 Text = Annotated[str, Field(max_length=256)]
-_REPEATED = ("labels", "templates")
 
 
-class PredictFields(BaseModel):
-    """The fields of a prediction, apart from the images."""
+class Fields(BaseModel):
+    """The fields of a request, apart from the images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def read(cls, items: Iterable[tuple[str, str]]) -> Self:
+        """Read a form's fields or a query string. Raises `RequestError` that lists all mistakes."""
+        repeated = [name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple]
+        given: dict[str, list[str]] = {}
+        for name, value in items:
+            bare = name.removesuffix("[]")
+            given.setdefault(bare if bare in repeated else name, []).append(value)
+        values: dict[str, Any] = {}
+        for name, found in given.items():
+            if name in repeated and found == [""]:
+                continue
+            if name in repeated:
+                values[name] = _strings(name, found)
+            elif len(found) > 1:
+                raise RequestError(f"{name} is given {len(found)} times, it takes one value")
+            elif found[0]:
+                values[name] = found[0]
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise RequestError.of(mistakes(error.errors())) from None
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Self:
+        """Read the members of a JSON object, whose types must be right. Raises `RequestError` like `read`."""
+        try:
+            return cls.model_validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            raise RequestError.of(mistakes(error.errors())) from None
+
+
+class PredictFields(Fields):
+    """The fields of a prediction."""
 
     label_space: Literal["task", "labels", "seen"] | None = None
     """How to answer. Absent: `task` where a task is given, `labels` where labels are, else `seen`."""
@@ -43,28 +77,6 @@ class PredictFields(BaseModel):
     version: int | None = Field(default=None, ge=1)
     """The version that answers. Absent: the newest that this replica has loaded."""
 
-    @classmethod
-    def read(cls, items: Iterable[tuple[str, str]]) -> PredictFields:
-        """Read a form's fields or a query string. Raises `RequestError` that lists all mistakes."""
-        given: dict[str, list[str]] = {}
-        for name, value in items:
-            bare = name.removesuffix("[]")
-            given.setdefault(bare if bare in _REPEATED else name, []).append(value)
-        values: dict[str, Any] = {}
-        for name, found in given.items():
-            if name in _REPEATED and found == [""]:
-                continue
-            if name in _REPEATED:
-                values[name] = _strings(name, found)
-            elif len(found) > 1:
-                raise RequestError(f"{name} is given {len(found)} times, it takes one value")
-            elif found[0]:
-                values[name] = found[0]
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise RequestError.of(mistakes(error.errors())) from None
-
     def query(self, *, default_top_k: int, max_top_k: int, max_texts: int) -> Query:
         """The query that the fields mean. Raises `LabelSpaceError` where they contradict each other or exceed a limit.
 
@@ -77,12 +89,7 @@ class PredictFields(BaseModel):
         space = self.label_space or ("task" if self.task else "labels" if self.labels else "seen")
         if self.templates and space != "labels":
             raise LabelSpaceError(f"label space {space!r} takes no templates: drop them, or give labels too")
-        templates = self.templates or DEFAULT_TEMPLATES
-        for template in templates:
-            if any(brace in template.replace("{}", "", 1) for brace in "{}"):
-                raise LabelSpaceError(
-                    f"template {template!r} must have one '{{}}', where the class name goes, and no other braces"
-                )
+        templates = checked_templates(self.templates)
         if (num_texts := len(self.labels) * len(templates)) > max_texts:
             raise LabelSpaceError(
                 f"{len(self.labels)} labels in {len(templates)} templates are {num_texts} texts, "
@@ -234,6 +241,16 @@ class Problem(BaseModel):
     detail: str = Field(description="For people; may change")
     instance: str = Field(description="The request's id, as in the header `X-Request-Id` and in the service's log")
     errors: list[Mistake] | None = Field(default=None, description="Each mistake, where fields were wrong")
+
+
+def checked_templates(given: tuple[str, ...]) -> tuple[str, ...]:
+    """The templates, or the default. Raises `LabelSpaceError` for one that has other than one `{}`."""
+    for template in given:
+        if template.count("{}") != 1 or any(brace in template.replace("{}", "", 1) for brace in "{}"):
+            raise LabelSpaceError(
+                f"template {template!r} must have one '{{}}', where the class name goes, and no other braces"
+            )
+    return given or DEFAULT_TEMPLATES
 
 
 def mistakes(errors: Iterable[Any]) -> tuple[tuple[str, str], ...]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -43,7 +43,7 @@ class Service:
         self.options = options
         self.watcher = watcher
         self.models_state = "starting"
-        self._models = models
+        self.models = models
         self._in_flight = 0
         self._draining = False
         self._cropper: Cropper | None = None
@@ -74,15 +74,8 @@ class Service:
         Raises the errors of a bad request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
         """
         started = time.perf_counter()
-        with self._slot():
-            try:
-                async with asyncio.timeout(self.options.request_timeout_s):
-                    view, answers = await self._predict(uploads, query, version)
-            except TimeoutError:
-                raise RequestTimeoutError(
-                    f"no answer within {self.options.request_timeout_s:g} s: the service is overloaded, or an expert "
-                    "is still being rebuilt. Retry, or send fewer images at once"
-                ) from None
+        async with self.in_time():
+            view, answers = await self._predict(uploads, query, version)
         return PredictResponse(
             version=view.version,
             label_space=query.label_space,
@@ -98,7 +91,7 @@ class Service:
     ) -> tuple[View, list[Prediction]]:
         view = await self.watcher.view(version)
         query.check(view)
-        crops = await self._crops(uploads, view, view.background(query.task))
+        crops = await self.crops(uploads, view, view.background(query.task))
         try:
             return view, await self._answer(view, query, crops)
         except _GONE as error:
@@ -113,15 +106,15 @@ class Service:
             return newer, await self._answer(newer, query, crops)
 
     async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
-        features = await self._models.features(crops) if needs_base(query, view) else None
+        features = await self.models.features(crops) if needs_base(query, view) else None
         steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
-            self._models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
+            self.models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
         ]
         if base_jobs:
             assert features is not None
-            calls.append(self._models.base_logits(features, base_jobs))
+            calls.append(self.models.base_logits(features, base_jobs))
         results = await gather(calls)
         base_logits = iter(results.pop() if base_jobs else ())
         expert_logits = iter(results)
@@ -136,7 +129,8 @@ class Service:
             return rule(*args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._rules, partial(rule, *args, **kwargs))
 
-    async def _crops(self, uploads: Sequence[Upload], view: View, background: str | None) -> np.ndarray:
+    async def crops(self, uploads: Sequence[Upload], view: View, background: str | None) -> np.ndarray:
+        """The images decoded and cropped, uint8 [B, H, W, 3]. Raises `ImageError` that names each that can't be."""
         if self._cropper is None:  # all versions of a store share one base
             cfg = view.manifest.base.preprocess_cfg
             assert cfg is not None, "`start` refuses a base that has no architecture"
@@ -152,6 +146,22 @@ class Service:
             many = len(uploads) > 1
             raise ImageError("; ".join(f"image {i + 1} of {len(uploads)}: {e}" if many else str(e) for i, e in bad))
         return np.stack([crop for crop in found if isinstance(crop, np.ndarray)])
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """What answers one request: within its time, and while there is room.
+
+        Raises `NotReadyError`, `OverloadedError`, `RequestTimeoutError`.
+        """
+        with self._slot():
+            try:
+                async with asyncio.timeout(self.options.request_timeout_s):
+                    yield
+            except TimeoutError:
+                raise RequestTimeoutError(
+                    f"no answer within {self.options.request_timeout_s:g} s: the service is overloaded, or an expert "
+                    "is still being rebuilt. Retry, or send fewer images at once"
+                ) from None
 
     @contextmanager
     def _slot(self) -> Iterator[None]:

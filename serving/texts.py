@@ -25,8 +25,9 @@ _FIRST_SLICE = 8
 _SLICE_S = 0.02
 """About how long a slice computes."""
 _KEY_BYTES = 400
-_Key = tuple[str, tuple[str, ...], str | tuple[str, ...]]
-"""A model, templates, and a class, whose features are [D], or a list of classes that was asked for, [C, D]."""
+_Key = tuple[str, bool, tuple[str, ...], str | tuple[str, ...]]
+"""A model, whether features are unit, templates, and a class, whose features are [D], or a list of classes that was
+asked for, [C, D]."""
 
 
 class TextFeatures:
@@ -46,19 +47,26 @@ class TextFeatures:
         self.used_bytes = 0
 
     async def of(
-        self, model: str, load: Callable[[], TextEncoder], classes: Sequence[str], templates: tuple[str, ...]
+        self,
+        model: str,
+        load: Callable[[], TextEncoder],
+        classes: Sequence[str],
+        templates: tuple[str, ...],
+        *,
+        unit: bool = True,
     ) -> torch.Tensor:
         """What the model's `class_features` gives, float32 [C, D]. Requests that want the same class encode it once.
 
         Args:
             model: its name: an expert's key.
             load: gives the model; may block.
+            unit: off: the mean over templates of what the encoder gives, whatever its length.
         """
-        whole: _Key = (model, templates, tuple(classes))
+        whole: _Key = (model, unit, templates, tuple(classes))
         if (stacked := self._kept.get(whole)) is not None:
             self._kept.move_to_end(whole)
             return stacked
-        wanted: list[_Key] = [(model, templates, name) for name in classes]
+        wanted: list[_Key] = [(model, unit, templates, name) for name in classes]
         found = {one: self._kept[one] for one in wanted if one in self._kept}
         for one in found:
             self._kept.move_to_end(one)
@@ -76,7 +84,8 @@ class TextFeatures:
     async def _encode(self, load: Callable[[], TextEncoder], new: Sequence[_Key]) -> dict[_Key, torch.Tensor]:
         try:
             encoder = await asyncio.get_running_loop().run_in_executor(self._loaders, load)
-            rows = await self._batcher.steps(_slices(encoder, [str(name) for *_, name in new], new[0][1]))
+            _, unit, templates, _ = new[0]
+            rows = await self._batcher.steps(_slices(encoder, [str(name) for *_, name in new], templates, unit=unit))
         finally:
             for one in new:
                 del self._encoding[one]
@@ -91,13 +100,15 @@ class TextFeatures:
             self.used_bytes -= _size(self._kept.popitem(last=False)[1])
 
 
-def _slices(encoder: TextEncoder, classes: Sequence[str], templates: Sequence[str]) -> Slices[torch.Tensor]:
+def _slices(
+    encoder: TextEncoder, classes: Sequence[str], templates: Sequence[str], *, unit: bool
+) -> Slices[torch.Tensor]:
     """`class_features` with pauses; how many texts are encoded between two follows from how long the last ones took."""
     texts = prompts(classes, templates)
     features, done, size = [], 0, _FIRST_SLICE
     while True:
         started = time.perf_counter()
-        features.append(encoder.text_features(texts[done : done + size]))
+        features.append(encoder.text_features(texts[done : done + size], unit=unit))
         done += size
         if done >= len(texts):
             break
@@ -105,7 +116,7 @@ def _slices(encoder: TextEncoder, classes: Sequence[str], templates: Sequence[st
         size = max(1, min(2 * size, round(size * _SLICE_S / seconds)))
         yield
     means = torch.cat(features).reshape(len(classes), len(templates), -1).mean(1)
-    return torch.nn.functional.normalize(means, dim=-1)
+    return torch.nn.functional.normalize(means, dim=-1) if unit else means
 
 
 def _size(value: torch.Tensor) -> int:

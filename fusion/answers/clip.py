@@ -37,8 +37,8 @@ class TextEncoder(ABC):
     """Texts to features, however the model is kept."""
 
     @abstractmethod
-    def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
-        """Unit text features, float32 [len(texts), D] on the CPU."""
+    def text_features(self, texts: Sequence[str], *, batch_size: int = 256, unit: bool = True) -> torch.Tensor:
+        """Text features, float32 [len(texts), D] on the CPU. `unit`: of length 1; else as the encoder gives them."""
 
     def class_features(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Zero-shot weights of classes: `prompt_features` made unit again, float32 [C, D]."""
@@ -81,11 +81,15 @@ class Clip(TextEncoder):
         return torch.stack([self.preprocess(to_rgb(image, background=background)) for image in images])
 
     @torch.inference_mode()
-    def image_features(self, pixels: torch.Tensor, *, batch_size: int = 64) -> torch.Tensor:
-        """Unit image features, float32 [B, D] on the CPU, from preprocessed pixels [B, 3, H, W]."""
+    def image_features(self, pixels: torch.Tensor, *, batch_size: int = 64, unit: bool = True) -> torch.Tensor:
+        """Image features, float32 [B, D] on the CPU, from preprocessed pixels [B, 3, H, W].
+
+        Args:
+            unit: of length 1; else as the encoder gives them.
+        """
         features = [
             self.model.encode_image(  # type: ignore[operator]
-                batch.to(self.device, memory_format=torch.channels_last), normalize=True
+                batch.to(self.device, memory_format=torch.channels_last), normalize=unit
             )
             .float()
             .cpu()
@@ -94,9 +98,12 @@ class Clip(TextEncoder):
         return torch.cat(features) if features else torch.empty(0, self.embed_dim)
 
     @torch.inference_mode()
-    def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+    def text_features(self, texts: Sequence[str], *, batch_size: int = 256, unit: bool = True) -> torch.Tensor:
         tokens = self.tokenizer(list(texts))
-        features = [encode_texts(self.model, batch.to(self.device)).float().cpu() for batch in tokens.split(batch_size)]
+        features = [
+            encode_texts(self.model, batch.to(self.device), unit=unit).float().cpu()
+            for batch in tokens.split(batch_size)
+        ]
         return torch.cat(features)
 
     @property

@@ -87,8 +87,12 @@ class LiveImages:
         del self._tower._parameters[_POSITIONS]
 
     @torch.inference_mode()
-    def image_features(self, pixels: torch.Tensor, owners: Sequence[LiveSide]) -> torch.Tensor:
-        """Unit features, float32 [B, D] on the CPU, of preprocessed pixels [B, 3, H, W], each by its owner."""
+    def image_features(self, pixels: torch.Tensor, owners: Sequence[LiveSide], *, unit: bool = True) -> torch.Tensor:
+        """Features, float32 [B, D] on the CPU, of preprocessed pixels [B, 3, H, W], each by its owner.
+
+        Args:
+            unit: of length 1; else as the encoder gives them.
+        """
         mix = self._mix
         mix.set(owners, self._clip.device)
         positions = mix.delta(_POSITIONS)
@@ -98,7 +102,8 @@ class LiveImages:
             positions[:, 0] += first
         self._tower.positional_embedding = positions
         pooled = self._tower(pixels.to(self._clip.device))
-        return F.normalize(_projected(pooled, self._projection, mix, "proj"), dim=-1).float().cpu()
+        features = _projected(pooled, self._projection, mix, "proj")
+        return (F.normalize(features, dim=-1) if unit else features).float().cpu()
 
 
 class LiveTexts(TextEncoder):
@@ -112,9 +117,10 @@ class LiveTexts(TextEncoder):
         self._norm = with_live_parts(tower.ln_final, self._mix, "ln_final")
 
     @torch.inference_mode()
-    def text_features(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+    def text_features(self, texts: Sequence[str], *, batch_size: int = 256, unit: bool = True) -> torch.Tensor:
         tokens = self._clip.tokenizer(list(texts)).to(self._clip.device)
-        return torch.cat([self._encode(shortened(batch)) for batch in tokens.split(batch_size)])
+        features = torch.cat([self._encode(shortened(batch)) for batch in tokens.split(batch_size)])
+        return (F.normalize(features, dim=-1) if unit else features).float().cpu()
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:
         tower, mix, (size, length) = self._tower, self._mix, tokens.shape
@@ -128,8 +134,7 @@ class LiveTexts(TextEncoder):
         kind = getattr(tower, "pool_type", None) or tower.text_pool_type
         end = getattr(tower, "eos_id", None) or getattr(tower, "text_eos_id", None)
         pooled = text_global_pool(x, tokens, kind, eos_token_id=end)
-        features = _projected(pooled, tower.text_projection, mix, "text_projection")
-        return F.normalize(features, dim=-1).float().cpu()
+        return _projected(pooled, tower.text_projection, mix, "text_projection")
 
 
 def live_images(clip: Clip) -> LiveImages | None:

@@ -32,15 +32,16 @@ def shortened(tokens: torch.Tensor) -> torch.Tensor:
     return tokens[:, : int((tokens != _PADDING).any(0).nonzero().max()) + 1].contiguous()
 
 
-def encode_texts(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What `model.encode_text(tokens, normalize=True)` gives, [N, D], of tokens [N, L]."""
+def encode_texts(model: nn.Module, tokens: torch.Tensor, *, unit: bool = True) -> torch.Tensor:
+    """What `model.encode_text(tokens, normalize=unit)` gives, [N, D], of tokens [N, L]."""
     encoder: Any = model
     if (tower := text_tower(model)) is not None:
         tokens = shortened(tokens)
         encoder = _with_context(tower, tokens.shape[1])
         if tower is not model:
-            return nn.functional.normalize(encoder(tokens), dim=-1)
-    features: torch.Tensor = encoder.encode_text(tokens, normalize=True)
+            found: torch.Tensor = encoder(tokens)
+            return nn.functional.normalize(found, dim=-1) if unit else found
+    features: torch.Tensor = encoder.encode_text(tokens, normalize=unit)
     return features
 
 

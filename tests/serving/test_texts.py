@@ -36,7 +36,7 @@ class Counted:
     def load(self) -> Clip:
         return self  # type: ignore[return-value]
 
-    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+    def text_features(self, texts: Sequence[str], *, unit: bool = True) -> torch.Tensor:
         self.encoded.append(len(texts))
         return self.clip.text_features(texts)
 
@@ -114,7 +114,7 @@ def test_a_caller_who_leaves_does_not_take_the_encoding_from_the_others(clip: Cl
 
 def test_an_error_reaches_those_who_wait_and_the_next_one_tries_again(clip: Clip) -> None:
     class Broken(Counted):
-        def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        def text_features(self, texts: Sequence[str], *, unit: bool = True) -> torch.Tensor:
             if not self.encoded:
                 self.encoded.append(0)
                 raise RuntimeError("out of memory")

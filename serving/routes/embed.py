@@ -1,0 +1,31 @@
+"""`POST /v1/embed`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from serving.dependencies import PartsOfApp, Scope, requires
+from serving.embed_schemas import EmbedFields, EmbedResponse
+from serving.embedding import embed as answer
+from serving.reading import read_request
+from serving.routes.bodies import body_of
+from serving.routes.responses import all_errors
+
+router = APIRouter(tags=["predict"])
+
+
+@router.post(
+    "/v1/embed",
+    summary="Embed images and texts",
+    response_model=EmbedResponse,
+    responses=all_errors(),
+    openapi_extra=body_of(EmbedFields, images_required=False),
+    dependencies=[requires(Scope.PREDICT)],
+)
+async def embed(request: Request, parts: PartsOfApp) -> Response:
+    """Features of the base, or of a task's expert: what is near what, as that task has learned to see it. A JSON body
+    does for texts alone: `curl -H 'Content-Type: application/json' -d '{"texts": ["a red kite"]}' …/v1/embed`."""
+    uploads, fields = await read_request(request, parts.service.options, EmbedFields, images_required=False)
+    response = await answer(parts.service, uploads, fields)
+    return Response(response.model_dump_json(), media_type="application/json")
