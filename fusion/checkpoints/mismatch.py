@@ -54,7 +54,7 @@ def _in_front(strangers: Iterable[str], missing: Sequence[str]) -> list[str]:
     fronts: Counter[tuple[str, str]] = Counter()
     for name in strangers:
         for end in _ends(name):
-            if end in ends and "." in end:
+            if end in ends and ("." in end or end == ends[end]):
                 fronts[name.removesuffix(end), ends[end].removesuffix(end)] += 1
                 break
     if not fronts:

@@ -12,7 +12,7 @@ _BEGINNINGS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"
 """Of a zip archive, which `torch.save` makes, and of a bare pickle."""
 _CONVERT = (
     "import sys,torch;from safetensors.torch import save_file as s;"
-    "d=torch.load(sys.argv[1],map_location='cpu',weights_only=True);d=d.get('state_dict',d);"
+    'd=torch.load(sys.argv[1],map_location="cpu",weights_only=True);d=d.get("state_dict",d);'
     "s({k:v.clone().contiguous() for k,v in d.items() if torch.is_tensor(v)},sys.argv[2])"
 )
 

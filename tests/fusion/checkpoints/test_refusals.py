@@ -42,7 +42,7 @@ def test_names_that_have_no_place_are_shown_beside_the_base_s_with_what_is_in_fr
     assert "your file: net.backbone.ln_final.bias, net.backbone.ln_final.weight" in said
     assert "the base: ln_final.bias, ln_final.weight" in said
     assert f"0 of the file's {len(names)} tensors have a place, {len(names)} of the base's are not filled" in said
-    assert "names begin with 'net.backbone.' where the base's begin with ''" in said
+    assert f"{len(names)} names begin with 'net.backbone.' where the base's begin with ''" in said
 
 
 def test_another_library_s_names_are_told(given: Given, tmp_path: Path) -> None:
