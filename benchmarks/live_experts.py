@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from benchmarks.serve_store import publish_tasks, put_named_base
-from fusion.answers.clip import Clip, build_clip, of_images
+from fusion.answers.clip import Clip, build_clip
 from fusion.answers.live import image_side, live_images, live_texts
+from fusion.checkpoints.names import of_images
 from fusion.decouple import DecoupledExpert, decoupled_tensors
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache

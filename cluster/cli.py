@@ -22,6 +22,7 @@ _COMMANDS = {
     "demo": ("demo", "Everything once, on the embedded example: train, fuse, measure, serve."),
     "run": ("run", "Fine-tune all tasks in parallel, fuse them in order, evaluate, report."),
     "add-task": ("run", "Train, fuse and publish one more task."),
+    "import-task": ("import_task", "Publish a task from an expert that was trained elsewhere, and its images."),
     "fuse": ("fuse", "Fuse experts into the store and publish a version."),
     "export": ("fuse", "Write a decoupled expert as a full state dict."),
     "versions": ("versions", "Published versions: list, show, roll back, verify, prune."),
@@ -102,10 +103,10 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        errors.print(f"[bold red]error[/]: {_escaped(error)}")
+        errors.print(f"[bold red]error[/]: {_escaped(error)}", soft_wrap=True)
         sys.exit(2)
     except ConduError as error:
-        errors.print(f"[bold red]error[/]: {_escaped(error)}")
+        errors.print(f"[bold red]error[/]: {_escaped(error)}", soft_wrap=True)
         sys.exit(1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `condu … | head` is not an error

@@ -191,6 +191,11 @@ def measure_run(
         on_measured: called with each task's name as it is measured.
     Raises: what `measure_all` raises.
     """
+    return measure_all(ray, measure_jobs(run, modes), on_measured)
+
+
+def measure_jobs(run: Run, modes: Sequence[tuple[str, str]] = ()) -> list[MeasureJob]:
+    """What `measure_run` measures, in the same order."""
     config = run.config
     manifest = run.newest()
     fused = run.fused()
@@ -224,7 +229,7 @@ def measure_run(
         )
         for task in config.unseen
     ]
-    return measure_all(ray, work, on_measured)
+    return work
 
 
 def split_measures(run: Run, measured: Sequence[MeasuredSet]) -> tuple[list[MeasuredSet], list[MeasuredSet]]:

@@ -48,6 +48,8 @@ class ExpertToFuse:
     evidence: BlobRef | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     background: str | None = None
+    label: str | None = None
+    """What messages call the weights; None: their path or key."""
 
     @classmethod
     def from_record(cls, record: ExpertRecord) -> ExpertToFuse:
@@ -298,7 +300,7 @@ def _sha256(expert: ExpertToFuse) -> str:
         raise ConfigError(f"task {expert.task!r} has neither an expert nor evidence: nothing could answer it")
     if isinstance(weights, BlobRef):
         return weights.sha256
-    TensorFile(weights)  # a clear error for a missing or foreign file
+    TensorFile(weights, label=expert.label)  # a clear error for a missing or foreign file
     return sha256_file(weights)
 
 
@@ -331,7 +333,7 @@ def _prepare(
     archive: StateDtype | None,
 ) -> NewExpert:
     cache = bench.cache
-    file = cache.tensors(weights) if isinstance(weights, BlobRef) else TensorFile(weights)
+    file = cache.tensors(weights) if isinstance(weights, BlobRef) else TensorFile(weights, label=expert.label)
     vector = ExpertVector(bench.base, file)
     kept = None
     if archive:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fusion.chunks import Buffers, Chunk
+from fusion.chunks import Buffers, Chunk, chunks_of
 from fusion.errors import StateDictError
 from fusion.tensors import TensorFile, TensorSpec, as_array, check_same_layout
 
@@ -131,6 +131,14 @@ def check_finite(sums: np.ndarray, vector: TaskVector, name: str) -> None:
     """Refuse a task vector whose sums of |delta| are not finite. Raises `StateDictError`."""
     if not math.isfinite(float(sums.sum())):
         raise StateDictError(vector.not_finite(name))
+
+
+def check_expert_finite(base: TensorFile, weights: TensorFile) -> None:
+    """Refuse an expert before anything is made of it. One pass over both files. Raises `StateDictError`."""
+    vector, buffers = ExpertVector(base, weights), Buffers()
+    for chunk in chunks_of({name: base.specs[name] for name in base.fused_names()}):
+        with np.errstate(invalid="ignore", over="ignore"):
+            check_finite(np.abs(vector.delta(chunk, buffers)), vector, chunk.name)
 
 
 def _diverged(label: str, name: str) -> str:

@@ -28,7 +28,7 @@ ROOMS = {
     "versions": ("versions",),
     "elements": ("chunks", "kernels", "factors", "task_vectors"),
     "modes": ("modes", "archives"),
-    "fuse": ("fuse", "fusion_options", "decouple", "fidelity", "plausibility"),
+    "fuse": ("checkpoints", "fuse", "fusion_options", "decouple", "fidelity", "plausibility"),
     "answers": ("answers",),
     "roof": ("baselines", "actor"),
 }

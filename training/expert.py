@@ -84,7 +84,7 @@ def train_expert(
     if first:
         count_attempt(store, identity)
     clip = build_clip(base, cache.tensors(base.weights), device=device)
-    view = _BaseView(clip, data) if first else None  # needs the base, so before training
+    view = BaseView(clip, data) if first else None  # needs the base, so before training
     result = None
     if open_method(recipe.method).trains:
         result = finetune(
@@ -100,7 +100,7 @@ def train_expert(
             num_loader_threads=num_loader_threads,
         )
     if view:
-        record = _put_record(store, identity, base, data, view, result, clip)
+        record = _put_trained(store, identity, base, data, view, result, clip)
     workers.from_first(0)  # a barrier: every rank finds the record
     return record or _existing_record(store, identity)
 
@@ -111,7 +111,7 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
     return record
 
 
-class _BaseView:
+class BaseView:
     """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence."""
 
     def __init__(self, clip: Clip, data: TaskData) -> None:
@@ -133,12 +133,12 @@ class _BaseView:
         return replace(self.evidence, temperature=temperature)
 
 
-def _put_record(
+def _put_trained(
     store: Store,
     identity: str,
     base: Base,
     data: TaskData,
-    view: _BaseView,
+    view: BaseView,
     result: FinetuneResult | None,
     clip: Clip,
 ) -> ExpertRecord:
@@ -153,23 +153,40 @@ def _put_record(
         evidence = view.evidence_alone()
     else:
         evidence = view.evidence_beside(image_features(clip, data), held_out.temperature if held_out else 1.0)
-    record = ExpertRecord(
-        identity=identity,
-        task=data.name,
-        classes=data.classes,
-        templates=data.templates,
-        base=base.sha256,
-        expert=_put_tensors(store, identity, "expert", weights) if weights is not None else None,
-        prototypes=_put_tensors(store, identity, "prototypes", {"prototypes": view.prototypes}),
-        metrics=_metrics(data, result),
-        evidence=_put_tensors(store, identity, "evidence", evidence.tensors()),
-        background=data.train.background,
-    )
-    record = put_expert(store, record)
+    expert = _put_tensors(store, identity, "expert", weights) if weights is not None else None
+    record = put_record(store, identity, base, data, view, expert, evidence, _metrics(data, result))
     drop_training_state(store, identity)
     seconds = record.metrics.get("seconds", 0.0)
     logger.info("trained task=%s identity=%s expert=%s s=%.1f", data.name, identity[:12], weights is not None, seconds)
     return record
+
+
+def put_record(
+    store: Store,
+    identity: str,
+    base: Base,
+    data: TaskData,
+    view: BaseView,
+    expert: BlobRef | None,
+    evidence: Evidence,
+    metrics: dict[str, float],
+) -> ExpertRecord:
+    """Write prototypes and evidence, then the record that names them and the weights, which are there already."""
+    return put_expert(
+        store,
+        ExpertRecord(
+            identity=identity,
+            task=data.name,
+            classes=data.classes,
+            templates=data.templates,
+            base=base.sha256,
+            expert=expert,
+            prototypes=_put_tensors(store, identity, "prototypes", {"prototypes": view.prototypes}),
+            metrics=metrics,
+            evidence=_put_tensors(store, identity, "evidence", evidence.tensors()),
+            background=data.train.background,
+        ),
+    )
 
 
 def _metrics(data: TaskData, result: FinetuneResult | None) -> dict[str, float]:

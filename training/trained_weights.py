@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusion.answers.clip import of_images
+from fusion.checkpoints.names import of_images
 from fusion.errors import ConfigError, StateDictError
 from fusion.tensors import TensorFile
 from training.methods import Method

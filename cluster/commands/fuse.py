@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
@@ -10,6 +12,7 @@ import typer
 
 from cluster.output import console, errors, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
+from fusion.checkpoints import open_expert
 from fusion.decouple import DecoupledExpert, read_record
 from fusion.disk import replacing
 from fusion.errors import BaseMismatchError, ConfigError, StateDictError
@@ -33,7 +36,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 _ExpertOption = Annotated[
     list[str] | None,
-    typer.Option("--expert", help="A task's expert. Repeat the option for more, in fusing order.", metavar="NAME=FILE"),
+    typer.Option(
+        "--expert",
+        help="A task's expert: safetensors, the index of shards, or a folder with these or a LoRA adapter. Repeat the "
+        "option for more, in fusing order.",
+        metavar="NAME=FILE",
+    ),
 ]
 _BaseOption = Annotated[
     Path | None,
@@ -78,7 +86,10 @@ def fuse(
     *,
     mode_options: dict[str, Any],
 ) -> None:
-    """Fuse experts into the store and publish a version. Any safetensors state dicts of floats will do."""
+    """Fuse experts into the store and publish a version. Hugging Face's names and LoRA adapters will do, too.
+
+    docs/experts.md lists what is understood. Of other models than CLIP, state dicts with the base's own names will do.
+    """
     target = open_store(store)
     parent = Versions(target).newest()
     experts = [_parse_expert(value) for value in expert or []]
@@ -89,24 +100,27 @@ def fuse(
             raise ConfigError("--from-archive rebuilds what the store has: combine it with --mode and its options, "
                               "not with --expert, --base, --archive, --replace, --each or --strict")  # fmt: skip
         results = [rebuild_from_archive(cache, mode=settings, device=device)]
+        reports = _measure(cache, results, []) if report is not None else []
     else:
         if not experts:
             raise ConfigError("there is no expert to fuse: name each with --expert NAME=FILE")
         _check_base(target, base, parent)
-        _check_plausible(cache, base, parent, experts, strict=strict)
-        theta_0 = parent.base if parent else put_base(target, cast(Path, base))
         options: dict[str, Any] = {
             "archive": archive is not None,
             "archive_dtype": _archive_dtype(archive),
             "replace": replace,
         }
-        results = [
-            fuse_experts(cache, theta_0, group, mode=settings, created={"config": None}, device=device, **options)
-            for group in ([[one] for one in experts] if each else [experts])
-        ]
-    reports = []
+        theta_0 = TensorFile(base) if base is not None else cache.tensors(cast(Manifest, parent).base.weights)
+        with ExitStack() as opened:
+            experts = [open_given(opened, one, theta_0, target) for one in experts]
+            check_plausible(theta_0, experts, strict=strict)
+            kept = parent.base if parent else put_base(target, cast(Path, base))
+            results = [
+                fuse_experts(cache, kept, group, mode=settings, created={"config": None}, device=device, **options)
+                for group in ([[one] for one in experts] if each else [experts])
+            ]
+            reports = _measure(cache, results, experts) if report is not None else []
     if report is not None:
-        reports = _measure(cache, results, experts)
         write_fidelity(reports, report)
     if as_json:
         print_json([_summary(cache, result) for result in results])
@@ -188,14 +202,22 @@ def _check_base(store: Store, base: Path | None, parent: Manifest | None) -> Non
         )
 
 
-def _check_plausible(
-    cache: NodeCache, base: Path | None, parent: Manifest | None, experts: Sequence[ExpertToFuse], *, strict: bool
-) -> None:
+def open_given(opened: ExitStack, expert: ExpertToFuse, base: TensorFile, store: Store) -> ExpertToFuse:
+    """The expert of a file, under the base's names until `opened` is closed; what was renamed is told.
+
+    Raises `StateDictError`.
+    """
+    found = opened.enter_context(open_expert(cast(Path, expert.weights), base, store))
+    if found.note is not None:
+        errors.print(f"{expert.task}: read {found.label} as {found.note}", markup=False, soft_wrap=True)
+    return dataclasses.replace(expert, weights=found.path, label=found.label)
+
+
+def check_plausible(base: TensorFile, experts: Sequence[ExpertToFuse], *, strict: bool) -> None:
     """Warn of experts that don't look like fine-tunings of the base; with `strict` refuse them, before anything is
     stored. Raises `StateDictError`."""
-    theta_0 = TensorFile(base) if base is not None else cache.tensors(cast(Manifest, parent).base.weights)
-    files = [TensorFile(one.weights) for one in experts if isinstance(one.weights, Path)]
-    doubts = [doubt for file in files if (doubt := change_of(theta_0, file).doubt(file.label))]
+    files = [TensorFile(one.weights, label=one.label) for one in experts if isinstance(one.weights, Path)]
+    doubts = [doubt for file in files if (doubt := change_of(base, file).doubt(file.label))]
     if doubts and strict:
         raise StateDictError("; ".join(doubts) + " (leave --strict out to fuse all the same)")
     for doubt in doubts:
@@ -223,7 +245,7 @@ def _archive_dtype(value: str | None) -> StateDtype:
 
 
 def _measure(cache: NodeCache, results: Sequence[FuseResult], experts: Sequence[ExpertToFuse]) -> list[FidelityReport]:
-    files = {one.task: TensorFile(one.weights) for one in experts if isinstance(one.weights, Path)}
+    files = {one.task: TensorFile(one.weights, label=one.label) for one in experts if isinstance(one.weights, Path)}
     return [
         measure_fidelity(
             cache,

@@ -15,7 +15,7 @@ from cluster.report.figures import build_report
 from cluster.report.page import write_report
 from cluster.report.records import RunReport
 from cluster.report.tables import report_tables
-from cluster.run import measure_run, open_run, train_and_fuse
+from cluster.run import Run, measure_run, open_run, train_and_fuse
 from cluster.session import ray_session
 from cluster.showcase import publish_showcase
 from fusion.errors import ConduError, TaskNameError
@@ -52,11 +52,27 @@ def add_task(
 ) -> None:
     """Train, fuse and publish one more task. The old tasks' data is not needed; running services pick it up."""
     settings = load_config(config)
+    check_new_name(settings, name, config)
+    one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
+    _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
+
+
+def check_new_name(settings: Config, name: str, config: Path) -> None:
+    """Refuse a name that is ill-formed, or that the configuration has. Raises `TaskNameError`."""
     check_task_name(name)
     if any(task.name == name for task in settings.tasks):
         raise TaskNameError(f"{config} already has a task {name!r}: `condu run {config}` trains it")
-    one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
-    _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
+
+
+def tell_report(run: Run, report: RunReport | None, *, as_json: bool) -> None:
+    """What was published, and the figures if there are any."""
+    if as_json:
+        newest = {"version": max(run.versions.values()), "tasks": run.versions, "removed": list(run.removed)}
+        print_json(report.to_json() if report else newest)
+        return
+    for table in report_tables(report) if report else []:
+        console.print(table, "")
+    console.print(f"version [bold]{max(run.versions.values())}[/] in {run.config.store}")
 
 
 def _check_unseen(config: Config, *, show: bool) -> None:
@@ -88,13 +104,7 @@ def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: 
                 measured = measure_run(this, ray)
             report = build_report(this, measured)
             publish_showcase(this, report)
-    if as_json:
-        newest = {"version": max(this.versions.values()), "tasks": this.versions, "removed": list(this.removed)}
-        print_json(report.to_json() if report else newest)
-    else:
-        for table in report_tables(report) if report else []:
-            console.print(table, "")
-        console.print(f"version [bold]{max(this.versions.values())}[/] in {config.store}")
+    tell_report(this, report, as_json=as_json)
     if output is not None and report is not None:
         write_report(report, output)
         if not as_json:

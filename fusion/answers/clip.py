@@ -170,11 +170,6 @@ def _foreign(name: str) -> BaseMismatchError:
     return BaseMismatchError(f"tensor {name!r} is not in the model: the weights belong to another architecture")
 
 
-def of_images(name: str) -> bool:
-    """Whether a tensor of a CLIP belongs to the side that encodes images."""
-    return name.startswith("visual.")
-
-
 def load_tensors(model: nn.Module, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Copy named tensors into a model, converting to its dtypes."""
     own = model.state_dict()

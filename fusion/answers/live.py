@@ -19,9 +19,10 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer, tex
 from torch import nn
 from torch.nn import functional as F
 
-from fusion.answers.clip import Clip, TextEncoder, of_images
+from fusion.answers.clip import Clip, TextEncoder
 from fusion.answers.live_layers import Factors, LiveSide, Mix, Rows, with_live_parts
 from fusion.answers.short_texts import shortened, text_tower
+from fusion.checkpoints.names import of_images
 from fusion.decouple import DecoupledExpert
 from fusion.modes import ComponentParts, PartsDecoder
 from fusion.task_vectors import BUFFER

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fusion.answers.class_sums import Discriminant
-from fusion.answers.clip import LOGIT_SCALE, Clip, TextEncoder, build_clip, of_images
+from fusion.answers.clip import LOGIT_SCALE, Clip, TextEncoder, build_clip
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
@@ -23,6 +23,7 @@ from fusion.answers.live_layers import LiveSide
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.view import TaskView, View, ViewLoader
+from fusion.checkpoints.names import of_images
 from fusion.decouple import DecoupledExpert, decoupled_tensors
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions, nothing_published
