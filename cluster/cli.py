@@ -14,8 +14,8 @@ import typer
 import typer.core
 
 from cluster.commands.mode_options import expand_mode_options
+from cluster.interrupts import interrupt_on_sigterm
 from cluster.output import errors
-from cluster.session import interrupt_on_sigterm
 from fusion.errors import ConduError, ConfigError
 
 _COMMANDS = {

@@ -33,8 +33,7 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
             _log(logging.WARNING, request, f"{type(error).__name__}: {error}")
             detail = "the object store did not provide what this request needs; the service's log has the reason"
         detail = detail.replace(store_url, "the store")
-        found = error.errors if isinstance(error, RequestError) else ()
-        return _problem(request, error.http_status, type(error).__name__, detail, found)
+        return _problem(request, error.http_status, type(error).__name__, detail, error.errors)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -9,8 +9,6 @@ class RequestError(ConduError):
     """A request whose fields cannot be read, or contradict each other."""
 
     http_status = 422
-    errors: tuple[tuple[str, str], ...] = ()
-    """Each mistake: the field, empty where it is no single one, and what is wrong."""
 
     @classmethod
     def of(cls, errors: tuple[tuple[str, str], ...]) -> RequestError:

@@ -192,6 +192,13 @@ class VersionsResponse(BaseModel):
     before: int | None = Field(description="`?before=` for the next page; null on the last")
 
 
+class EditResponse(BaseModel):
+    version: int = Field(description="The version that holds the change; replicas serve it within `serve.poll_s`")
+    changed: bool = Field(description="False where the newest version was already so: nothing was published")
+    tasks: list[str]
+    removed: list[str] = Field(description="Tasks that were removed on purpose: a run skips them")
+
+
 class ReadyResponse(BaseModel):
     ready: bool
     version: int | None

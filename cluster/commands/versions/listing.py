@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.fuse import JsonOption, StoreOption, read_version
+from cluster.commands.fuse import read_version
+from cluster.commands.options import JsonOption, StoreOption
 from cluster.output import console, human_bytes, print_json, table
 from fusion.errors import ConduError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.modes import in_words
