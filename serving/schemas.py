@@ -192,6 +192,12 @@ class VersionsResponse(BaseModel):
     before: int | None = Field(description="`?before=` for the next page; null on the last")
 
 
+class RollbackRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: int = Field(ge=1, description="The version whose state is published again")
+
+
 class EditResponse(BaseModel):
     version: int = Field(description="The version that holds the change; replicas serve it within `serve.poll_s`")
     changed: bool = Field(description="False where the newest version was already so: nothing was published")

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from fusion.errors import ConduError
-from serving.dependencies import PartsOfApp, Scope, requires
+from serving.callers import Scope
+from serving.dependencies import CallerOfRequest, PartsOfApp, requires
 from serving.reading import read_prediction
 from serving.routes.responses import all_errors
 from serving.schemas import PredictFields, PredictResponse
@@ -46,13 +47,14 @@ def _body() -> dict[str, Any]:
     openapi_extra=_body(),
     dependencies=[requires(Scope.PREDICT)],
 )
-async def predict(request: Request, parts: PartsOfApp) -> Response:
+async def predict(request: Request, parts: PartsOfApp, caller: CallerOfRequest) -> Response:
     """Send a form with one or more files named `image`, or one image as the body with the fields in the query
     string: `curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' '…/v1/predict?labels=cat&labels=dog'`."""
     service, metrics = parts.service, parts.metrics
     space, status = "unknown", 500
     try:
         uploads, fields = await read_prediction(request, service.options)
+        caller.spend_images(len(uploads))
         query = service.query(fields)
         space = query.label_space
         response = await service.predict(uploads, query, fields.version)
