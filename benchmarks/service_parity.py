@@ -18,18 +18,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 from cluster.config import Config, load_config
 from cluster.demo_service import free_port
-from cluster.service_client import predict_over_http
 from cluster.serving_config import service_options, start_service
 from cluster.session import ray_session
 from fusion.answers.label_spaces import Prediction, Query
 from fusion.answers.predictor import Predictor
+from serving.client import Client
+from serving.schemas import ImagePrediction, PredictResponse
 from training.data import TaskData, load_task_data, load_test_data
 
 _LARGEST_GROUP = 16
@@ -75,12 +75,12 @@ def _compare(
 
         try:
             start_service(options)
-            served_by = partial(_ask, f"http://{options.host}:{options.port}")
-            with ThreadPoolExecutor(_CLIENTS) as clients:
+            with Client(f"http://{options.host}:{options.port}") as client, ThreadPoolExecutor(_CLIENTS) as clients:
+                served_by = partial(_ask, client)
                 answers = list(clients.map(served_by, questions))
             for (space, query, group), answer in zip(questions, answers, strict=True):
                 wanted = predictor.predict([Image.open(io.BytesIO(image)) for _, image in group], query)
-                for served, plain in zip(answer["predictions"], wanted, strict=True):
+                for served, plain in zip(answer.predictions, wanted, strict=True):
                     largest[space] = max(largest[space], _difference(served, plain))
                 images[space] += len(group)
         finally:
@@ -88,19 +88,19 @@ def _compare(
     return largest, images
 
 
-def _ask(server: str, question: tuple[str, Query, _Group]) -> dict[str, Any]:
+def _ask(client: Client, question: tuple[str, Query, _Group]) -> PredictResponse:
     _, query, group = question
-    return predict_over_http(server, group, task=query.task, labels=query.labels, abstain=query.abstain)
+    return client.predict(group, task=query.task, labels=query.labels, abstain=query.abstain)
 
 
-def _difference(served: dict[str, Any], plain: Prediction) -> float:
+def _difference(served: ImagePrediction, plain: Prediction) -> float:
     """Of any probability of the five best, and of familiarity. Raises where the answers name other things."""
-    said = (served["label"], served["task"], served["unknown"], served["experts"])
+    said = (served.label, served.task, served.unknown, served.experts)
     if said != (plain.label, plain.task, plain.unknown, list(plain.experts)):
         raise SystemExit(f"the service answers {said}, the predictor {plain}")
     mine = {(task, label): value for task, label, value in plain.top}
-    found = [abs(one["probability"] - mine[one["task"], one["label"]]) for one in served["top"]]
-    familiar = [] if plain.familiarity is None else [abs(served["familiarity"] - plain.familiarity)]
+    found = [abs(one.probability - mine[one.task, one.label]) for one in served.top]
+    familiar = [] if plain.familiarity is None else [abs((served.familiarity or 0.0) - plain.familiarity)]
     return max([*found, *familiar])
 
 

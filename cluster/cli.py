@@ -14,8 +14,8 @@ import typer
 import typer.core
 
 from cluster.commands.mode_options import expand_mode_options
+from cluster.interrupts import interrupt_on_sigterm
 from cluster.output import errors
-from cluster.session import interrupt_on_sigterm
 from fusion.errors import ConduError, ConfigError
 
 _COMMANDS = {
@@ -29,6 +29,7 @@ _COMMANDS = {
     "compare": ("compare", "Every method side by side on the same experts."),
     "status": ("status", "What is running, and what the store holds."),
     "serve": ("serve", "Answer over HTTP."),
+    "token": ("token", "Who may use a service: make, list and revoke tokens."),
     "data": ("data", "A task's data: what is understood of it, and what is wrong with it."),
     "predict": ("predict", "Classify images, over HTTP or straight from the store."),
     "doctor": ("doctor", "What this machine, cluster and store can do, and what is wrong."),

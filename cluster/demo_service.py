@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 from cluster.output import console
 from cluster.report.records import ServedAnswer
 from cluster.run import Run, jobs
-from cluster.service_client import predict_over_http
 from cluster.serving_config import service_options, start_service
 from cluster.showcase import spread
+from serving.client import Client
+from serving.client.talk import Question
 from training.data import TaskData, load_test_data
 
 _FALSE_ALARM = 0.05
@@ -40,19 +40,20 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
     try:
         start_service(options)
         console.print(f"serving on {server}")
+        client = Client(server)
         answers = [
-            _ask(server, data, index, label_space)
+            _ask(client, data, index, label_space)
             for data in learned
             for index in spread(len(data.test), images_per_set)
             for label_space in ("task", "seen")
         ]
         for data in foreign:
             for index in spread(len(data.test), images_per_set):
-                answers.append(_ask(server, data, index, "seen", of_no_task=True))
+                answers.append(_ask(client, data, index, "seen", of_no_task=True))
         for data in everything:
             known = [i for i, label in enumerate(data.test.labels.tolist()) if data.classes[label] in labels]
             for place in spread(len(known), images_per_set):
-                answers.append(_ask(server, data, known[place], "labels", labels=labels))
+                answers.append(_ask(client, data, known[place], "labels", labels=labels))
         return answers
     finally:
         stop()
@@ -66,7 +67,7 @@ def free_port() -> int:
 
 
 def _ask(
-    server: str,
+    client: Client,
     data: TaskData,
     index: int,
     label_space: str,
@@ -75,23 +76,23 @@ def _ask(
     of_no_task: bool = False,
 ) -> ServedAnswer:
     name = f"{data.name}/test/{index}"
-    asked: dict[str, Any] = {}
+    asked: Question = {}
     if label_space == "task":
         asked = {"task": data.name}
     elif label_space == "labels":
         asked = {"labels": labels}
     elif of_no_task:
         asked = {"abstain": _FALSE_ALARM}
-    answer = predict_over_http(server, [(name, data.test.encoded(index))], **asked)["predictions"][0]
+    (answer,) = client.predict([(name, data.test.encoded(index))], **asked).predictions
     truth = data.classes[int(data.test.labels[index])]
-    said = answer["label"] or "unknown"
-    right = answer["label"] == truth and (label_space != "seen" or answer["task"] == data.name)
+    said = answer.label or "unknown"
+    right = answer.label == truth and (label_space != "seen" or answer.task == data.name)
     return ServedAnswer(
         image=name,
         asked=label_space,
         truth=f"{truth} (no task)" if of_no_task else truth,
-        answer=f"{said} ({answer['task']})" if label_space == "seen" and answer["task"] else said,
-        right=bool(answer["unknown"]) or answer["label"] == truth if of_no_task else right,
-        probability=answer["probability"],
-        experts=tuple(answer["experts"]),
+        answer=f"{said} ({answer.task})" if label_space == "seen" and answer.task else said,
+        right=bool(answer.unknown) or answer.label == truth if of_no_task else right,
+        probability=answer.probability,
+        experts=tuple(answer.experts),
     )

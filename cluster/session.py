@@ -12,7 +12,6 @@ import secrets
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from cluster.interrupts import interrupt_on_sigterm
 from cluster.session_file import announced
 from fusion.errors import ConfigError
 from fusion.options import Options
@@ -105,12 +105,6 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
             yield ray
     finally:
         ray.shutdown()
-
-
-def interrupt_on_sigterm() -> None:
-    """Make SIGTERM what Ctrl-C is, a KeyboardInterrupt in the main thread: clean-up runs, and the exit code is 130."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _check_reachable(address: str) -> None:

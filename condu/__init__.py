@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from fusion.versions.manifest import Manifest
     from fusion.versions.state import FusedState, TaskEntry, TaskRecord
     from fusion.versions.verify import Finding, Verification, verify
+    from serving.client import Answer, AsyncClient, Client, NamedImage, ServiceError
 
     __version__: str
 
@@ -98,16 +99,20 @@ _HOMES = {
     "fusion.versions.manifest": ("Manifest",),
     "fusion.versions.state": ("FusedState", "TaskEntry", "TaskRecord"),
     "fusion.versions.verify": ("Finding", "Verification", "verify"),
+    "serving.client": ("Answer", "AsyncClient", "Client", "NamedImage", "ServiceError"),
 }
 """Where each name lives, as in the imports above, which only type checkers read."""
 
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Answer",
+    "AsyncClient",
     "Base",
     "BaseMismatchError",
     "BlobNotFoundError",
     "BlobRef",
+    "Client",
     "Clip",
     "Collection",
     "ConduError",
@@ -128,6 +133,7 @@ __all__ = [
     "ImageError",
     "LabelSpaceError",
     "Manifest",
+    "NamedImage",
     "NodeCache",
     "ObjectInfo",
     "Policy",
@@ -135,6 +141,7 @@ __all__ = [
     "Predictor",
     "Query",
     "S3Options",
+    "ServiceError",
     "StateDictError",
     "Store",
     "StoreAccessError",

@@ -11,6 +11,8 @@ class ConduError(ValueError):
     """Base of every error that condu raises on purpose. `http_status` is what the service answers with."""
 
     http_status = 400
+    errors: tuple[tuple[str, str], ...] = ()
+    """Each mistake, where there may be several: the field, empty where it is no single one, and what is wrong."""
 
 
 class ConfigError(ConduError):

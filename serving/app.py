@@ -9,16 +9,20 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.errors import StartError
+from serving.loopback import is_loopback
 from serving.one_service import refuse_other_store
 from serving.options import ServiceOptions
 from serving.proxies import addresses, wait_until_ready
 from serving.replica import Replica
 from serving.status import APP_NAME, REPLICA
+from serving.tokens.registry import read_tokens
+from serving.tokens.token import Token
 from serving.watch import newest_readable
 
 logger = logging.getLogger(__name__)
@@ -77,6 +81,7 @@ def start(options: ServiceOptions) -> list[str]:
     if not ray.is_initialized():
         raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
+    check_tokens(options)
     refuse_other_store(options.address.open().url)
     if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
@@ -89,6 +94,7 @@ def start(options: ServiceOptions) -> list[str]:
             "request_timeout_s": options.request_timeout_s + _GRACE_S,
         }
     )
+    _refuse_other_host(options)
     target = serve.RunTarget(build_app(options), name=APP_NAME, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + options.start_timeout_s
@@ -123,6 +129,33 @@ def check_store(options: ServiceOptions) -> None:
         raise BaseMismatchError(
             f"the base of {options.address.url} has no architecture (it was fused from plain weights): it can be "
             "exported but not served. Publish from a configuration that names `base.architecture`"
+        )
+
+
+def check_tokens(options: ServiceOptions) -> None:
+    """Raises `ConfigError` where tokens are asked for and there is none: nobody could use the service."""
+    if not options.asks_for_tokens:
+        if not options.on_loopback:
+            where = f"{options.host}:{options.port}" if options.host_is_told else "where Serve listens"
+            logger.warning("serve.auth is none: whoever reaches %s can use the service", where)
+        return
+    tokens = [found for found in read_tokens(options.address.open()) if isinstance(found, Token)]
+    if all(token.is_expired() for token in tokens):
+        raise ConfigError(
+            f"serve.auth: this service asks for tokens, and {options.address.url} has no valid one. "
+            "`condu token create CONFIG NAME --scope predict` makes one; `serve.auth: none` lets in whoever reaches "
+            "the port; on loopback (serve.host: 127.0.0.1) no token is asked for"
+        )
+
+
+def _refuse_other_host(options: ServiceOptions) -> None:
+    """Raises `ConfigError` if Serve, started by somebody else, listens on more than the loopback that `host` names."""
+    client = _get_global_client()
+    listens: str = (client and client.http_config.host) or ""
+    if options.on_loopback and not is_loopback(listens) and not options.asks_for_tokens:
+        raise ConfigError(
+            f"serve.host is {options.host}, but Serve runs on this cluster already and listens on {listens}: "
+            "set serve.auth to tokens or none, or stop Serve (`serve shutdown`)"
         )
 
 

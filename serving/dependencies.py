@@ -1,18 +1,17 @@
-"""What routes depend on: the parts of the service that they work with, and a caller who may do what they do.
-
-Every caller is anonymous and has every scope. Authentication belongs in `identify`: each route of the API declares the
-scope that it needs already.
-"""
+"""What routes depend on: the parts of the service that they work with, and a caller who may do what they do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from fusion.store import Store
+from serving.callers import Caller, Scope
 from serving.catalogue import Catalogue
+from serving.door import Door
 from serving.errors import ForbiddenError
 from serving.exhibits import Exhibits
 from serving.metrics import Metrics
@@ -27,26 +26,8 @@ class Parts:
     catalogue: Catalogue
     exhibits: Exhibits
     metrics: Metrics
-
-
-class Scope(StrEnum):
-    """A right that a route can require."""
-
-    PREDICT = "predict"
-    """Classify images."""
-    READ = "read"
-    """List tasks and versions."""
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who sent a request, and what they may do."""
-
-    name: str
-    scopes: frozenset[Scope]
-
-
-ANONYMOUS = Caller("anonymous", frozenset(Scope))
+    door: Door
+    store: Store
 
 
 async def parts_of(request: Request) -> Parts:
@@ -58,19 +39,33 @@ async def parts_of(request: Request) -> Parts:
 PartsOfApp = Annotated[Parts, Depends(parts_of)]
 
 
-async def identify() -> Caller:
-    """Who sent the request."""
-    return ANONYMOUS
+_BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="token",
+    description="A token of `condu token create`. Not asked for by a service on loopback, or with `serve.auth: none`.",
+)
+
+
+async def identify(
+    parts: PartsOfApp, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+) -> Caller:
+    """Who sent the request. Raises `UnauthorizedError`."""
+    return await parts.door.caller(given.credentials if given else None)
+
+
+CallerOfRequest = Annotated[Caller, Depends(identify)]
 
 
 def requires(scope: Scope) -> Any:
-    """One of a route's `dependencies`: lets callers with the scope through.
+    """One of a route's `dependencies`: lets callers with the scope through, and counts their requests.
 
-    For others it raises `ForbiddenError`, before the route reads the body.
+    For others it raises `UnauthorizedError`, `ForbiddenError` or `LimitError`, before the route reads the body. A route
+    that works on images counts them as well: `Caller.spend_images`.
     """
 
-    async def check(caller: Annotated[Caller, Depends(identify)]) -> None:
+    async def check(caller: CallerOfRequest) -> None:
         if scope not in caller.scopes:
             raise ForbiddenError(f"{caller.name} may not do this: it requires the scope {scope.value!r}")
+        caller.spend_request()
 
     return Depends(check)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from fusion.errors import ConduError, StoreError
-from serving.errors import RequestError
+from serving.errors import LimitError, RequestError, UnauthorizedError
 from serving.request_id import HEADER, request_id
 from serving.schemas import mistakes
 
@@ -33,8 +33,8 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
             _log(logging.WARNING, request, f"{type(error).__name__}: {error}")
             detail = "the object store did not provide what this request needs; the service's log has the reason"
         detail = detail.replace(store_url, "the store")
-        found = error.errors if isinstance(error, RequestError) else ()
-        return _problem(request, error.http_status, type(error).__name__, detail, found)
+        more = error.headers if isinstance(error, UnauthorizedError | LimitError) else None
+        return _problem(request, error.http_status, type(error).__name__, detail, error.errors, more)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -75,7 +75,7 @@ def _problem(
     if errors:
         body["errors"] = [{"field": field, "detail": what} for field, what in errors]
     more = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
-    return JSONResponse(body, status_code=status, headers={**(headers or {}), **more}, media_type=PROBLEM)
+    return JSONResponse(body, status_code=status, headers={**more, **(headers or {})}, media_type=PROBLEM)
 
 
 def _in_words(kind: str) -> str:

@@ -9,8 +9,6 @@ class RequestError(ConduError):
     """A request whose fields cannot be read, or contradict each other."""
 
     http_status = 422
-    errors: tuple[tuple[str, str], ...] = ()
-    """Each mistake: the field, empty where it is no single one, and what is wrong."""
 
     @classmethod
     def of(cls, errors: tuple[tuple[str, str], ...]) -> RequestError:
@@ -18,6 +16,16 @@ class RequestError(ConduError):
         error = cls("; ".join(f"{field}: {what}" if field else what for field, what in errors))
         error.errors = errors
         return error
+
+
+class UnauthorizedError(ConduError):
+    """A caller without a token, where one is asked for, or with one that is not valid."""
+
+    http_status = 401
+
+    def __init__(self, message: str, *, given: bool = False) -> None:
+        super().__init__(message)
+        self.headers = {"WWW-Authenticate": 'Bearer realm="condu"' + (', error="invalid_token"' if given else "")}
 
 
 class ForbiddenError(ConduError):
@@ -48,6 +56,16 @@ class OverloadedError(ConduError):
     """Too many requests are waiting. Nothing was computed: retry after `Retry-After`."""
 
     http_status = 429
+
+
+class LimitError(ConduError):
+    """More requests or images a second than the caller is allowed. Nothing was computed."""
+
+    http_status = 429
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(f"{message}. Retry after {retry_after_s} s")
+        self.headers = {"Retry-After": str(retry_after_s)}
 
 
 class NotReadyError(ConduError):

@@ -7,11 +7,12 @@ from fastapi import FastAPI
 from fusion.store import Store
 from serving.catalogue import Catalogue
 from serving.dependencies import Parts
+from serving.door import Door
 from serving.error_handlers import add_error_handlers
 from serving.exhibits import Exhibits
 from serving.metrics import Metrics
 from serving.request_id import RequestId
-from serving.routes import catalogue, embed, health, pages, predict, showcase
+from serving.routes import admin, catalogue, embed, health, pages, predict, showcase
 from serving.service import Service
 
 _DESCRIPTION = """One CLIP that keeps learning: one expert per task, one version of all of them at a time.
@@ -21,13 +22,13 @@ names; the base and the experts nearest to the image answer over them. **seen**:
 nearest tasks compete, and the answer names task and class. Every answer names the version that it comes from."""
 
 
-def build_http(service: Service, store: Store, metrics: Metrics) -> FastAPI:
-    """The application that answers for `service`, whose versions are in `store`."""
+def build_http(service: Service, store: Store, metrics: Metrics, door: Door) -> FastAPI:
+    """The application that answers for `service`, whose versions are in `store`, whoever `door` lets in."""
     # FastAPI's own documentation pages load scripts from elsewhere: `routes.pages` has a self-contained one
     app = FastAPI(title="condu", version="1", description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.parts = Parts(service, Catalogue(store), Exhibits(store), metrics)
+    app.state.parts = Parts(service, Catalogue(store), Exhibits(store), metrics, door, store)
     app.add_middleware(RequestId)
     add_error_handlers(app, store.url)
-    for module in (predict, embed, catalogue, showcase, health, pages):
+    for module in (predict, embed, catalogue, showcase, admin, health, pages):
         app.include_router(module.router)
     return app

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY, MAX_PIXELS, PredictOptions
 from fusion.options import Options
 from fusion.store.address import StoreAddress
+from serving.loopback import is_loopback
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class ReplicaOptions(Options):
 
     def contradictions(self) -> list[str]:
         return [f"max: {self.max} is below min: {self.min}"] if self.max < self.min else []
+
+
+@dataclass(frozen=True)
+class LimitOptions(Options):
+    """How much one token may ask for. Each replica counts by itself. Raises `ConfigError` for values out of range."""
+
+    requests_per_s: Annotated[float, Gt(0)] | None = None
+    """Requests a second of a token that was made without a limit of its own; above it 429. Null: any number. Where no
+    tokens are asked for, of all callers together."""
+    images_per_s: Annotated[float, Gt(0)] | None = None
+    """Images a second, likewise. A larger request passes when nothing is owed, and the next ones wait for it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,11 @@ class ServeOptions(Options):
     """Address to listen on."""
     port: Annotated[int, Interval(ge=1, le=65535)] = 8000
     """Port to listen on."""
+    auth: Literal["auto", "tokens", "none"] = "auto"
+    """Who may ask. `tokens`: whoever has one (`condu token create`). `none`: whoever reaches the port. `auto`: `none`
+    where `host` is loopback, else `tokens`."""
+    limits: LimitOptions = LimitOptions()
+    """How much one token may ask for."""
     expert_memory: Annotated[int, Ge(1)] = DEFAULT_EXPERT_MEMORY
     """Bytes of rebuilt experts in the memory of one replica, beside the base. With less than those in use
     take, requests rebuild them again and again. The default is 4 GiB."""
@@ -78,6 +95,17 @@ class ServiceOptions(ServeOptions, PredictOptions):
 
     address: StoreAddress
     """Of the store that is served."""
+    host_is_told: bool = True
+    """False where Serve's own configuration says where it listens, and `host` says nothing."""
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine reaches the service, as far as is known."""
+        return self.host_is_told and is_loopback(self.host)
+
+    @property
+    def asks_for_tokens(self) -> bool:
+        return self.auth == "tokens" or (self.auth == "auto" and not self.on_loopback)
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()

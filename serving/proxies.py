@@ -18,6 +18,8 @@ from ray import serve
 from ray.serve.schema import ProxyStatus
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from serving.loopback import is_loopback
+
 _ASK_TIMEOUT_S = 5.0
 _NODE_TIMEOUT_S = 30.0
 """For a process to start on another node and ask there."""
@@ -50,7 +52,7 @@ def find_proxies(host: str, port: int) -> list[Proxy]:
         if status == ProxyStatus.HEALTHY and node_id in nodes:
             node = nodes[node_id]
             own = node["NodeManagerAddress"] if _is_wildcard(host) else host
-            found.append(Proxy(node_id, node["NodeManagerHostname"], own, port, _is_loopback(own)))
+            found.append(Proxy(node_id, node["NodeManagerHostname"], own, port, is_loopback(own)))
     return sorted(found, key=lambda proxy: (proxy.node != here, proxy.node_name, proxy.node))
 
 
@@ -112,10 +114,3 @@ def _is_wildcard(host: str) -> bool:
         return ipaddress.ip_address(host).is_unspecified
     except ValueError:
         return False
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -15,12 +15,14 @@ import torch
 from PIL import Image
 
 from fusion.answers.view import View
+from serving.door import Door
 from serving.http import build_http
 from serving.metrics import ServeMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.replica_log import log_with_serve
 from serving.service import Service
+from serving.tokens.keeper import TokenKeeper
 from serving.watch import VersionWatcher
 
 logger = logging.getLogger(__name__)
@@ -43,13 +45,16 @@ class Replica:
         self._models = Models(options, cache, self._metrics)
         self._watcher = VersionWatcher(cache, poll_s=options.poll_s, stage=self._stage)
         self._service = Service(options, self._watcher, self._models)
+        self._keeper = TokenKeeper(self._store, poll_s=options.poll_s, limits=options.limits)
         self._background: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> Any:
-        app = build_http(self._service, self._store, self._metrics)
+        app = build_http(self._service, self._store, self._metrics, Door(self._service.options, self._keeper))
 
         async def start() -> None:
             self._background = [asyncio.create_task(self._watcher.run()), asyncio.create_task(self._warm())]
+            if self._service.options.asks_for_tokens:
+                self._background.append(asyncio.create_task(self._keeper.run()))
 
         async def stop() -> None:
             for task in self._background:

@@ -217,6 +217,19 @@ class ShowcaseResponse(BaseModel):
     tasks: dict[str, ShownTask] = Field(description="By name; only tasks whose expert is the one that was measured")
 
 
+class RollbackRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: int = Field(ge=1, description="The version whose state is published again")
+
+
+class EditResponse(BaseModel):
+    version: int = Field(description="The version that holds the change; replicas serve it within `serve.poll_s`")
+    changed: bool = Field(description="False where the newest version was already so: nothing was published")
+    tasks: list[str]
+    removed: list[str] = Field(description="Tasks that were removed on purpose: a run skips them")
+
+
 class ReadyResponse(BaseModel):
     ready: bool
     version: int | None

@@ -144,7 +144,9 @@ class Service:
                 raise error
         if bad:
             many = len(uploads) > 1
-            raise ImageError("; ".join(f"image {i + 1} of {len(uploads)}: {e}" if many else str(e) for i, e in bad))
+            refused = ImageError("; ".join(f"image {i + 1} of {len(uploads)}: {e}" if many else str(e) for i, e in bad))
+            refused.errors = tuple((f"image.{i}", str(e)) for i, e in bad)
+            raise refused
         return np.stack([crop for crop in found if isinstance(crop, np.ndarray)])
 
     @asynccontextmanager

@@ -45,7 +45,7 @@ def test_importing_it_imports_nothing_else() -> None:
 @pytest.mark.parametrize(
     "name",
     ["open_store", "NodeCache", "StoreAddress", "put_base", "fuse_experts", "DecoupledExpert", "Versions", "rollback",
-     "collect", "verify", "ConduError", "__version__"],
+     "collect", "verify", "ConduError", "Client", "AsyncClient", "__version__"],
 )  # fmt: skip
 def test_a_program_that_uses_no_model_never_waits_for_torch_or_ray(name: str) -> None:
     assert not imported_after(f"import condu; condu.{name}") & set(HEAVY)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.base_source import resolve_base
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.commands.run import ConfigArgument
 from cluster.compare import REFERENCES, CompareJob, CompareOptions, all_methods, compare_all, default_methods
 from cluster.config import load_config

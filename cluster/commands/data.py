@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.output import console, print_json, table
 from fusion.errors import ConfigError
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.config import Config, load_config
 from cluster.doctor_check import MIN_FREE_BYTES, Check
 from cluster.output import console, human_bytes, print_json

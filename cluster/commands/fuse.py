@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from cluster.commands.options import JsonOption, StoreOption
 from cluster.output import console, errors, human_bytes, print_json
 from cluster.report.fidelity import fidelity_table, write_fidelity
 from fusion.checkpoints import open_expert
@@ -27,12 +28,6 @@ from fusion.tensors import TensorFile, sha256_file
 from fusion.versions.bases import put_base
 from fusion.versions.history import Versions, nothing_published
 from fusion.versions.manifest import Manifest
-
-StoreOption = Annotated[
-    str, typer.Option("--store", help="file:///folder, a path, or s3://bucket/prefix", metavar="URL")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-
 
 _ExpertOption = Annotated[
     list[str] | None,

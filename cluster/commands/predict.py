@@ -1,27 +1,44 @@
-"""`condu predict`: classify images with a running service, or directly with a store."""
+"""`condu predict`: classify images with a running service, or directly with a store.
+
+Asked of a service, it imports neither torch nor Ray, and answers in the time of one request.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.output import console, errors, print_json, table
-from cluster.service_client import predict_over_http
-from fusion.answers.label_spaces import Query
-from fusion.answers.options import PredictOptions
-from fusion.errors import ConfigError, DataError, ImageError
-from fusion.store import open_store
-from serving.schemas import ImagePrediction
+from cluster.predict_inputs import images_of
+from fusion.errors import ConduError, ConfigError
+from serving.client import Answer, Client, NamedImage
+from serving.client.client import DEFAULT_SERVER, TOKEN_VARIABLE
+from serving.client.images import read_file
+from serving.client.talk import Question
 
-_DEFAULT_SERVER = "http://127.0.0.1:8000"
+_SOME_FAILED = 3
+_PATIENCE_S = 60.0
+_BATCH_PATIENCE_S = 300.0
+"""With an output, which is work of hours: a service that restarts is waited for."""
+_FEW = 16
+_PROBLEMS_SHOWN = 20
+_WRITTEN_AT_ONCE = 16
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Image files.", metavar="IMAGE…")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, folders, patterns, s3:// prefixes, or a .csv, .tsv or .parquet with a column of paths.",
+            metavar="IMAGE…",
+        ),
+    ],
     task: Annotated[str | None, typer.Option("--task", help="Use this task's expert and classes.")] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Choose from these labels.", metavar="A,B,C")] = None,
     template: Annotated[
@@ -36,13 +53,32 @@ def predict(
         ),
     ] = None,
     version: Annotated[int | None, typer.Option(min=1, help="Default: the newest.")] = None,
-    server: Annotated[str | None, typer.Option(help=f"URL of a running service. Default: {_DEFAULT_SERVER}")] = None,
+    server: Annotated[str | None, typer.Option(help=f"URL of a running service. Default: {DEFAULT_SERVER}")] = None,
     store: Annotated[
         str | None, typer.Option(help="Predict from this store in this process, without a service.")
     ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the answers to this .csv, .jsonl or .parquet. If it is there, it is continued: images that it "
+            "has are skipped."
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of paths in a table. Default: found by its name.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=64, help="Images in one request to the service.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests to the service at a time.")] = 4,
+    token_file: Annotated[
+        Path | None, typer.Option(help=f"File with the token for the service. Default: ${TOKEN_VARIABLE}")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Classify images. Without --task or --labels, the answer is one of all classes that were learned."""
+    """Classify images. Without --task or --labels, the answer is one of all classes that were learned.
+
+    An image that can't be answered is reported by name and ends nothing; the exit code is then 3, or 1 if there is no
+    answer at all.
+    """
     if task is not None and labels is not None:
         raise ConfigError("--task and --labels contradict each other: give only one of them")
     if server is not None and store is not None:
@@ -52,77 +88,139 @@ def predict(
         raise ConfigError(f"--labels {labels!r} has an empty label")
     if template and labels is None:
         raise ConfigError("--template needs --labels: a task has its own templates")
-    files = [(str(path), _read(path)) for path in images]
-    if store is not None:
-        answer = _predict_from_store(store, files, task, names, tuple(template or ()), top_k, abstain, version)
-    else:
-        answer = predict_over_http(
-            server or _DEFAULT_SERVER,
-            files,
-            task=task,
-            labels=names,
-            templates=template or (),
-            version=version,
-            top_k=top_k,
-            abstain=abstain,
-        )
+    if token_file is not None and store is not None:
+        raise ConfigError("--token-file and --store contradict each other: a store takes no token")
+    question: Question = {
+        "task": task, "labels": names, "templates": tuple(template or ()), "top_k": top_k, "abstain": abstain,
+        "version": version,
+    }  # fmt: skip
+    token = read_file(token_file).decode(errors="replace") if token_file else None
+
+    @contextmanager
+    def asking() -> Iterator[Any]:
+        if store is not None:
+            from cluster.predict_in_process import answers_from_store
+
+            yield lambda wanted: answers_from_store(store, wanted, question)
+            return
+        patience_s = _PATIENCE_S if output is None else _BATCH_PATIENCE_S
+        with Client(server or DEFAULT_SERVER, token=token, patience_s=patience_s) as client:
+            yield lambda wanted: client.predict_many(wanted, batch_size=batch_size, concurrency=concurrency, **question)
+
+    wanted = images_of([str(image) for image in images], column)
+    with asking() as ask:
+        if output is None:
+            _show(wanted, ask, as_json)
+        else:
+            _write(wanted, ask, output, question, as_json)
+
+
+def _show(wanted: list[NamedImage], ask: Any, as_json: bool) -> None:
+    started = time.monotonic()
+    with _progress(len(wanted)) as step:
+        answers = [answer for answer in ask(wanted) if step(answer)]
+    responses = list({id(answer.response): answer.response for answer in answers if answer.response}.values())
+    problems = [answer.problem for answer in answers if answer.problem]
+    if not responses:
+        raise problems[0] if len(problems) == 1 else type(problems[0])("; ".join(str(one) for one in problems))
+    warnings = list(dict.fromkeys(warning for response in responses for warning in response.warnings))
+    found = [(answer.image, answer.prediction) for answer in answers if answer.prediction]
     if as_json:
-        print_json(answer)
+        print_json(
+            {
+                "version": responses[0].version,
+                "label_space": responses[0].label_space,
+                "matched": responses[0].matched,
+                "predictions": [{**prediction.model_dump(), "image": name} for name, prediction in found],
+                "warnings": warnings,
+                "failed": _failed(answers),
+                "expert_forwards": sum(response.expert_forwards for response in responses),
+                "seconds": round(time.monotonic() - started, 4),
+            }
+        )
+    else:
+        for warning in warnings:
+            errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        rows = [
+            (name, p.label or "unknown", p.task, f"{100 * p.probability:.0f} %", ", ".join(p.experts))
+            for name, p in found
+        ]
+        columns = ["image", "label", "task", "probability", "experts consulted"]
+        title = f"version {responses[0].version}, label space {responses[0].label_space}"
+        console.print(table(title, columns, rows))
+    _end(problems)
+
+
+def _write(wanted: list[NamedImage], ask: Any, path: Path, question: Question, as_json: bool) -> None:
+    from cluster.predict_output import check_question, open_output
+
+    space = "task" if question.get("task") else "labels" if question.get("labels") else "seen"
+    failed: list[Answer] = []
+    answered = 0
+    warned: set[str] = set()
+    held: list[Answer] = []
+    with open_output(path) as output:
+        check_question(path, output, space, question.get("task"))
+        left = [image for image in {image.name: image for image in wanted}.values() if image.name not in output.done]
+        skipped = len(wanted) - len(left)
+        try:
+            with _progress(len(left)) as step:
+                for answer in ask(left) if left else ():
+                    step(answer)
+                    if answer.problem:
+                        failed.append(answer)
+                        continue
+                    for warning in set(answer.response.warnings) - warned:
+                        warned.add(warning)
+                        errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
+                    held.append(answer)
+                    answered += 1
+                    if len(held) == _WRITTEN_AT_ONCE:
+                        output.write(held)
+                        held = []
+        finally:
+            output.write(held)  # what was answered before an error, too
+    if as_json:
+        print_json({"output": str(path), "answered": answered, "skipped": skipped, "failed": _failed(failed)})
+    else:
+        console.print(f"{path}: {answered} images answered, {skipped} were there already, {len(failed)} failed")
+    if failed and not answered and not skipped:
+        raise typer.Exit(1)
+    _end([answer.problem for answer in failed])
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """Yields what is called with every answer: it moves the bar, if there is a terminal, and tells of problems."""
+    told = 0
+
+    def tell(answer: Answer) -> bool:
+        nonlocal told
+        told += answer.problem is not None
+        if answer.problem and total > 1 and told <= _PROBLEMS_SHOWN:
+            more = " (further ones are not shown, but counted)" if told == _PROBLEMS_SHOWN else ""
+            errors.print(f"not answered: {answer.problem}{more}", markup=False, soft_wrap=True)
+        return True
+
+    if total <= _FEW or not errors.is_terminal:
+        yield tell
         return
-    for warning in answer.get("warnings", []):
-        errors.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    rows = [
-        (p["image"], p["label"] or "unknown", p["task"], f"{100 * p['probability']:.0f} %", ", ".join(p["experts"]))
-        for p in answer["predictions"]
-    ]
-    columns = ["image", "label", "task", "probability", "experts consulted"]
-    console.print(table(f"version {answer['version']}, label space {answer['label_space']}", columns, rows))
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors, transient=True) as bar:
+        shown = bar.add_task("", total=total)
+
+        def step(answer: Answer) -> bool:
+            bar.advance(shown)
+            return tell(answer)
+
+        yield step
 
 
-def _predict_from_store(
-    url: str,
-    files: Sequence[tuple[str, bytes]],
-    task: str | None,
-    labels: tuple[str, ...],
-    templates: tuple[str, ...],
-    top_k: int | None,
-    abstain: float | None,
-    version: int | None,
-) -> dict[str, Any]:
-    from fusion.answers.clip import preprocess_config
-    from fusion.answers.images import decode
-    from fusion.answers.predictor import Predictor
-    from fusion.store.node_cache import NodeCache
-
-    predictor = Predictor(NodeCache(open_store(url)))
-    given: dict[str, Any] = {"templates": templates} if templates else {}
-    space = "task" if task is not None else "labels" if labels else "seen"
-    query = Query(space, task=task, labels=labels, top_k=top_k or PredictOptions.top_k, abstain=abstain, **given)
-    view = predictor.view(version)
-    preprocess = preprocess_config(predictor.shelf.base.clip.preprocess_cfg)
-    background = view.background(task)
-    decoded = [decode(data, name, preprocess=preprocess, background=background) for name, data in files]
-    predictions = predictor.predict(decoded, query, view=view)
-    return {
-        "version": view.version,
-        "label_space": space,
-        "matched": {name: dict(found) for name, found in predictions[0].matched.items()},
-        "predictions": [
-            ImagePrediction.of(name, prediction).model_dump()
-            for (name, _), prediction in zip(files, predictions, strict=True)
-        ],
-        "warnings": list(predictions[0].warnings),
-        "expert_forwards": sum(len(prediction.experts) for prediction in predictions),
-    }
+def _failed(answers: Iterable[Answer]) -> list[dict[str, str]]:
+    return [{"image": answer.image, "problem": str(answer.problem)} for answer in answers if answer.problem]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
-    if not data:
-        raise ImageError(f"{path} is empty")
-    return data
+def _end(problems: Iterable[ConduError | None]) -> None:
+    if any(problems):
+        raise typer.Exit(_SOME_FAILED)

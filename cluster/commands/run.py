@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.config import Config, TaskConfig, load_config
 from cluster.output import console, errors, print_json
 from cluster.report.figures import build_report

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from cluster.commands.fuse import JsonOption
+from cluster.commands.options import JsonOption
 from cluster.config import Config, load_config
 from cluster.output import console, errors, print_json, table
 from cluster.session_file import Session, running_sessions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ def build(args: dict[str, Any]) -> Any:
     Args:
         args: what a configuration file holds, as values. Paths are absolute: there is no file that they could be
             relative to. `serve.host`, `serve.port` and `ray` have no effect here: the `http_options` of Serve's own
-            configuration say where it listens, and the cluster is there already.
+            configuration say where it listens, and the cluster is there already. So `serve.auth: auto` asks for tokens.
     Returns: a `ray.serve.Application`. It runs once per deploy, on the cluster.
-    Raises: ConfigError with every mistake; UnknownVersionError while nothing is published; the store's errors.
+    Raises: ConfigError with every mistake, and where tokens are asked for and there is none; UnknownVersionError while
+        nothing is published; the store's errors.
     """
     from cluster.serving_config import service_options
-    from serving.app import build_app, check_store
+    from serving.app import build_app, check_store, check_tokens
 
-    options = service_options(parse_config(args, folder=Path("/"), where="args of the Serve application"))
+    config = parse_config(args, folder=Path("/"), where="args of the Serve application")
+    options = replace(service_options(config), host_is_told=False)
     check_store(options)
+    check_tokens(options)
     return build_app(options)

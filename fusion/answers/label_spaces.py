@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fusion.answers.options import PredictOptions
 from fusion.answers.prompts import DEFAULT_TEMPLATES
-from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
-from fusion.versions.manifest import unknown_task
+
+if TYPE_CHECKING:  # a client of the service reads these records without torch
+    from fusion.answers.view import View
 
 LABEL_SPACES = ("task", "labels", "seen")
 
@@ -84,6 +85,8 @@ class Query:
         if not self.task:
             raise LabelSpaceError("label space 'task' needs the name of a task")
         if self.task not in view.tasks:
+            from fusion.versions.manifest import unknown_task
+
             raise unknown_task(self.task, view.version, view.tasks)
         if not view.tasks[self.task].classes:
             raise LabelSpaceError(

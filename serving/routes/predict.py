@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from fusion.errors import ConduError
-from serving.dependencies import PartsOfApp, Scope, requires
+from serving.callers import Scope
+from serving.dependencies import CallerOfRequest, PartsOfApp, requires
 from serving.reading import read_request
 from serving.routes.bodies import body_of
 from serving.routes.responses import all_errors
@@ -25,7 +26,7 @@ router = APIRouter(tags=["predict"])
     openapi_extra=body_of(PredictFields),
     dependencies=[requires(Scope.PREDICT)],
 )
-async def predict(request: Request, parts: PartsOfApp) -> Response:
+async def predict(request: Request, parts: PartsOfApp, caller: CallerOfRequest) -> Response:
     """Send a form with one or more files named `image`, JSON with `images`, or one image as the body with the fields
     in the query string:
     `curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' '…/v1/predict?labels=cat&labels=dog'`."""
@@ -33,6 +34,7 @@ async def predict(request: Request, parts: PartsOfApp) -> Response:
     space, status = "unknown", 500
     try:
         uploads, fields = await read_request(request, service.options, PredictFields)
+        caller.spend_images(len(uploads))
         query = service.query(fields)
         space = query.label_space
         response = await service.predict(uploads, query, fields.version)

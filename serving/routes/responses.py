@@ -8,12 +8,14 @@ from serving.error_handlers import PROBLEM
 from serving.schemas import Problem
 
 _DESCRIPTIONS = {
+    401: "No token, or one that is unknown, revoked or expired",
+    403: "The token has another scope",
     404: "No such task or version",
     410: "The version is gone",
     413: "The body is too large",
     415: "The body is neither a form nor an image",
     422: "An image or a field that cannot be used; the message names it",
-    429: "Overloaded: nothing was computed, retry after `Retry-After` seconds",
+    429: "Overloaded, or more than the token allows: nothing was computed, retry after `Retry-After` seconds",
     503: "No version yet, or the store does not answer",
     504: "No answer in time",
 }

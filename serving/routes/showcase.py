@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from fastapi.responses import Response
 
-from serving.dependencies import PartsOfApp, Scope, requires
+from serving.callers import Scope
+from serving.dependencies import PartsOfApp, requires
 from serving.routes.responses import errors
 from serving.schemas import ShowcaseResponse
 
@@ -17,7 +18,7 @@ router = APIRouter(tags=["catalogue"], dependencies=[requires(Scope.READ)])
 _IMAGE = {"schema": {"type": "string", "format": "binary"}}
 
 
-@router.get("/v1/showcase", summary="Figures of the tasks, and sample images", responses=errors(503))
+@router.get("/v1/showcase", summary="Figures of the tasks, and sample images", responses=errors(401, 403, 429, 503))
 async def showcase(parts: PartsOfApp) -> ShowcaseResponse:
     """What the last run measured and left for people to look at. Empty where no run did."""
     view = await parts.service.watcher.view(None)
@@ -28,7 +29,7 @@ async def showcase(parts: PartsOfApp) -> ShowcaseResponse:
     "/v1/showcase/{task}/{index}",
     summary="A sample image of a task",
     response_class=Response,
-    responses={200: {"description": "The image", "content": {"image/*": _IMAGE}}, **errors(404, 422)},
+    responses={200: {"description": "The image", "content": {"image/*": _IMAGE}}, **errors(401, 403, 404, 422, 429)},
 )
 async def sample(parts: PartsOfApp, task: str, index: Annotated[int, Path(ge=0)]) -> Response:
     found = await asyncio.to_thread(parts.exhibits.sample, task, index)

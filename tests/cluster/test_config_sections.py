@@ -50,7 +50,7 @@ def sections(section: type = Config, path: str = "") -> Iterator[tuple[str, type
 
 def test_every_section_is_walked() -> None:
     named = {f"{key}." for key in (*COMPONENTS, *FILE_ONLY)}
-    assert {path for path, _ in sections()} == {"", "serve.replicas.", "demo.modes.", *named}
+    assert {path for path, _ in sections()} == {"", "serve.replicas.", "serve.limits.", "demo.modes.", *named}
 
 
 @pytest.mark.parametrize(("path", "section"), list(sections()), ids=[path for path, _ in sections()])
@@ -95,7 +95,7 @@ def test_every_option_of_a_mode_has_a_default_a_text_and_a_row_in_the_manual(mod
 def test_a_services_options_are_sections_of_the_file_and_the_store() -> None:
     told = {option.name: option.default for option in options_of(ServiceOptions)}
     in_file = [*options_of(PredictOptions), *options_of(ServeOptions)]
-    assert told == {"address": MISSING, **{option.name: option.default for option in in_file}}
+    assert told == {"address": MISSING, "host_is_told": True, **{option.name: option.default for option in in_file}}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.session import RayOptions, interrupt_on_sigterm, ray_session
+from cluster.interrupts import interrupt_on_sigterm
+from cluster.session import RayOptions, ray_session
 from fusion.errors import ConfigError
 
 

@@ -13,11 +13,13 @@ from fusion.answers.view import View
 from fusion.store import Store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
+from serving.door import Door
 from serving.http import build_http
 from serving.metrics import NoMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.service import Service
+from serving.tokens.keeper import TokenKeeper
 from serving.watch import VersionWatcher
 
 
@@ -51,10 +53,12 @@ class PlainService:
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
         self.service = Service(self.options, self.watcher, self.models)
         self.service.models_state = "ready"
-        self.http = build_http(self.service, store, NoMetrics())
+        self.keeper = TokenKeeper(store, poll_s=0.05, limits=self.options.limits)
+        self.http = build_http(self.service, store, NoMetrics(), Door(self.options, self.keeper))
 
     async def __aenter__(self) -> httpx.AsyncClient:
         await self.watcher.poll()
+        await self.keeper.poll()
         transport = httpx.ASGITransport(self.http, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://service")
         return self.client

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.fuse import JsonOption, StoreOption
+from cluster.commands.options import JsonOption, StoreOption
 from cluster.output import console, print_json
 from fusion.modes import open_mode
 from fusion.store import open_store

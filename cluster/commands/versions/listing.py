@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.fuse import JsonOption, StoreOption, read_version
+from cluster.commands.fuse import read_version
+from cluster.commands.options import JsonOption, StoreOption
 from cluster.output import console, human_bytes, print_json, table
 from fusion.errors import ConduError, StoreError, UnknownVersionError, VersionGoneError
 from fusion.modes import in_words
@@ -175,7 +176,7 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
     sizes = f"{human_bytes(facts['total_bytes'])} in total, {human_bytes(facts['shared_bytes'])} shared by the tasks"
     console.print(f"[bold]version {manifest.version}[/] of {source.url}")
     for name, value in (
-        ("published", f"{created.get('at')} by {created.get('by')}"),
+        ("published", f"{created.get('at')} by {created.get('by')}" + _asked(created)),
         ("kind", _kind(manifest)),
         ("why", created.get("why")),
         ("parents", parents),
@@ -199,6 +200,10 @@ def _print(source: Store, manifest: Manifest, facts: Mapping[str, Any]) -> None:
         for task in facts["tasks"]
     ]
     console.print(table("tasks, in fused order", ["task", "session", "classes", "trigger", "prototypes"], rows))
+
+
+def _asked(created: Mapping[str, Any]) -> str:
+    return f", asked for over HTTP with token {created['token']}" if created.get("token") else ""
 
 
 def _kind(manifest: Manifest) -> str:

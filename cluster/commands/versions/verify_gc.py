@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.commands.fuse import JsonOption, StoreOption
+from cluster.commands.options import JsonOption, StoreOption
 from cluster.output import console, human_bytes, print_json
 from fusion.store import open_store
 from fusion.versions.gc import Policy, collect, in_words

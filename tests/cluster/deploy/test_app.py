@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import pytest
 from cluster.deploy.app import build
 from fusion.errors import ConfigError, UnknownVersionError
 from fusion.store import open_store
+from serving.client import Client, ServiceError
+from serving.tokens.registry import add_token, remove_token
+from serving.tokens.token import new_token
 from tests.serving.helpers import free_port, publish_tasks
 from tests.tiny import MODEL_CFG, PREPROCESS_CFG
 
@@ -48,7 +52,21 @@ def test_what_it_builds_answers(tmp_path: Path, port: int) -> None:
     from ray import serve
 
     publish_tasks(open_store(f"file://{tmp_path}/store"))
+    store = open_store(f"file://{tmp_path}/store")
+    with pytest.raises(ConfigError, match="no valid one"):
+        build(values(tmp_path))
+    token, record = new_token("app", "predict")
+    add_token(store, record)
     serve.run(build(values(tmp_path, predict={"rule": "mean"})), name="condu", route_prefix="/")
-    assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).status_code == 200
-    tasks = httpx.get(f"http://127.0.0.1:{port}/v1/tasks", timeout=30).json()
-    assert tasks["version"] >= 1
+    url = f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+    assert httpx.get(f"{url}/v1/tasks", timeout=30).status_code == 401
+    with Client(url, token=token) as client:
+        assert client.tasks().version >= 1
+        remove_token(store, "app")
+        deadline = time.monotonic() + 30
+        while httpx.get(f"{url}/v1/tasks", headers={"Authorization": f"Bearer {token}"}, timeout=30).status_code == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(ServiceError, match="not valid"):
+            client.tasks()

@@ -1,0 +1,8 @@
+"""Clients of the service: typed answers, retries that end, and batches. Imports neither torch, Ray nor the server."""
+
+from serving.client.client import AsyncClient, Client
+from serving.client.errors import ServiceError
+from serving.client.images import NamedImage
+from serving.client.talk import Answer
+
+__all__ = ["Answer", "AsyncClient", "Client", "NamedImage", "ServiceError"]
