@@ -59,7 +59,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, root: str, **context: object) -> Iterator[Page]:
+def opened(browser: Browser, root: str, *, ready: str = "#gallery .card", **context: object) -> Iterator[Page]:
     """The page at `/`, loaded. Fails if the browser reports an error, or if anything is fetched from elsewhere."""
     with browser.new_context(**context) as opened_in:  # type: ignore[arg-type]
         page, problems, asked = opened_in.new_page(), [], []
@@ -67,7 +67,7 @@ def opened(browser: Browser, root: str, **context: object) -> Iterator[Page]:
         page.on("console", lambda line: problems.append(line.text) if "Content Security Policy" in line.text else None)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(root)
-        page.wait_for_selector("#gallery .card")
+        page.wait_for_selector(ready)
         yield page
         assert not problems, problems
         assert not [url for url in asked if not url.startswith((root, "blob:"))]

@@ -13,6 +13,8 @@ from fusion.answers.predictor import Predictor
 from fusion.store import Store, open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.showcase import Sample, Showcase, Shown, show_in
+from serving.tokens.registry import add_token
+from serving.tokens.token import new_token
 from tests.serving.browsing import chromium, opened, served
 from tests.serving.helpers import pictures, png, publish_tasks
 from tests.serving.plain import PlainService
@@ -164,6 +166,21 @@ def test_every_control_has_a_name_for_screen_readers(page: Page) -> None:
             .map(node => node.outerHTML)"""
     )
     assert nameless == []
+
+
+def test_a_service_that_asks_for_tokens_is_asked_with_one(browser: Browser, store: Store) -> None:
+    token, record = new_token("page", "predict")
+    add_token(store, record)
+    with served(PlainService(store, auth="tokens")) as root, opened(browser, root, ready="#token-form") as page:
+        page.fill("#token", "condu_0123456789abcdef_wrong")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#token-form")).to_be_visible()
+        page.fill("#token", token)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#gallery .card")).to_have_count(4)
+        expect(page.locator("#token-form")).to_be_hidden()
+        page.locator("#samples button").first.click()
+        expect(page.locator(".answer")).to_have_count(1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
