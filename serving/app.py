@@ -14,6 +14,7 @@ from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
+from serving.door import check_tokens
 from serving.errors import StartError
 from serving.loopback import is_loopback
 from serving.one_service import refuse_other_store
@@ -21,8 +22,6 @@ from serving.options import ServiceOptions
 from serving.proxies import addresses, wait_until_ready
 from serving.replica import Replica
 from serving.status import APP_NAME, REPLICA
-from serving.tokens.registry import read_tokens
-from serving.tokens.token import Token
 from serving.watch import newest_readable
 
 logger = logging.getLogger(__name__)
@@ -129,22 +128,6 @@ def check_store(options: ServiceOptions) -> None:
         raise BaseMismatchError(
             f"the base of {options.address.url} has no architecture (it was fused from plain weights): it can be "
             "exported but not served. Publish from a configuration that names `base.architecture`"
-        )
-
-
-def check_tokens(options: ServiceOptions) -> None:
-    """Raises `ConfigError` where tokens are asked for and there is none: nobody could use the service."""
-    if not options.asks_for_tokens:
-        if not options.on_loopback:
-            where = f"{options.host}:{options.port}" if options.host_is_told else "where Serve listens"
-            logger.warning("serve.auth is none: whoever reaches %s can use the service", where)
-        return
-    tokens = [found for found in read_tokens(options.address.open()) if isinstance(found, Token)]
-    if all(token.is_expired() for token in tokens):
-        raise ConfigError(
-            f"serve.auth: this service asks for tokens, and {options.address.url} has no valid one. "
-            "`condu token create CONFIG NAME --scope predict` makes one; `serve.auth: none` lets in whoever reaches "
-            "the port; on loopback (serve.host: 127.0.0.1) no token is asked for"
         )
 
 

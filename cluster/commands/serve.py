@@ -13,6 +13,7 @@ from cluster.config import load_config
 from cluster.output import console
 from cluster.serving_config import service_options, start_service
 from cluster.session import ray_session
+from serving.door import check_tokens
 
 
 def serve(
@@ -22,6 +23,7 @@ def serve(
     """Serve the newest version over HTTP, and every newer one as soon as it is published. Stop with Ctrl-C."""
     settings = load_config(config)
     options = service_options(settings, port=port)
+    check_tokens(options)  # before Ray starts, which takes longer
     stopped = threading.Event()
     with ray_session(settings.ray, store=settings.store):
         from serving.app import stop

@@ -21,7 +21,8 @@ def build(args: dict[str, Any]) -> Any:
         nothing is published; the store's errors.
     """
     from cluster.serving_config import service_options
-    from serving.app import build_app, check_store, check_tokens
+    from serving.app import build_app, check_store
+    from serving.door import check_tokens
 
     config = parse_config(args, folder=Path("/"), where="args of the Serve application")
     options = replace(service_options(config), host_is_told=False)

@@ -29,3 +29,11 @@ def test_the_command_makes_lists_and_revokes(bare: Project) -> None:
         assert says in " ".join(done.stderr.split())
     assert bare.condu_here("token", "revoke", "condu.yaml", "app").returncode == 0
     assert token_keys(bare.store) == []
+
+
+def test_a_service_that_a_network_reaches_does_not_start_without_a_token(project: Project) -> None:
+    project.write_config(serve={"host": "0.0.0.0"})
+    done = project.condu_here("serve", "condu.yaml")
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "has no valid one. `condu token create CONFIG NAME --scope predict` makes one; `serve.auth: none`" in said

@@ -17,8 +17,8 @@ from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
 from fusion.versions.gc import Policy, collect
 from fusion.versions.history import Versions
-from serving.app import check_tokens
 from serving.callers import Allowance, Scope
+from serving.door import check_tokens
 from serving.options import LimitOptions, ServiceOptions
 from serving.tokens import token as tokens_module
 from serving.tokens.registry import add_token, read_tokens, remove_token, token_keys
