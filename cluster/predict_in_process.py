@@ -52,7 +52,7 @@ def answers_from_store(url: str, images: Sequence[NamedImage], question: Questio
             matched={task: dict(meant) for task, meant in found[0].matched.items()} if found else {},
             predictions=[ImagePrediction.of(batch[i].name, prediction) for i, prediction in answered.items()],
             warnings=list(found[0].warnings) if found else [],
-            expert_forwards=sum(len(prediction.experts) for prediction in found),
+            expert_forwards=sum(prediction.forwards for prediction in found),
             seconds=0.0,
         )
         predictions = dict(zip(answered, response.predictions, strict=True))

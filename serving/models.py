@@ -22,6 +22,7 @@ import torch
 from fusion.answers.label_spaces import Job
 from fusion.answers.live_layers import LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
+from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
@@ -95,9 +96,11 @@ class Models:
             found.append(base.job_logits(features[list(job.images)], job, texts))
         return found
 
-    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
+    async def expert_logits(self, view: View, job: Job, crops: np.ndarray, *, pool: bool = False) -> torch.Tensor:
         """An expert's logits, [len(job.images), len(job.classes)], of the job's own crops.
 
+        Args:
+            pool: the crops are views of the job's one image, whose features are `pooled`.
         Raises the store's errors where a cold expert cannot be read.
         """
         assert job.task is not None
@@ -107,7 +110,7 @@ class Models:
             self._images(key, expert, crops),
             self._texts.of(key, expert.text, job.classes, job.templates),
         )
-        return expert.job_logits(features, job, texts)
+        return expert.job_logits(pooled(features) if pool else features, job, texts)
 
     async def _named(self, view: View, task: str | None) -> tuple[str, ExpertModel]:
         if task is None or not view.tasks[task].has_expert:

@@ -74,6 +74,11 @@ class PredictFields(Fields):
     abstain: float | None = Field(default=None, gt=0, lt=1)
     """Answer "unknown" for an image that is more unusual than this share of the learned tasks' own images, such as
     0.05. For label space `seen`. Absent: what the service was started with."""
+    views: Literal["one", "many"] = "one"
+    """`many`: all images are views of one object, and get one answer together."""
+    combine: Literal["mean", "max", "mean-feature"] = "mean"
+    """How views are combined: the mean of their log-probabilities, the largest probability, or one answer for the mean
+    of their features."""
     version: int | None = Field(default=None, ge=1)
     """The version that answers. Absent: the newest that this replica has loaded."""
 
@@ -82,6 +87,8 @@ class PredictFields(Fields):
 
         Whether the task exists depends on the version, and is left to `Query.check`.
         """
+        if self.views == "one" and "combine" in self.model_fields_set:
+            raise LabelSpaceError("combine says how views of one object are combined: give views=many too, or drop it")
         if self.task and self.labels:
             raise LabelSpaceError(
                 "task and labels contradict each other: a task has its own classes. Give one or the other"
@@ -110,6 +117,7 @@ class PredictFields(Fields):
             templates=templates,
             top_k=top_k,
             abstain=self.abstain,
+            views=self.combine if self.views == "many" else None,
         )
 
 
@@ -120,7 +128,8 @@ class Candidate(BaseModel):
 
 
 class ImagePrediction(BaseModel):
-    image: str = Field(description="The file's name as uploaded")
+    image: str = Field(description="The file's name as uploaded; of several views the first one's")
+    views: int = Field(default=1, description="How many images this is the answer for")
     label: str | None = Field(description="The class; null where the answer is 'unknown'")
     task: str | None = Field(
         description="The task that the class belongs to; null in label space `labels` and for 'unknown'"
@@ -139,10 +148,11 @@ class ImagePrediction(BaseModel):
     )
 
     @classmethod
-    def of(cls, name: str, answer: Prediction) -> ImagePrediction:
+    def of(cls, name: str, answer: Prediction, *, views: int = 1) -> ImagePrediction:
         top = [Candidate(task=task, label=label, probability=p) for task, label, p in answer.top]
         return cls(
             image=name,
+            views=views,
             label=answer.label,
             task=answer.task,
             probability=answer.probability,
@@ -160,7 +170,7 @@ class PredictResponse(BaseModel):
     matched: dict[str, dict[str, str]] = Field(
         description="In label space `labels`, by task: labels that it was taught, and the class each means there"
     )
-    predictions: list[ImagePrediction] = Field(description="One per image, in their order")
+    predictions: list[ImagePrediction] = Field(description="One per image, in their order; one in all for `views=many`")
     warnings: list[str] = Field(
         default_factory=list, description="What may be wrong with the question, such as a text that the model cuts"
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from fusion.answers.label_spaces import Prediction, Query, needs_base
 from fusion.answers.rules import answer, plan
+from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
@@ -76,13 +77,17 @@ class Service:
         started = time.perf_counter()
         async with self.in_time():
             view, answers = await self._predict(uploads, query, version)
+        if query.views is None:
+            predictions = [ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)]
+        else:
+            predictions = [ImagePrediction.of(uploads[0].name, answers[0], views=len(uploads))]
         return PredictResponse(
             version=view.version,
             label_space=query.label_space,
             matched={task: dict(found) for task, found in answers[0].matched.items()} if answers else {},
             warnings=list(answers[0].warnings) if answers else [],
-            predictions=[ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)],
-            expert_forwards=sum(len(a.experts) for a in answers),
+            predictions=predictions,
+            expert_forwards=sum(one.forwards for one in answers),
             seconds=round(time.perf_counter() - started, 4),
         )
 
@@ -107,10 +112,14 @@ class Service:
 
     async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
         features = await self.models.features(crops) if needs_base(query, view) else None
+        if query.pools and features is not None:
+            features = pooled(features)
         steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
-            self.models.expert_logits(view, job, crops[list(job.images)]) for job in steps.jobs if job.task is not None
+            self.models.expert_logits(view, job, crops if query.pools else crops[list(job.images)], pool=query.pools)
+            for job in steps.jobs
+            if job.task is not None
         ]
         if base_jobs:
             assert features is not None

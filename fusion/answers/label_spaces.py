@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # a client of the service reads these records without torch
     from fusion.answers.view import View
 
 LABEL_SPACES = ("task", "labels", "seen")
+VIEWS = ("mean", "max", "mean-feature")
+"""How views of one object are combined: the mean of their log-probabilities, the largest probability, or one answer
+for the mean of their features."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Query:
         rule: how experts and base are combined, a name in `answers.rules`.
         abstain: with `seen` only: answer "unknown" for images that are more unusual than this share of the learned
             tasks' own images, above 0 and below 1; None: never.
+        views: all images are views of one object, which gets one answer, combined as `VIEWS` says; None: each image is
+            answered for itself.
     """
 
     label_space: str
@@ -44,6 +49,12 @@ class Query:
     top_k: int = PredictOptions.top_k
     rule: str = PredictOptions.rule
     abstain: float | None = None
+    views: str | None = None
+
+    @property
+    def pools(self) -> bool:
+        """Whether views are combined as features."""
+        return self.views == "mean-feature"
 
     def check(self, view: View) -> None:
         """Raises `LabelSpaceError` or `UnknownTaskError` that says what is wrong and what would be valid."""
@@ -54,6 +65,8 @@ class Query:
             )
         if self.top_k < 1:
             raise LabelSpaceError(f"top_k is {self.top_k}: it must be at least 1")
+        if self.views is not None and self.views not in VIEWS:
+            raise LabelSpaceError(f"views can't be combined by {self.views!r}: use {', '.join(map(repr, VIEWS))}")
         self._check_abstain()
         if self.label_space == "task":
             self._check_task(view)
@@ -132,6 +145,7 @@ class Plan:
         rule: the rule that made the plan and combines its logits; None in label space `task`.
         context: what the rule knows of the images beside the logits to come.
         warnings: what may be wrong with the question, a sentence each.
+        num_views: images that were given.
     """
 
     query: Query
@@ -142,6 +156,7 @@ class Plan:
     rule: Any = None
     context: Any = None
     warnings: tuple[str, ...] = ()
+    num_views: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,7 +167,8 @@ class Prediction:
         label: the class; None where the answer is "unknown".
         task: the task that the class belongs to; None in label space `labels`, and where the answer is "unknown".
         probability: of the best candidate, among the candidates.
-        experts: those consulted, nearest first: one forward each.
+        experts: those consulted, nearest first.
+        forwards: of experts.
         top: up to five (task or None, label, probability), best first, also where the answer is "unknown".
         rule: the rule that combined the models; None in label space `task`.
         familiarity: how usual the image is for what was learned: its conformal p-value for the task that it is from,
@@ -166,6 +182,7 @@ class Prediction:
     task: str | None
     probability: float
     experts: tuple[str, ...]
+    forwards: int
     top: tuple[tuple[str | None, str, float], ...]
     rule: str | None = None
     familiarity: float | None = None

@@ -17,11 +17,12 @@ from fusion.answers.clip import LOGIT_SCALE, Clip, TextEncoder, build_clip
 from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
-from fusion.answers.label_spaces import Job, Prediction, Query, needs_base
+from fusion.answers.label_spaces import Job, Plan, Prediction, Query, needs_base
 from fusion.answers.live import image_side, live_images, live_texts
 from fusion.answers.live_layers import LiveSide
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
+from fusion.answers.rules.views import pooled
 from fusion.answers.view import TaskView, View, ViewLoader
 from fusion.checkpoints.names import of_images
 from fusion.decouple import DecoupledExpert, decoupled_tensors
@@ -174,7 +175,7 @@ class Predictor:
         return self._views.load(self.versions.read(version))
 
     def predict(self, images: Sequence[Image.Image], query: Query, *, view: View | None = None) -> list[Prediction]:
-        """Answers for opened or decoded images, in their order.
+        """Answers for opened or decoded images, in their order; one answer where they are views of one object.
 
         Raises `LabelSpaceError`, `UnknownTaskError` before any model runs.
         """
@@ -184,13 +185,19 @@ class Predictor:
             return []
         pixels = self.shelf.base.clip.pixels(images, background=view.background(query.task))
         features = self.shelf.base.clip.image_features(pixels) if needs_base(query, view) else None
+        if query.pools and features is not None:
+            features = pooled(features)
         steps = plan(query, view, features, num_images=len(images))
-        return answer(steps, [self._run(job, view, pixels, features) for job in steps.jobs])
+        return answer(steps, [self._run(job, steps, view, pixels, features) for job in steps.jobs])
 
-    def _run(self, job: Job, view: View, pixels: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+    def _run(
+        self, job: Job, steps: Plan, view: View, pixels: torch.Tensor, features: torch.Tensor | None
+    ) -> torch.Tensor:
         images = list(job.images)
         if job.task is None:
             assert features is not None
             return self.shelf.base.job_logits(features[images], job)
         expert = self.shelf.expert(view, job.task)
+        if steps.query.pools:
+            return expert.job_logits(pooled(expert.clip.image_features(pixels)), job)
         return expert.job_logits(expert.clip.image_features(pixels[images]), job)

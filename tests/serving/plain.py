@@ -38,10 +38,10 @@ class PlainModels(Models):
         self.asked.append("base")
         return await super().base_logits(features, jobs)
 
-    async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
+    async def expert_logits(self, view: View, job: Job, crops: np.ndarray, *, pool: bool = False) -> torch.Tensor:
         assert job.task is not None
         self.asked.append(job.task)
-        return await super().expert_logits(view, job, crops)
+        return await super().expert_logits(view, job, crops, pool=pool)
 
 
 class PlainService:

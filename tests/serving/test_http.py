@@ -85,6 +85,25 @@ def test_every_label_space_answers_as_the_plain_predictor_does(store: Store, que
     run(store, story)
 
 
+@pytest.mark.parametrize("how", ["mean", "max", "mean-feature"])
+def test_views_of_one_object_are_answered_together_as_the_plain_predictor_does(store: Store, how: str) -> None:
+    images = pictures("red", "circle", "blue")
+    query = Query("task", task="colours", views=how)
+    (wanted,) = Predictor(NodeCache(store)).predict(images, query)
+
+    async def story(client: httpx.AsyncClient) -> None:
+        data = {"task": "colours", "views": "many", "combine": how}
+        body = (await client.post("/v1/predict", files=form_of(images), data=data)).json()
+        (got,) = body["predictions"]
+        assert (got["label"], got["views"], body["expert_forwards"]) == (wanted.label, 3, 3)
+        assert got["probability"] == pytest.approx(wanted.probability, abs=1e-4)
+        refused = await client.post("/v1/predict", files=form_of(images), data={"task": "colours", "combine": how})
+        assert refused.status_code == 422
+        assert "views=many" in error_of(refused)
+
+    run(store, story)
+
+
 def test_a_text_that_the_model_cuts_is_a_warning_in_the_answer(store: Store) -> None:
     long = " ".join(["very"] * 20) + " red"
 
@@ -316,10 +335,10 @@ def test_a_request_whose_blobs_gc_took_starts_over_on_the_newest_version(local_s
     publish_tasks(local_store, {"a": ("red", "blue")})
 
     class GoneModels(PlainModels):
-        async def expert_logits(self, view: View, job: Job, crops: np.ndarray) -> torch.Tensor:
+        async def expert_logits(self, view: View, job: Job, crops: np.ndarray, *, pool: bool = False) -> torch.Tensor:
             if view.version == 1:
                 raise BlobNotFoundError("blobs/ab/abc")
-            return await super().expert_logits(view, job, crops)
+            return await super().expert_logits(view, job, crops, pool=pool)
 
     async def story() -> None:
         service = PlainService(local_store, models=GoneModels(local_store))
@@ -473,7 +492,7 @@ def test_the_documentation_fetches_nothing_from_elsewhere_and_describes_every_fi
         assert spec["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
         predict = spec["paths"]["/v1/predict"]["post"]
         form = predict["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-        names = ["label_space", "task", "labels", "templates", "top_k", "abstain", "version"]
+        names = ["label_space", "task", "labels", "templates", "top_k", "abstain", "views", "combine", "version"]
         assert sorted(form) == sorted(["image", *names])
         assert all(field["description"] for field in form.values())
         assert [parameter["name"] for parameter in predict["parameters"]] == names

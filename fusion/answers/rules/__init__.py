@@ -18,7 +18,8 @@ from fusion.answers.label_spaces import Job, Plan, Prediction, Query
 from fusion.answers.rules.heads import head_logits
 from fusion.answers.rules.matched import Matched
 from fusion.answers.rules.mean import Mean
-from fusion.answers.rules.ranking import ranked
+from fusion.answers.rules.ranking import Opinion, ranked
+from fusion.answers.rules.views import together
 from fusion.answers.tokens import check_texts
 from fusion.answers.view import View
 from fusion.errors import LabelSpaceError
@@ -35,8 +36,8 @@ class Rule(Protocol):
         """Which models see which images. `query` is checked; `features` are unit base features, float32 [B, D]."""
         ...
 
-    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-        """Combine the logits of a plan's jobs, float32 [images, classes] each, in their order."""
+    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Opinion]:
+        """Combine the logits of a plan's jobs, float32 [images, classes] each, in their order: one opinion an image."""
         ...
 
 
@@ -58,13 +59,15 @@ def plan(query: Query, view: View, base_features: torch.Tensor | None, *, num_im
 
     Args:
         query: checked against the view.
-        base_features: unit base features, float32 [B, D]; None if `needs_base` is False.
-        num_images: B.
+        base_features: unit base features, float32 [B, D]; None if `needs_base` is False. [1, D], `pooled`, where the
+            query pools views: the plan is then for one image.
+        num_images: B, before pooling.
     Raises:
         LabelSpaceError: labels that become the same tokens, which no model could tell apart.
     """
     warnings = _text_warnings(query, view)
-    return replace(_planned(query, view, base_features, num_images), warnings=warnings)
+    planned = _planned(query, view, base_features, 1 if query.pools else num_images)
+    return replace(planned, warnings=warnings, num_views=num_images)
 
 
 def _text_warnings(query: Query, view: View) -> tuple[str, ...]:
@@ -96,15 +99,21 @@ def _planned(query: Query, view: View, base_features: torch.Tensor | None, num_i
 
 
 def answer(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
-    """Combine the logits of a plan's jobs, in their order."""
-    found = _answered(plan, logits)
-    return [replace(one, warnings=plan.warnings) for one in found] if plan.warnings else found
+    """Combine the logits of a plan's jobs, in their order: a prediction per image, or one of all its views."""
+    opinions, consulted = _opinions(plan, logits), plan.consulted
+    if plan.query.views is None:
+        return [ranked(opinion, plan, experts) for opinion, experts in zip(opinions, consulted, strict=True)]
+    experts = tuple(dict.fromkeys(name for names in consulted for name in names))
+    if plan.query.pools:
+        return [ranked(opinions[0], plan, experts, forwards=plan.num_views * len(experts))]
+    forwards = sum(map(len, consulted))
+    return [ranked(together(opinions, plan.query.views), plan, experts, forwards=forwards)]
 
 
-def _answered(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+def _opinions(plan: Plan, logits: Sequence[torch.Tensor]) -> list[Opinion]:
     if plan.rule is not None:
-        predictions: list[Prediction] = plan.rule.answer(plan, logits)
-        return predictions
+        opinions: list[Opinion] = plan.rule.answer(plan, logits)
+        return opinions
     classes, scores = plan.context or (plan.jobs[0].classes, logits[0])
     candidates = [(plan.query.task, name) for name in classes]
-    return [ranked(candidates, row, experts) for row, experts in zip(scores.softmax(1), plan.consulted, strict=True)]
+    return [Opinion(candidates, row) for row in scores.softmax(1)]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 import torch
 
 from fusion.answers.label_matching import matched_classes
-from fusion.answers.label_spaces import Job, Plan, Prediction, Query
+from fusion.answers.label_spaces import Job, Plan, Query
 from fusion.answers.router import Router, gate
 from fusion.answers.rules.heads import head_logits
-from fusion.answers.rules.ranking import ranked
+from fusion.answers.rules.ranking import Opinion
 from fusion.answers.view import View
 
 ASKED_ABOVE = 0.05
@@ -106,24 +106,14 @@ class Matched:
         }
         return Plan(query, _consulted(context), tuple(jobs), routed, taught, self, context)
 
-    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Opinion]:
         steps = list(zip(plan.jobs, logits, strict=True))
         spoken = {job.task: (job.images, z.double()) for job, z in steps if job.task is not None}
         base = [(job, z) for job, z in steps if job.task is None]
         answers = _seen(plan.context, base, spoken) if plan.query.label_space == "seen" else _labels(plan, base, spoken)
         return [
-            ranked(
-                candidates,
-                row,
-                experts,
-                rule=self.name,
-                familiarity=familiar,
-                abstain=plan.query.abstain,
-                matched=plan.matched,
-            )
-            for (candidates, row), experts, familiar in zip(
-                answers, plan.consulted, plan.context.familiarity.tolist(), strict=True
-            )
+            Opinion(candidates, row, familiar)
+            for (candidates, row), familiar in zip(answers, plan.context.familiarity.tolist(), strict=True)
         ]
 
 

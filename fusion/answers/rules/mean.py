@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from fusion.answers.label_spaces import Job, Plan, Prediction, Query
+from fusion.answers.label_spaces import Job, Plan, Query
 from fusion.answers.prototypes import route_scores, top_tasks
-from fusion.answers.rules.ranking import ranked
+from fusion.answers.rules.ranking import Opinion
 from fusion.answers.view import View
 
 
@@ -49,17 +49,14 @@ class Mean:
         owners = tuple(name for name in names if any(name in row for row in nearest))
         return Plan(query, consulted, tuple(jobs), routed, rule=self, context=owners)
 
-    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+    def answer(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Opinion]:
         if plan.query.label_space == "seen":
             return self._seen(plan, logits)
         scores, classes = mean_scores(plan, logits)
-        candidates = [(None, name) for name in classes]
-        return [
-            ranked(candidates, row, experts, rule=self.name)
-            for row, experts in zip(scores.softmax(1), plan.consulted, strict=True)
-        ]
+        candidates: list[tuple[str | None, str]] = [(None, name) for name in classes]
+        return [Opinion(candidates, row) for row in scores.softmax(1)]
 
-    def _seen(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Prediction]:
+    def _seen(self, plan: Plan, logits: Sequence[torch.Tensor]) -> list[Opinion]:
         # jobs come in pairs (base, expert) over one task's classes; without an expert the base stands for it
         candidates: list[list[tuple[str | None, str]]] = [[] for _ in plan.consulted]
         scores: list[list[torch.Tensor]] = [[] for _ in plan.consulted]
@@ -68,10 +65,7 @@ class Mean:
             for image, row in zip(job.images, (logits[2 * k] + logits[2 * k + 1]) / 2, strict=True):
                 candidates[image] += [(owner, name) for name in job.classes]
                 scores[image].append(row)
-        return [
-            ranked(names, torch.cat(rows).softmax(0), experts, rule=self.name)
-            for names, rows, experts in zip(candidates, scores, plan.consulted, strict=True)
-        ]
+        return [Opinion(names, torch.cat(rows).softmax(0)) for names, rows in zip(candidates, scores, strict=True)]
 
 
 def mean_scores(plan: Plan, logits: Sequence[torch.Tensor]) -> tuple[torch.Tensor, tuple[str, ...]]:
