@@ -46,24 +46,25 @@ from serving.options import ServiceOptions
 _LOADS = (1, 4, 16, 32)
 _WARM_UP_S = 1.0
 _START_S = 120.0
+_PYTHON = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
 _DIRECT = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
     "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": "{direct}",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": "{beyond}",
 }
-_INGRESS = {
-    "proxy": {},
-    "grpc": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
-    "one-loop": {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"},
-    "direct": {"RAY_SERVE_ENABLE_DIRECT_INGRESS": "1", **_DIRECT},
-    "haproxy": {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-        "RAY_SERVE_HAPROXY_STATS_PORT": "{port}",
-        **_DIRECT,
+_INGRESS: dict[str, dict[str, str]] = {
+    "haproxy": {},
+    "proxy": _PYTHON,
+    "grpc": {**_PYTHON, "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"},
+    "one-loop": {
+        **_PYTHON,
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     },
+    "direct": {**_PYTHON, **_DIRECT},
 }
-"""Serve's proxy in Python, which hands requests on by actor calls or by gRPC (to a replica with one event loop); the
-replica itself; HAProxy in front of it: settings of Ray's processes."""
+"""HAProxy in front of the replica, as a local session has it; Serve's proxy in Python, which hands requests on by actor
+calls or by gRPC (to a replica with one event loop); the replica itself: settings of Ray's processes."""
 Ask = Callable[[int], str]
 """The path and query of a client's n-th request."""
 
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--loads", type=int, nargs="+", default=list(_LOADS), help="clients at a time")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     parser.add_argument("--num-cpus", type=float, default=1.0, help="threads of a forward, in every path")
-    parser.add_argument("--ingress", choices=_INGRESS, default="proxy", help="how requests reach a replica")
+    parser.add_argument("--ingress", choices=_INGRESS, default="haproxy", help="how requests reach a replica")
     options = parser.parse_args()
     print(f"machine   {os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}")
     bodies = [png(image) for image in demo_images(64)]
@@ -280,17 +281,16 @@ def _plain_server(store: Store, options: argparse.Namespace) -> Iterator[Server]
 @contextmanager
 def _service(store: Store, options: argparse.Namespace) -> Iterator[Server]:
     service = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=options.num_cpus)
-    direct = str(free_port())
-    settings = {
-        name: value.format(direct=direct, port=free_port()) for name, value in _INGRESS[options.ingress].items()
-    }
+    direct = free_port()
+    known = {"direct": direct, "beyond": direct + 20}
+    settings = {name: value.format(**known) for name, value in _INGRESS[options.ingress].items()}
     os.environ.update(settings)
     with ray_session(RayOptions(num_cpus=8), store=store.url):
         from serving.app import stop  # imports Ray
 
         try:
             start_service(service)
-            asked = int(direct) if options.ingress == "direct" else service.port
+            asked = direct if options.ingress == "direct" else service.port
             yield Server(asked, (b"ServeReplica", b"ProxyActor", b"haproxy"))
         finally:
             stop()

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from cluster.haproxy import haproxy_environment
 from cluster.interrupts import interrupt_on_sigterm
 from cluster.session_file import announced
 from fusion.errors import ConfigError
@@ -128,5 +129,7 @@ def _prepare_local() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in haproxy_environment().items():
+        os.environ.setdefault(name, value)
     # the only switch that makes Ray use 127.0.0.1 as a node's address; it then listens on no other one
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

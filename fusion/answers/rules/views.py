@@ -15,7 +15,9 @@ from torch.nn.functional import normalize
 
 from fusion.answers.rules.ranking import Opinion
 
-_BARELY = 1e-6
+_TINY = 1e-12
+_BARELY = 1e-4
+"""A task whose classes are not listed has less than a thousandth of the image, and its class a part of that."""
 
 
 def pooled(features: torch.Tensor) -> torch.Tensor:
@@ -31,7 +33,7 @@ def together(opinions: Sequence[Opinion], how: str) -> Opinion:
             places.setdefault(one, len(places))
     found = torch.full((len(opinions), len(places)), _BARELY, dtype=torch.float64)
     for row, opinion in zip(found, opinions, strict=True):
-        row[[places[one] for one in opinion.candidates]] = opinion.probabilities.double().clamp(min=_BARELY)
+        row[[places[one] for one in opinion.candidates]] = opinion.probabilities.double().clamp(min=_TINY)
     scores = found.log().mean(0) if how == "mean" else found.amax(0).log()
     known = [opinion.familiarity for opinion in opinions if opinion.familiarity is not None]
     return Opinion(list(places), scores.softmax(0), sum(known) / len(known) if known else None)

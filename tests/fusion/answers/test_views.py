@@ -50,7 +50,7 @@ def test_max_lets_the_surest_view_decide() -> None:
 def test_what_one_view_did_not_consider_is_barely_possible_there() -> None:
     found = _said(together([_opinion(a=0.5, b=0.5), _opinion(b=0.5, c=0.5)], "mean"))
     assert max(found, key=lambda name: found[name]) == "b"
-    assert found["b"] > 0.99
+    assert found["b"] > 0.95
 
 
 @given(

