@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (11 to 18 minutes on 2 cores)
 	@$(BIN)/condu demo
 
-test: lint browser  ## Lint, types and all tests (under 15 minutes on 2 cores)
+test: lint browser  ## Lint, types and all tests (about 20 minutes on 2 cores)
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak"
 
 check: $(READY)  ## Lint, types and the tests without Ray, S3 and other processes (under 2 minutes on 2 cores)

@@ -36,7 +36,7 @@ COMPONENTS: dict[str, list[Any]] = {
     "s3": [S3Options],
 }
 """The components whose options make up a section."""
-FILE_ONLY = {"base", "tasks", "unseen", "fusion", "demo"}
+FILE_ONLY = {"base", "tasks", "unseen", "fusion", "showcase", "demo"}
 """Sections that belong to the file alone, not to one component."""
 
 
