@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from cluster.config import load_config
 from cluster.run import jobs
+from cluster.showcase import spread
 from fusion.answers.label_spaces import VIEWS, Query
 from fusion.answers.predictor import Predictor
 from fusion.store.node_cache import NodeCache
@@ -74,12 +75,13 @@ def _right(predictor: Predictor, data: TaskData, label: int, views: list[Image.I
     return float(found.label == data.classes[label] and found.task == data.name)
 
 
+def _places(data: TaskData, most: int) -> list[int]:
+    return sorted(set(spread(len(data.test), most)))
+
+
 def _augmented(data: TaskData, count: int, most: int) -> Objects:
     """Objects of which there is one image."""
-    return [
-        (int(data.test.labels[index]), _variants(data.test.image(index))[:count])
-        for index in _spread(len(data.test), most)
-    ]
+    return [(int(data.test.labels[index]), _variants(data.test.image(index))[:count]) for index in _places(data, most)]
 
 
 def _variants(image: Image.Image) -> list[Image.Image]:
@@ -92,7 +94,7 @@ def _variants(image: Image.Image) -> list[Image.Image]:
 def _different(data: TaskData, count: int, most: int) -> Objects:
     """Each image with the next ones of its class."""
     found: Objects = []
-    for index in _spread(len(data.test), most):
+    for index in _places(data, most):
         label = int(data.test.labels[index])
         same = [int(i) for i in np.flatnonzero(data.test.labels == label)]
         if len(same) < 4:  # so that every count is asked about the same objects
@@ -100,10 +102,6 @@ def _different(data: TaskData, count: int, most: int) -> Objects:
         start = same.index(index)
         found.append((label, [data.test.image(same[(start + k) % len(same)]) for k in range(count)]))
     return found
-
-
-def _spread(total: int, most: int) -> list[int]:
-    return sorted({round((k + 0.5) * total / most) % total for k in range(min(most, total))})
 
 
 if __name__ == "__main__":

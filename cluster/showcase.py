@@ -22,7 +22,7 @@ _THUMBNAIL_PIXELS = 256
 
 def publish_showcase(run: Run, report: RunReport) -> None:
     """Write the figures of the report's tasks, with `showcase.samples` test images each, into the run's store."""
-    entries, count = run.newest().state.tasks, run.config.showcase.samples
+    newest, count = run.newest(), run.config.showcase.samples
     data = {job.name: job for job in jobs(run.config)} if count else {}
     tasks = {}
     for figures in report.tasks:
@@ -34,9 +34,9 @@ def publish_showcase(run: Run, report: RunReport) -> None:
         except DataError as error:  # it is on the nodes that trained, and need not be here
             errors.print(f"no samples of {figures.name} for the service's page: {error}", markup=False)
         tasks[figures.name] = Shown(
-            entries[figures.name].expert_sha256, figures.n_test, figures.zero_shot, figures.answered, samples
+            newest.state.tasks[figures.name].expert_sha256, figures.n_test, figures.zero_shot, figures.answered, samples
         )
-    show_in(run.store, Showcase(run.newest().version, tasks))
+    show_in(run.store, Showcase(newest.version, tasks))
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -52,7 +53,8 @@ async def read_request(
             raise RequestError("the form has no file named `image`")
         return uploads, kind.read(items)
     if media == "application/json":
-        uploads, values = _json(await _whole(request, options), options)
+        # in a thread: megabytes of base64 would hold up everybody else's requests
+        uploads, values = await asyncio.to_thread(_json, await _whole(request, options), options)
         if images_required and not uploads:
             raise RequestError('there is no image: give "images": [{"b64": "…"}]')
         return uploads, kind.of_json(values)
