@@ -44,12 +44,17 @@ class _Answer(Generic[Result]):
 
 @dataclass
 class _Images:
-    """A request's images for one model. `rows` are the features of the first `taken` of them, once computed."""
+    """A request's images for one model. `rows` are the features of the first `taken` of them, once computed.
+
+    `failed`: a forward of it did, so its other images are nobody's any longer. Only the compute thread looks at it; the
+    future is settled later, in the event loop.
+    """
 
     answer: _Answer[torch.Tensor]
     forward: Forward
     items: Sequence[Any]
     taken: int = 0
+    failed: bool = False
     rows: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -130,7 +135,7 @@ class Batcher:
         batch, room, unfinished = [], self._max_batch_size, []
         while queue and room:
             request = queue.popleft()
-            if request.answer.future.cancelled():
+            if request.failed or request.answer.future.cancelled():
                 continue
             first, request.taken = request.taken, min(len(request.items), request.taken + room)
             room -= request.taken - first
@@ -151,6 +156,7 @@ class Batcher:
             features = batch[0][0].forward(items)
         except Exception as error:
             for request, _, _ in batch:
+                request.failed = True
                 request.answer.settle(None, error)
             return
         start = 0

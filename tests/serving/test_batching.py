@@ -119,6 +119,22 @@ def test_an_error_reaches_those_in_its_forward_and_nobody_else() -> None:
     run(story)
 
 
+def test_a_request_that_failed_in_one_batch_is_not_computed_further() -> None:
+    batches: list[int] = []
+
+    def broken(images: Sequence[np.ndarray]) -> torch.Tensor:
+        batches.append(len(images))
+        raise MemoryError("no room for 4 images")
+
+    async def story(batcher: Batcher) -> None:
+        with pytest.raises(MemoryError, match="no room"):
+            await batcher.images("a", broken, crops(*range(10)))
+        assert (await batcher.images("a", doubled, crops(3))).tolist() == [[6.0]]
+
+    run(story)
+    assert batches == [4]
+
+
 def test_what_nobody_waits_for_any_longer_is_not_computed() -> None:
     gate = Gate()
 
