@@ -14,6 +14,7 @@ from serving.catalogue import Catalogue
 from serving.door import Door
 from serving.errors import ForbiddenError
 from serving.exhibits import Exhibits
+from serving.fetching.fetcher import Fetcher
 from serving.metrics import Metrics
 from serving.service import Service
 
@@ -28,6 +29,7 @@ class Parts:
     metrics: Metrics
     door: Door
     store: Store
+    fetcher: Fetcher
 
 
 async def parts_of(request: Request) -> Parts:

@@ -9,11 +9,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fusion.errors import ConduError, StoreError
-from serving.errors import LimitError, RequestError, UnauthorizedError
+from serving.errors import EncodingError, LimitError, RequestError, UnauthorizedError
 from serving.request_id import HEADER, request_id
 from serving.schemas import mistakes
 
@@ -33,7 +34,7 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
             _log(logging.WARNING, request, f"{type(error).__name__}: {error}")
             detail = "the object store did not provide what this request needs; the service's log has the reason"
         detail = detail.replace(store_url, "the store")
-        more = error.headers if isinstance(error, UnauthorizedError | LimitError) else None
+        more = error.headers if isinstance(error, UnauthorizedError | LimitError | EncodingError) else None
         return _problem(request, error.http_status, type(error).__name__, detail, error.errors, more)
 
     @app.exception_handler(RequestValidationError)
@@ -42,10 +43,15 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
         return _problem(request, 422, "RequestError", str(wrong), wrong.errors)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(app, request))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
         kind = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
         detail = f"{request.method} {request.url.path}: {error.detail}. See /docs for the API"
-        return _problem(request, error.status_code, kind, detail, headers=error.headers)
+        return _problem(request, error.status_code, kind, detail, headers=headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
@@ -76,6 +82,15 @@ def _problem(
         body["errors"] = [{"field": field, "detail": what} for field, what in errors]
     more = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
     return JSONResponse(body, status_code=status, headers={**more, **(headers or {})}, media_type=PROBLEM)
+
+
+def _allowed(app: FastAPI, request: Request) -> list[str]:
+    """The methods that the request's path takes: Starlette's own header has those of one route alone."""
+
+    def takes(method: str) -> bool:
+        return any(route.matches({**request.scope, "method": method})[0] == Match.FULL for route in app.routes)
+
+    return [method for method in ("DELETE", "GET", "HEAD", "OPTIONS", "POST") if method == "OPTIONS" or takes(method)]
 
 
 def _in_words(kind: str) -> str:

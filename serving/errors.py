@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fusion.errors import ConduError
 
 
@@ -44,6 +46,13 @@ class MediaTypeError(ConduError):
     """A body that is neither a form nor an image."""
 
     http_status = 415
+
+
+class EncodingError(ConduError):
+    """A body that is compressed in a way that is not understood."""
+
+    http_status = 415
+    headers: ClassVar[dict[str, str]] = {"Accept-Encoding": "gzip"}  # RFC 7694
 
 
 class BodyTooLargeError(ConduError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from fusion.store import Store
 from serving.catalogue import Catalogue
@@ -10,8 +11,9 @@ from serving.dependencies import Parts
 from serving.door import Door
 from serving.error_handlers import add_error_handlers
 from serving.exhibits import Exhibits
+from serving.fetching.fetcher import Fetcher
 from serving.metrics import Metrics
-from serving.request_id import RequestId
+from serving.request_id import HEADER, RequestId
 from serving.routes import admin, catalogue, embed, health, pages, predict, showcase
 from serving.service import Service
 
@@ -26,8 +28,18 @@ def build_http(service: Service, store: Store, metrics: Metrics, door: Door) -> 
     """The application that answers for `service`, whose versions are in `store`, whoever `door` lets in."""
     # FastAPI's own documentation pages load scripts from elsewhere: `routes.pages` has a self-contained one
     app = FastAPI(title="condu", version="1", description=_DESCRIPTION, docs_url=None, redoc_url=None)
-    app.state.parts = Parts(service, Catalogue(store), Exhibits(store), metrics, door, store)
-    app.add_middleware(RequestId)
+    app.state.parts = Parts(
+        service, Catalogue(store), Exhibits(store), metrics, door, store, Fetcher.of(service.options)
+    )
+    if service.options.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.options.cors,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Encoding", "Content-Type", HEADER],
+            expose_headers=[HEADER, "Retry-After"],
+        )
+    app.add_middleware(RequestId)  # the last is the outermost: a preflight has a name too
     add_error_handlers(app, store.url)
     for module in (predict, embed, catalogue, showcase, admin, health, pages):
         app.include_router(module.router)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval
 
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY, MAX_PIXELS, PredictOptions
+from fusion.errors import ConfigError
 from fusion.options import Options
 from fusion.store.address import StoreAddress
+from serving.fetching.allowed import places
 from serving.loopback import is_loopback
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9_.\[\]:-]+")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,12 @@ class ServeOptions(Options):
     where `host` is loopback, else `tokens`."""
     limits: LimitOptions = LimitOptions()
     """How much one token may ask for."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may ask from a browser, such as `https://app.example.com`; `"*"` is every page."""
+    fetch: tuple[str, ...] = ()
+    """Where images that a JSON body names by `url` may be fetched from: everything below `https://images.example.com/`,
+    `https://*.example.com/photos/`, `s3://bucket/prefix/`. A host must be on the public internet, unless it is spelled
+    out as an address. Objects on S3 are read with the service's own rights."""
     expert_memory: Annotated[int, Ge(1)] = DEFAULT_EXPERT_MEMORY
     """Bytes of rebuilt experts in the memory of one replica, beside the base. With less than those in use
     take, requests rebuild them again and again. The default is 4 GiB."""
@@ -83,6 +94,17 @@ class ServeOptions(Options):
     """Ceiling for a request's `top_k`, and for `predict.top_k`: each is an expert to rebuild."""
     max_texts: Annotated[int, Ge(1)] = 4096
     """Ceiling for a request's labels x templates: every expert consulted encodes each of these texts."""
+
+    def contradictions(self) -> list[str]:
+        problems = super().contradictions()
+        for origin in self.cors:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                problems.append(f"cors: {origin!r} is not an origin: write https://app.example.com, without a path")
+        try:
+            places(self.fetch)
+        except ConfigError as error:
+            problems.append(str(error).removeprefix("serve."))
+        return problems
 
     @property
     def device(self) -> str:

@@ -6,6 +6,7 @@ with backslashes, double slashes, or a part called `tmp`. Data is read through t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,11 @@ class S3Folder(S3Store):
 
     def read(self, key: str) -> bytes:
         """A whole object. Raises the store's errors."""
-        return b"".join(self._pieces(key, 0, None, PIECE_BYTES))
+        return b"".join(self.pieces(key))
+
+    def pieces(self, key: str) -> Iterator[bytes]:
+        """An object in pieces of at most 1 MiB, for whoever may want to stop. Raises the store's errors."""
+        return self._pieces(key, 0, None, PIECE_BYTES)
 
     def _shows(self, key: str) -> bool:
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.reading import JsonImage
+from serving.bodies.json_body import JsonImage
 from serving.schemas import Fields
 
 

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from fusion.errors import ConduError
+from serving.bodies.reading import read_request
 from serving.callers import Scope
 from serving.dependencies import CallerOfRequest, PartsOfApp, requires
-from serving.reading import read_request
 from serving.routes.bodies import body_of
 from serving.routes.responses import all_errors
 from serving.schemas import PredictFields, PredictResponse
@@ -33,7 +33,7 @@ async def predict(request: Request, parts: PartsOfApp, caller: CallerOfRequest) 
     service, metrics = parts.service, parts.metrics
     space, status = "unknown", 500
     try:
-        uploads, fields = await read_request(request, service.options, PredictFields)
+        uploads, fields = await read_request(request, service.options, PredictFields, parts.fetcher)
         caller.spend_images(len(uploads))
         query = service.query(fields)
         space = query.label_space

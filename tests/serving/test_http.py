@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import gzip
 import io
 import json
 import re
@@ -564,9 +566,81 @@ def test_every_mistake_is_listed_and_a_refused_method_says_which_are_allowed(sto
         assert answer.json()["type"] == "urn:condu:RequestError"
         assert (await client.get("/v1/tasks", params={"version": "x"})).json()["errors"][0]["field"] == "version"
         refused = await client.get("/v1/predict")
-        assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "OPTIONS, POST")
+        assert (await client.post("/healthz")).headers["Allow"] == "GET, HEAD, OPTIONS"
+        asked = await client.options("/v1/predict")
+        assert (asked.status_code, asked.headers["Allow"], asked.content) == (204, "OPTIONS, POST", b"")
+        assert "Access-Control-Allow-Origin" not in asked.headers
+        assert (await client.options("/v1/nothing")).status_code == 404
 
     run(store, story)
+
+
+def test_pages_of_other_origins_ask_where_the_configuration_lets_them(store: Store) -> None:
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+
+    async def story(client: httpx.AsyncClient) -> None:
+        there = {"Origin": "https://app.example.com"}
+        asked = await client.options("/v1/predict", headers=there | preflight)
+        assert asked.status_code == 200
+        assert asked.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
+        assert "X-Request-Id" in asked.headers
+        for answer in (
+            await client.post("/v1/predict", files=form_of([GOOD]), headers=there),
+            await client.post("/v1/predict", headers=there),
+        ):
+            assert answer.headers["Access-Control-Allow-Origin"] == "https://app.example.com"
+            assert "X-Request-Id" in answer.headers["Access-Control-Expose-Headers"]
+        elsewhere = {"Origin": "https://evil.example.com"}
+        assert (await client.options("/v1/predict", headers=elsewhere | preflight)).status_code == 400
+        answer = await client.post("/v1/predict", files=form_of([GOOD]), headers=elsewhere)
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        # without tokens no page may publish, wherever it comes from
+        assert (await client.delete("/v1/tasks/late", headers=there)).status_code == 403
+
+    run(store, story, cors=("https://app.example.com",))
+
+
+def test_a_body_may_come_in_gzip_within_the_limits(store: Store) -> None:
+    image = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+
+    async def story(client: httpx.AsyncClient) -> None:
+        plain = await client.post("/v1/predict?task=colours", content=GOOD, headers={"Content-Type": "image/png"})
+        whole = gzip.compress(GOOD)
+        two_members = gzip.compress(GOOD[:50]) + gzip.compress(GOOD[50:])
+        form = client.build_request("POST", "/v1/predict", files=form_of([GOOD]), data={"task": "colours"})
+        packed_form = gzip.compress(form.read())
+        for answer in (
+            await client.post("/v1/predict?task=colours", content=whole, headers=image),
+            await client.post("/v1/predict?task=colours", content=two_members, headers=image),
+            await client.post(
+                "/v1/predict",
+                content=packed_form,
+                headers={"Content-Type": form.headers["Content-Type"], "Content-Encoding": "x-gzip"},
+            ),
+            await client.post(
+                "/v1/predict",
+                content=gzip.compress(
+                    json.dumps({"images": [{"b64": base64.b64encode(GOOD).decode()}], "task": "colours"}).encode()
+                ),
+                headers={"Content-Type": "application/json", "Content-Encoding": "GZIP"},
+            ),
+        ):
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["predictions"][0]["top"] == plain.json()["predictions"][0]["top"]
+        bomb = gzip.compress(bytes(50_000_000))
+        assert len(bomb) < 100_000
+        for body, status, says in (
+            (bomb, 413, "more than 100000 bytes"),
+            (GOOD, 422, "is not"),
+            (whole[:-20], 422, "ends too early"),
+        ):
+            answer = await client.post("/v1/predict", content=body, headers=image)
+            assert (answer.status_code, says in error_of(answer)) == (status, True), answer.text
+        answer = await client.post("/v1/predict", content=whole, headers=image | {"Content-Encoding": "br"})
+        assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "gzip")
+
+    run(store, story, max_body_bytes=100_000)
 
 
 def test_health_may_be_asked_by_head(store: Store) -> None:

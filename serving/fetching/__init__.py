@@ -1,0 +1,1 @@
+"""Images that a request names by URL: fetched only from where the configuration allows, and never from inside."""
