@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from fusion.versions.manifest import Manifest
     from fusion.versions.state import FusedState, TaskEntry, TaskRecord
     from fusion.versions.verify import Finding, Verification, verify
-    from serving.client import Answer, AsyncClient, Client, NamedImage, ServiceError
+    from serving.client import Answer, AsyncClient, Client, Embeddings, NamedImage, ServiceError
 
     __version__: str
 
@@ -99,7 +99,7 @@ _HOMES = {
     "fusion.versions.manifest": ("Manifest",),
     "fusion.versions.state": ("FusedState", "TaskEntry", "TaskRecord"),
     "fusion.versions.verify": ("Finding", "Verification", "verify"),
-    "serving.client": ("Answer", "AsyncClient", "Client", "NamedImage", "ServiceError"),
+    "serving.client": ("Answer", "AsyncClient", "Client", "Embeddings", "NamedImage", "ServiceError"),
 }
 """Where each name lives, as in the imports above, which only type checkers read."""
 
@@ -123,6 +123,7 @@ __all__ = [
     "DecoupledExpert",
     "DiskError",
     "Edit",
+    "Embeddings",
     "ExpertToFuse",
     "FidelityReport",
     "Finding",

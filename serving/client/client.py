@@ -18,6 +18,8 @@ from urllib.request import getproxies
 
 import httpx
 
+from fusion.errors import ConfigError
+from serving.client.embeddings import Embeddings, Words
 from serving.client.errors import ServiceError
 from serving.client.images import Image, NamedImage, named, read_all
 from serving.client.talk import Answer, Call, Pause, Question, Talk, Talker
@@ -69,7 +71,10 @@ class Client:
         self._http.close()
 
     def predict(self, images: Iterable[Image], **question: Unpack[Question]) -> PredictResponse:
-        """Classify a few images with one request. One that can't be decoded fails the request."""
+        """Classify a few images with one request. One that can't be decoded fails the request.
+
+        With `views="many"` they are views of one object, and `predictions` has the one answer for it.
+        """
         return self._run(self._talker.predict(read_all(named(images)), question))
 
     def predict_many(
@@ -81,6 +86,7 @@ class Client:
         batch, unless the question names one. Images are read when their turn comes: at most `concurrency` + 1 batches
         are in memory.
         """
+        _one_by_one(question)
         stopped = threading.Event()
         with ThreadPoolExecutor(concurrency, thread_name_prefix="condu-client") as pool:
             waiting: deque[Future[list[Answer]]] = deque()
@@ -100,6 +106,10 @@ class Client:
                 stopped.set()
                 for future in waiting:
                     future.cancel()
+
+    def embed(self, images: Iterable[Image] = (), **words: Unpack[Words]) -> Embeddings:
+        """Embed images, texts or both with one request, by the base or by the expert of `task`."""
+        return self._run(self._talker.embed(read_all(named(images)), words))
 
     def tasks(self, version: int | None = None) -> TasksResponse:
         """The tasks of a version; None: of the one being served."""
@@ -185,6 +195,7 @@ class AsyncClient:
         self, images: Iterable[Image], *, batch_size: int = 16, concurrency: int = 4, **question: Unpack[Question]
     ) -> AsyncIterator[Answer]:
         """See `Client.predict_many`."""
+        _one_by_one(question)
         waiting: deque[asyncio.Task[list[Answer]]] = deque()
         try:
             for batch in _batches(images, batch_size):
@@ -205,6 +216,11 @@ class AsyncClient:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def embed(self, images: Iterable[Image] = (), **words: Unpack[Words]) -> Embeddings:
+        """See `Client.embed`."""
+        read = await asyncio.to_thread(read_all, list(named(images)))
+        return await self._run(self._talker.embed(read, words))
 
     async def tasks(self, version: int | None = None) -> TasksResponse:
         """See `Client.tasks`."""
@@ -275,6 +291,11 @@ def _batches(images: Iterable[Image], size: int) -> Iterator[list[NamedImage]]:
     rest = named(images)
     while batch := list(islice(rest, size)):
         yield batch
+
+
+def _one_by_one(question: Question) -> None:
+    if question.get("views") == "many":
+        raise ConfigError("predict_many answers for each image alone: for views of one object there is predict")
 
 
 def _pinned(question: Question, answers: list[Answer]) -> Question:

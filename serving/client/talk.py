@@ -14,6 +14,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from fusion.errors import ConduError, ConfigError
+from serving.client.embeddings import Embeddings, Words
 from serving.client.errors import ServiceError
 from serving.client.images import Read
 from serving.client.retries import Retries, retry_after_s
@@ -36,6 +37,8 @@ class Question(TypedDict, total=False):
     templates: Sequence[str]
     top_k: int | None
     abstain: float | None
+    views: str | None
+    combine: str | None
     version: int | None
 
 
@@ -120,6 +123,16 @@ class Talker:
                 raise image.problem
         return (yield from self.ask(_predict(images, question), PredictResponse))
 
+    def embed(self, images: Sequence[Read], words: Words) -> Talk[Embeddings]:
+        """One request. Raises `ServiceError`, and the error of an image that has no bytes."""
+        from serving.embed_schemas import EmbedResponse  # it loads numpy
+
+        for image in images:
+            if image.problem:
+                raise image.problem
+        call = _post("/v1/embed", images, {**words, "encoding": "float32"}, Words, "encoding")
+        return Embeddings.of((yield from self.ask(call, EmbedResponse)))
+
     def answer(self, images: Sequence[Read], question: Question) -> Talk[list[Answer]]:
         """An answer for every image, in their order. An image that is refused costs the others one more request.
 
@@ -180,16 +193,27 @@ class Talker:
 
 
 def _predict(images: Sequence[Read], question: Question) -> Call:
-    if unknown := question.keys() - Question.__annotations__:
-        raise ConfigError(f"a question has no {sorted(unknown)[0]!r}: it has {', '.join(Question.__annotations__)}")
-    data: dict[str, Any] = {}
-    for name, value in question.items():
+    return _post("/v1/predict", images, question, Question)
+
+
+def _post(path: str, images: Sequence[Read], fields: Mapping[str, Any], kind: type, *ours: str) -> Call:
+    """A form; JSON where there is no image, because a form without a file is no form.
+
+    Raises `ConfigError` for a field that is neither the kind's nor one of `ours`.
+    """
+    if unknown := fields.keys() - kind.__annotations__ - set(ours):
+        raise ConfigError(f"a question has no {sorted(unknown)[0]!r}: it has {', '.join(kind.__annotations__)}")
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
         if isinstance(value, str | int | float):
-            data[name] = value
+            given[name] = value
         elif isinstance(value, Sequence) and value:
-            data[name] = list(value)
+            given[name] = list(value)
+    if not images:
+        return Call("POST", path, json=given)
     files = [("image", (image.name, image.body, "application/octet-stream")) for image in images]
-    return Call("POST", "/v1/predict", data=data, files=files)
+    data = {name: str(value).lower() if isinstance(value, bool) else value for name, value in given.items()}
+    return Call("POST", path, data=data, files=files)
 
 
 def _parts(images: Sequence[Read], indices: Sequence[int]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
@@ -94,6 +95,34 @@ def test_both_clients_give_the_typed_answers_of_a_real_service(store: Store, tmp
         with pytest.raises(ServiceError, match="did you mean colours") as wrong:
             client.predict([path], task="colour")
         assert (wrong.value.status, wrong.value.kind) == (404, "UnknownTaskError")
+
+
+def test_a_client_embeds_and_shows_several_views_of_one_object(store: Store) -> None:
+    words: Any = {"labels": ["red", "blue"], "templates": ["a {}."], "task": "colours"}
+
+    async def embedded(url: str) -> Any:
+        async with AsyncClient(url) as client:
+            return await client.embed(GOOD[:3], **words)
+
+    with listening(PlainService(store)) as url, Client(url) as client:
+        answer = client.predict(GOOD[:3], task="colours", views="many", combine="max")
+        assert [one.views for one in answer.predictions] == [3]
+        with pytest.raises(ConfigError, match="views of one object"):
+            next(client.predict_many(GOOD, views="many"))
+
+        found = client.embed(GOOD[:3], **words)
+        assert found.images.shape == (3, found.texts.shape[1])
+        assert found.texts.shape[0] == 2
+        assert np.allclose(np.linalg.norm(found.images, axis=1), 1, atol=1e-5)
+        assert found.model.startswith("colours@")
+        assert np.array_equal(asyncio.run(embedded(url)).images, found.images)
+        raw = client.embed(GOOD[:3], normalize=False)
+        assert (raw.model, raw.texts.shape) == ("base", (0, raw.images.shape[1]))
+        assert not np.allclose(np.linalg.norm(raw.images, axis=1), 1, atol=1e-3)
+        with pytest.raises(ServiceError, match="nothing to embed"):
+            client.embed()
+        with pytest.raises(ConfigError, match="'top_k'"):
+            client.embed(GOOD[:1], top_k=3)  # type: ignore[call-arg]
 
 
 def test_a_batch_answers_in_order_and_names_its_bad_images(store: Store, tmp_path: Path) -> None:
