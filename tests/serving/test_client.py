@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 
 from fusion.errors import ConfigError, DataError, ImageError
 from fusion.store import Store, open_store
 from serving.client import AsyncClient, Client, ServiceError
 from serving.client.retries import Retries, retry_after_s
-from tests.serving.helpers import free_port, pictures, png, publish_tasks
+from tests.serving.helpers import pictures, png, publish_tasks
+from tests.serving.listening import listening
 from tests.serving.plain import PlainService
 
 GOOD = [png(image) for image in pictures("red", "circle", "blue", "square", "green")]
@@ -37,24 +34,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = open_store(str(tmp_path_factory.mktemp("store")))
     publish_tasks(store)
     return store
-
-
-@contextmanager
-def listening(service: PlainService) -> Iterator[str]:
-    """The service's HTTP application on a real port of loopback: its URL."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(service.http, host="127.0.0.1", port=port, log_level="error"))
-    asyncio.run(service.watcher.poll())
-    thread = Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        service.models.batcher.close()
 
 
 def scripted(*replies: Any) -> tuple[httpx.MockTransport, list[httpx.Request]]:

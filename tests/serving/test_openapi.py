@@ -1,0 +1,87 @@
+"""The OpenAPI document against the service that it describes: asked as it allows, and as it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from fusion.store import open_store
+from tests.serving.helpers import pictures, png, publish_tasks
+from tests.serving.listening import listening
+from tests.serving.plain import PlainService
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+
+LABELS = [
+    "POST /v1/predict",
+    "POST /v1/embed",
+    "GET /v1/tasks",
+    "GET /v1/versions",
+    "GET /v1/showcase",
+    "GET /v1/showcase/{task}/{index}",
+    "POST /v1/versions/rollback",
+    "DELETE /v1/tasks/{name}",
+    "GET /healthz",
+    "GET /readyz",
+]
+EXAMPLES = 25
+IMAGES = [png(image) for image in pictures("red", "circle")]
+schemathesis.openapi.format("binary", st.sampled_from([*IMAGES, IMAGES[0][:40], b""]))
+schemathesis.openapi.media_type("image/*", st.sampled_from(IMAGES))
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    publish_tasks(store, evidence=True)
+    with listening(PlainService(store, max_queued_requests=256)) as url:
+        yield schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_every_answer_is_one_that_the_document_names(api: Any, label: str) -> None:
+    """Hypothesis asks one operation, with what the document allows and with what it does not."""
+    (operation,) = (found.ok() for found in api.get_all_operations() if found.ok().label == label)
+    cases = st.one_of(
+        operation.as_strategy(generation_mode=GenerationMode.POSITIVE),
+        operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
+    )
+
+    @given(cases)
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def ask(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    ask()
+
+
+def test_every_operation_is_asked(api: Any) -> None:
+    assert sorted(found.ok().label for found in api.get_all_operations()) == sorted(LABELS)
