@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BATCH_BYTES = 16 << 20
 """Encoded images in one request of a batch, half of what a service takes by default; an image above it goes alone."""
-_AGAIN = (429, 503, 504)
+_AGAIN = (429, 502, 503, 504)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
@@ -100,11 +100,13 @@ class Talker:
             reply = yield call
             asked_s = None
             if isinstance(reply, httpx.Response):
-                self._met = True
+                met, self._met = self._met, True
                 if reply.status_code == 200:
                     return self._read(reply, model)
                 error = self._refusal(reply)
                 again = reply.status_code in (_AGAIN if call.repeatable else (429,))
+                # a 500 that is no problem document is the proxy's: the replica died with the request in its hands
+                again |= met and call.repeatable and reply.status_code == 500 and not error.kind
                 asked_s = retry_after_s(reply.headers)
             else:
                 reason = str(reply) or type(reply).__name__
