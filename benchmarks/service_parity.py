@@ -1,11 +1,13 @@
-"""Claim: the service gives the plain predictor's probabilities, to 1e-5, in every label space.
+"""Claim: the service gives the plain predictor's probabilities, to 1e-5, in every label space and every mode.
 
 Serves the store of a finished run on real replicas, and asks it and a predictor in this process about the same test
 images, in random groups of 1 to 16, four requests at a time: with the task named (a task's own images), with the labels
 of every learned task and every never-trained set in one request, and with nothing given. Images are those of all
-configured sets in turn. The last line is JSON.
+configured sets in turn. `--modes` fuses the run's experts in other modes as well, in copies of its store, and asks
+those. The last line is JSON.
 
-    make demo && python -m benchmarks.service_parity demo-output/condu.yaml     # 500 images, two minutes on 2 cores
+    make demo && python -m benchmarks.service_parity demo-output/condu.yaml --modes iterative joint signed
+                                                              # 500 images a mode, four minutes on 2 cores
 """
 
 from __future__ import annotations
@@ -14,23 +16,32 @@ import argparse
 import io
 import json
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import torch
 from PIL import Image
 
 from cluster.config import Config, load_config
 from cluster.demo_service import free_port
+from cluster.run import jobs
 from cluster.serving_config import service_options, start_service
 from cluster.session import ray_session
 from fusion.answers.label_spaces import Prediction, Query
 from fusion.answers.predictor import Predictor
+from fusion.fuse import ExpertToFuse, fuse_experts
+from fusion.versions.experts import find_expert
+from fusion.versions.history import Versions
 from serving.client import Client
 from serving.schemas import ImagePrediction, PredictResponse
 from training.data import TaskData, load_task_data, load_test_data
+from training.expert import identity_of
 
 _LARGEST_GROUP = 16
 _CLIENTS = 4
@@ -44,9 +55,9 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--images", type=int, default=500, help="per label space")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="*", default=[], help="beside the run's own")
     options = parser.parse_args()
     config, chance = load_config(options.config), random.Random(options.seed)
-    predictor = Predictor(config.address.open_cache())
     learned = [load_task_data(one.name, one.data, verify=False) for one in config.tasks]
     foreign = [load_test_data(one.name, one.data, verify=False) for one in config.unseen]
     labels = tuple(dict.fromkeys(name for data in [*learned, *foreign] for name in data.classes))
@@ -56,12 +67,37 @@ def main() -> None:
     for data in learned:
         own = _in_turn([data], -(-options.images // len(learned)), chance)
         questions += [("task", Query("task", task=data.name), group) for group in _groups(own, chance)]
-    largest, images = _compare(config, predictor, questions)
-    for space, difference in largest.items():
-        print(f"{space:8s}{images[space]:5d} images, largest difference of a probability {difference:.1e}")
-    print(json.dumps({"images": images, "largest_difference": largest, "limit": _LIMIT}))
-    if max(largest.values()) > _LIMIT:
+    found: dict[str, dict[str, float]] = {}
+    with TemporaryDirectory() as scratch, ray_session(config.ray, store=config.store):
+        for asked in [config, *(_in_mode(config, mode, Path(scratch)) for mode in options.modes)]:
+            predictor = Predictor(asked.address.open_cache())
+            mode = predictor.view().manifest.mode["name"]
+            found[mode], images = _compare(asked, predictor, questions)
+            for space, difference in found[mode].items():
+                print(f"{mode:10s}{space:8s}{images[space]:5d} images, largest difference {difference:.1e}", flush=True)
+    print(json.dumps({"images": images, "largest_difference": found, "limit": _LIMIT}))
+    if max(difference for mode in found.values() for difference in mode.values()) > _LIMIT:
         raise SystemExit(1)
+
+
+def _in_mode(config: Config, mode: str, scratch: Path) -> Config:
+    """The same experts, with all that is known of their tasks, in another mode: a copy of the store, fused anew."""
+    folder = scratch / mode
+    store = config.address.open()
+    newest = Versions(store).newest()
+    assert newest is not None
+    shutil.copytree(url2pathname(urlsplit(store.url).path), folder, ignore=shutil.ignore_patterns("versions", "tmp"))
+    copy = config.model_copy(update={"store": folder.as_uri()})
+    cache = copy.address.open_cache()
+    records = []
+    for job in jobs(config):
+        loaded = job.load(config.address.options, verify=False)
+        record = find_expert(cache.store, identity_of(newest.base, loaded, job.recipe, job.seed))
+        if record is None:
+            raise SystemExit(f"{job.name} was not trained: run the configuration first")
+        records.append(ExpertToFuse.from_record(record))
+    fuse_experts(cache, newest.base, records, mode={"name": mode})
+    return copy
 
 
 def _compare(
@@ -70,21 +106,20 @@ def _compare(
     """Largest difference by label space, and images asked."""
     options = service_options(config, port=free_port())
     largest, images = dict.fromkeys(("task", "labels", "seen"), 0.0), dict.fromkeys(("task", "labels", "seen"), 0)
-    with ray_session(config.ray, store=config.store):
-        from serving.app import stop  # imports Ray
+    from serving.app import stop  # imports Ray
 
-        try:
-            start_service(options)
-            with Client(f"http://{options.host}:{options.port}") as client, ThreadPoolExecutor(_CLIENTS) as clients:
-                served_by = partial(_ask, client)
-                answers = list(clients.map(served_by, questions))
-            for (space, query, group), answer in zip(questions, answers, strict=True):
-                wanted = predictor.predict([Image.open(io.BytesIO(image)) for _, image in group], query)
-                for served, plain in zip(answer.predictions, wanted, strict=True):
-                    largest[space] = max(largest[space], _difference(served, plain))
-                images[space] += len(group)
-        finally:
-            stop()
+    try:
+        start_service(options)
+        with Client(f"http://{options.host}:{options.port}") as client, ThreadPoolExecutor(_CLIENTS) as clients:
+            served_by = partial(_ask, client)
+            answers = list(clients.map(served_by, questions))
+        for (space, query, group), answer in zip(questions, answers, strict=True):
+            wanted = predictor.predict([Image.open(io.BytesIO(image)) for _, image in group], query)
+            for served, plain in zip(answer.predictions, wanted, strict=True):
+                largest[space] = max(largest[space], _difference(served, plain))
+            images[space] += len(group)
+    finally:
+        stop()
     return largest, images
 
 
