@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
@@ -15,6 +17,7 @@ from serving.fetching.fetcher import Fetcher
 from serving.metrics import Metrics
 from serving.request_id import HEADER, RequestId
 from serving.routes import admin, catalogue, embed, health, pages, predict, showcase
+from serving.routes.examples import add_examples
 from serving.service import Service
 
 _DESCRIPTION = """One CLIP that keeps learning: one expert per task, one version of all of them at a time.
@@ -41,6 +44,8 @@ def build_http(service: Service, store: Store, metrics: Metrics, door: Door) -> 
         )
     app.add_middleware(RequestId)  # the last is the outermost: a preflight has a name too
     add_error_handlers(app, store.url)
+    plain = app.openapi
+    app.openapi = cache(lambda: add_examples(plain()))  # type: ignore[method-assign]
     for module in (predict, embed, catalogue, showcase, admin, health, pages):
         app.include_router(module.router)
     return app

@@ -39,6 +39,10 @@ const operation = (path, method, op, all) => {
   const node = make("section"), title = make("h2");
   title.append(make("span", method.toUpperCase(), "method"), " ", make("code", path), " ", op.summary || "");
   node.append(title);
+  const shown = (name, content) => {
+    if (!content || !content.example) return;
+    node.append(make("h3", name), make("pre", JSON.stringify(content.example, null, 1)));
+  };
   if (op.description) node.append(make("p", op.description));
   const body = op.requestBody && op.requestBody.content;
   if (body) {
@@ -56,9 +60,11 @@ const operation = (path, method, op, all) => {
     return [status, nameOf(json && json.schema), answer.description || ""];
   });
   node.append(table(["status", "body", ""], answers));
+  shown("Example of a body", body && body["application/json"]);
   const ok = op.responses["200"] && op.responses["200"].content["application/json"];
   const fields = fieldsOf(ok && ok.schema, all);
   if (fields.length) node.append(make("h3", nameOf(ok.schema)), table(["field", "type", ""], fields));
+  shown("Example of an answer", ok);
   return node;
 };
 

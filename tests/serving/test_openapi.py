@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -20,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from fusion.store import open_store
+from serving import embed_schemas, schemas
 from tests.serving.helpers import pictures, png, publish_tasks
 from tests.serving.listening import listening
 from tests.serving.plain import PlainService
@@ -85,3 +87,24 @@ def test_every_answer_is_one_that_the_document_names(api: Any, label: str) -> No
 
 def test_every_operation_is_asked(api: Any) -> None:
     assert sorted(found.ok().label for found in api.get_all_operations()) == sorted(LABELS)
+
+
+def test_every_operation_has_an_example_that_is_true(api: Any) -> None:
+    """What is sent as in the document is understood, and the answers are of the kind that the document describes."""
+    for operation in (found.ok() for found in api.get_all_operations()):
+        raw = operation.definition.raw
+        for place in raw.get("parameters", []):
+            if place.get("required"):
+                assert "example" in place, (operation.label, place["name"])
+        sent = raw.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+        if operation.method.upper() == "POST":
+            answer = httpx.post(f"{api.get_base_url()}{operation.path}", json=sent)
+            assert answer.status_code in (200, 404), (operation.label, answer.text)  # there is no version 5
+        said = raw["responses"]["200"]["content"]
+        if "application/json" in said:
+            kind = said["application/json"]["schema"].get("$ref", "").rpartition("/")[2]
+            model = getattr(schemas, kind, None) or getattr(embed_schemas, kind, None)
+            assert said["application/json"]["example"], operation.label
+            if operation.label != "GET /healthz":
+                assert model is not None, kind
+                model.model_validate(said["application/json"]["example"], strict=True)
