@@ -22,8 +22,8 @@ from serving.service import Service
 
 _DESCRIPTION = """One CLIP that keeps learning: one expert per task, one version of all of them at a time.
 
-Three label spaces. **task**: you name the task; its expert answers over its own classes. **labels**: you give class
-names; the base and the experts nearest to the image answer over them. **seen**: you give nothing; the classes of the
+Three label spaces. `task`: you name the task; its expert answers over its own classes. `labels`: you give class
+names; the base and the experts nearest to the image answer over them. `seen`: you give nothing; the classes of the
 nearest tasks compete, and the answer names task and class. Every answer names the version that it comes from."""
 
 

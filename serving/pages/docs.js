@@ -8,6 +8,13 @@ const make = (tag, text, name) => {
   return node;
 };
 
+// what stands between backticks is code
+const prose = (tag, text) => {
+  const node = make(tag);
+  text.split("`").forEach((part, i) => node.append(i % 2 ? make("code", part) : part));
+  return node;
+};
+
 const nameOf = schema => {
   if (!schema) return "";
   if (schema.$ref) return schema.$ref.split("/").pop();
@@ -23,7 +30,7 @@ const table = (heads, rows) => {
   node.append(head);
   rows.forEach(cells => {
     const row = make("tr");
-    cells.forEach((text, i) => { const td = make("td"); td.append(i ? text : make("code", text)); row.append(td); });
+    cells.forEach((text, i) => { const td = make("td"); td.append(i ? prose("span", text) : make("code", text)); row.append(td); });
     node.append(row);
   });
   return node;
@@ -43,7 +50,7 @@ const operation = (path, method, op, all) => {
     if (!content || !content.example) return;
     node.append(make("h3", name), make("pre", JSON.stringify(content.example, null, 1)));
   };
-  if (op.description) node.append(make("p", op.description));
+  if (op.description) node.append(prose("p", op.description));
   const body = op.requestBody && op.requestBody.content;
   if (body) {
     node.append(make("h3", "Body: " + Object.keys(body).join(", or ")));
@@ -71,7 +78,7 @@ const operation = (path, method, op, all) => {
 fetch("openapi.json").then(answer => answer.json()).then(spec => {
   const all = (spec.components && spec.components.schemas) || {}, main = document.getElementById("operations");
   document.getElementById("title").textContent = spec.info.title + ": HTTP API";
-  document.getElementById("about").textContent = spec.info.description || "";
+  document.getElementById("about").replaceChildren(prose("span", spec.info.description || ""));
   for (const [path, methods] of Object.entries(spec.paths))
     for (const [method, op] of Object.entries(methods)) main.append(operation(path, method, op, all));
   main.append(make("h2", "Records"));
