@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+
+from serving.stages import waited
 
 Result = TypeVar("Result")
 Forward = Callable[[Sequence[Any]], torch.Tensor]
@@ -56,6 +59,8 @@ class _Images:
     taken: int = 0
     failed: bool = False
     rows: list[torch.Tensor] = field(default_factory=list)
+    arrived: float = field(default_factory=time.perf_counter)
+    begun: float = 0.0
 
 
 @dataclass
@@ -99,7 +104,9 @@ class Batcher:
             assert isinstance(queue, deque), "a lane of images is named by its model"
             queue.append(wanted)
             self._arrived.notify()
-        return await wanted.answer.future
+        features = await wanted.answer.future
+        waited(wanted.begun - wanted.arrived)
+        return features
 
     async def steps(self, slices: Slices[Result]) -> Result:
         """The result of work that takes turns with the lanes of images. Raises what it raises."""
@@ -148,6 +155,8 @@ class Batcher:
         return batch
 
     def _compute(self, batch: Sequence[tuple[_Images, int, int]]) -> None:
+        for request, first, _ in batch:
+            request.begun = request.begun if first else time.perf_counter()
         items = [item for request, first, last in batch for item in request.items[first:last]]
         self.counts.batches += 1
         self.counts.images += len(items)

@@ -28,7 +28,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from serving.batching import Batcher, Slices
 from serving.images import Normaliser
-from serving.metrics import Metrics
+from serving.metrics import Metrics, Model
 from serving.options import ServiceOptions
 from serving.texts import TextFeatures
 from serving.watch import newest_readable
@@ -59,11 +59,12 @@ class Models:
         self.batcher = Batcher(options.max_batch_size)
         self.answered = 0.0
         """When the last forward ended, in `time.monotonic` seconds."""
+        self._cache = cache
         self._metrics = metrics
         self._max_batch_size = options.max_batch_size
         self._normaliser = Normaliser(newest.base.preprocess_cfg or {})
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
-        self._texts = TextFeatures(self.batcher, self._loaders, options.text_memory)
+        self._texts = TextFeatures(self.batcher, self._loaders, options.text_memory, metrics)
         self._loading: dict[str, asyncio.Future[ExpertModel]] = {}
         # the largest batch there is: memory is allocated and kernels are chosen here, not under the first request
         width, height = reversed(self.shelf.base.clip.image_size)
@@ -119,7 +120,8 @@ class Models:
 
     async def _images(self, key: str, model: ExpertModel, crops: np.ndarray, *, unit: bool = True) -> torch.Tensor:
         if model.live is None:
-            forward = partial(self._encode, model, unit=unit)
+            whose: Model = "base" if key == BASE else "expert"
+            forward = partial(self._encode_batch, whose, model, unit=unit)
             return await self.batcher.images((key, unit), forward, list(crops))
         forward = partial(self._encode_live, unit=unit)
         return await self.batcher.images((_LIVE, unit), forward, [(crop, model.live) for crop in crops])
@@ -162,8 +164,15 @@ class Models:
         self.answered = time.monotonic()
         return features
 
+    def _encode_batch(
+        self, whose: Model, model: ExpertModel, crops: Sequence[np.ndarray], *, unit: bool
+    ) -> torch.Tensor:
+        self._metrics.forward(whose, len(crops), int(whose == "expert"))
+        return self._encode(model, crops, unit=unit)
+
     def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]], *, unit: bool) -> torch.Tensor:
         assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
+        self._metrics.forward("expert", len(items), len({id(expert) for _, expert in items}))
         batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
         features = self.shelf.tower.image_features(batch, [expert for _, expert in items], unit=unit)
         self.answered = time.monotonic()
@@ -186,6 +195,9 @@ class Models:
 
     def _load(self, view: View, task: str) -> ExpertModel:
         started = time.perf_counter()
+        if (trigger := view.tasks[task].trigger) is not None:
+            self._cache.path(trigger)  # apart from what follows, which finds it there
+            self._metrics.trigger_read(time.perf_counter() - started, trigger.bytes)
         model = self.shelf.expert(view, task)
         seconds = time.perf_counter() - started
         self._metrics.expert_loaded(seconds)

@@ -17,7 +17,7 @@ from PIL import Image
 from fusion.answers.view import View
 from serving.door import Door
 from serving.http import build_http
-from serving.metrics import ServeMetrics
+from serving.metrics.serve import ServeMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.replica_log import log_with_serve
@@ -44,7 +44,7 @@ class Replica:
         self._metrics = ServeMetrics()
         self._models = Models(options, cache, self._metrics)
         self._watcher = VersionWatcher(cache, poll_s=options.poll_s, stage=self._stage)
-        self._service = Service(options, self._watcher, self._models)
+        self._service = Service(options, self._watcher, self._models, self._metrics)
         self._keeper = TokenKeeper(self._store, poll_s=options.poll_s, limits=options.limits)
         self._background: list[asyncio.Task[None]] = []
 

@@ -24,9 +24,11 @@ from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
 from serving.images import Cropper, Upload
+from serving.metrics import Metrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.schemas import ImagePrediction, PredictFields, PredictResponse
+from serving.stages import Stopwatch
 from serving.watch import VersionWatcher
 
 logger = logging.getLogger(__name__)
@@ -40,11 +42,12 @@ _GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
 class Service:
     """Answers predictions. At most `max_queued_requests` are in flight, each for at most `request_timeout_s`."""
 
-    def __init__(self, options: ServiceOptions, watcher: VersionWatcher, models: Models) -> None:
+    def __init__(self, options: ServiceOptions, watcher: VersionWatcher, models: Models, metrics: Metrics) -> None:
         self.options = options
         self.watcher = watcher
         self.models_state = "starting"
         self.models = models
+        self._metrics = metrics
         self._in_flight = 0
         self._draining = False
         self._cropper: Cropper | None = None
@@ -74,9 +77,11 @@ class Service:
 
         Raises the errors of a bad request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
         """
-        started = time.perf_counter()
+        started, watch = time.perf_counter(), Stopwatch()
         async with self.in_time():
-            view, answers = await self._predict(uploads, query, version)
+            view, answers = await self._predict(uploads, query, version, watch)
+        familiarity = [one.familiarity for one in answers if one.familiarity is not None]
+        self._metrics.answered(query.label_space, watch.seconds, familiarity)
         if query.views is None:
             predictions = [ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)]
         else:
@@ -92,13 +97,14 @@ class Service:
         )
 
     async def _predict(
-        self, uploads: Sequence[Upload], query: Query, version: int | None
+        self, uploads: Sequence[Upload], query: Query, version: int | None, watch: Stopwatch
     ) -> tuple[View, list[Prediction]]:
         view = await self.watcher.view(version)
         query.check(view)
-        crops = await self.crops(uploads, view, view.background(query.task))
+        with watch.stage("decode"):
+            crops = await self.crops(uploads, view, view.background(query.task))
         try:
-            return view, await self._answer(view, query, crops)
+            return view, await self._answer(view, query, crops, watch)
         except _GONE as error:
             if version is not None and version != getattr(self.watcher.current, "version", None):
                 raise VersionGoneError(f"version {version} was removed during the request ({error})") from error
@@ -108,13 +114,17 @@ class Service:
             if version is not None or newer.version == view.version:
                 raise
             query.check(newer)
-            return newer, await self._answer(newer, query, crops)
+            return newer, await self._answer(newer, query, crops, watch)
 
-    async def _answer(self, view: View, query: Query, crops: np.ndarray) -> list[Prediction]:
-        features = await self.models.features(crops) if needs_base(query, view) else None
+    async def _answer(self, view: View, query: Query, crops: np.ndarray, watch: Stopwatch) -> list[Prediction]:
+        features = None
+        if needs_base(query, view):
+            with watch.stage("base"):
+                features = await self.models.features(crops)
         if query.pools and features is not None:
             features = pooled(features)
-        steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
+        with watch.stage("route"):
+            steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
             self.models.expert_logits(view, job, crops if query.pools else crops[list(job.images)], pool=query.pools)
@@ -124,11 +134,13 @@ class Service:
         if base_jobs:
             assert features is not None
             calls.append(self.models.base_logits(features, base_jobs))
-        results = await gather(calls)
+        with watch.stage("experts"):
+            results = await gather(calls)
         base_logits = iter(results.pop() if base_jobs else ())
         expert_logits = iter(results)
         logits = [next(base_logits if job.task is None else expert_logits) for job in steps.jobs]
-        return await self._think(query, len(crops), answer, steps, logits)
+        with watch.stage("answer"):
+            return await self._think(query, len(crops), answer, steps, logits)
 
     async def _think(
         self, query: Query, num_images: int, rule: Callable[..., Result], /, *args: Any, **kwargs: Any

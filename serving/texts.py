@@ -20,6 +20,7 @@ import torch
 from fusion.answers.clip import TextEncoder
 from fusion.answers.prompts import prompts
 from serving.batching import Batcher, Slices
+from serving.metrics import Metrics
 
 _FIRST_SLICE = 8
 _SLICE_S = 0.02
@@ -38,10 +39,11 @@ class TextFeatures:
         budget_bytes: of features that stay in memory; the least recently used go first.
     """
 
-    def __init__(self, batcher: Batcher, loaders: Executor, budget_bytes: int) -> None:
+    def __init__(self, batcher: Batcher, loaders: Executor, budget_bytes: int, metrics: Metrics) -> None:
         self._batcher = batcher
         self._loaders = loaders
         self._budget_bytes = budget_bytes
+        self._metrics = metrics
         self._kept: OrderedDict[_Key, torch.Tensor] = OrderedDict()
         self._encoding: dict[_Key, asyncio.Task[dict[_Key, torch.Tensor]]] = {}
         self.used_bytes = 0
@@ -65,11 +67,13 @@ class TextFeatures:
         whole: _Key = (model, unit, templates, tuple(classes))
         if (stacked := self._kept.get(whole)) is not None:
             self._kept.move_to_end(whole)
+            self._metrics.texts_asked(len(classes), 0)
             return stacked
         wanted: list[_Key] = [(model, unit, templates, name) for name in classes]
         found = {one: self._kept[one] for one in wanted if one in self._kept}
         for one in found:
             self._kept.move_to_end(one)
+        self._metrics.texts_asked(len(found), len(wanted) - len(found))
         new = [one for one in wanted if one not in found and one not in self._encoding]
         if new:
             encoding = asyncio.get_running_loop().create_task(self._encode(load, new))
@@ -98,6 +102,7 @@ class TextFeatures:
         self._kept |= found
         while self.used_bytes > self._budget_bytes:
             self.used_bytes -= _size(self._kept.popitem(last=False)[1])
+        self._metrics.texts_kept(self.used_bytes)
 
 
 def _slices(

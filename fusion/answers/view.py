@@ -13,7 +13,7 @@ import torch
 from fusion.answers.evidence import Evidence
 from fusion.answers.label_matching import meanings
 from fusion.answers.router import Router
-from fusion.store.blobs import get_json
+from fusion.store.blobs import BlobRef, get_json
 from fusion.store.node_cache import NodeCache
 from fusion.versions.manifest import Manifest
 from fusion.versions.state import TaskEntry, TaskRecord, expert_key
@@ -32,6 +32,7 @@ class TaskView:
         evidence: None for a task that was learned before evidence was kept, or fused from plain weights.
         aliases: class to other texts that mean it.
         has_expert: False for a task that the frozen base answers, with the task's evidence.
+        trigger: where its expert's trigger is; None without an expert.
         background: colour under an image's transparent pixels, as in training; None: white.
     """
 
@@ -43,6 +44,7 @@ class TaskView:
     evidence: Evidence | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_expert: bool = True
+    trigger: BlobRef | None = None
     background: str | None = None
 
     @property
@@ -132,6 +134,7 @@ def _task_view(
         evidence=evidence,
         aliases=record.aliases,
         has_expert=record.trigger is not None,
+        trigger=record.trigger,
         background=record.background,
     )
 

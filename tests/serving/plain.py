@@ -15,7 +15,7 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from serving.door import Door
 from serving.http import build_http
-from serving.metrics import NoMetrics
+from serving.metrics import Metrics, NoMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.service import Service
@@ -26,8 +26,9 @@ from serving.watch import VersionWatcher
 class PlainModels(Models):
     """The replica's models, which note what they were asked."""
 
-    def __init__(self, store: Store, options: ServiceOptions | None = None) -> None:
-        super().__init__(options or ServiceOptions(address=StoreAddress(store.url)), NodeCache(store), NoMetrics())
+    def __init__(self, store: Store, options: ServiceOptions | None = None, metrics: Metrics | None = None) -> None:
+        options = options or ServiceOptions(address=StoreAddress(store.url))
+        super().__init__(options, NodeCache(store), metrics or NoMetrics())
         self.asked: list[str] = []
 
     async def features(self, crops: np.ndarray) -> torch.Tensor:
@@ -47,14 +48,16 @@ class PlainModels(Models):
 class PlainService:
     """A service with its HTTP face and a client."""
 
-    def __init__(self, store: Store, *, models: PlainModels | None = None, **options: object) -> None:
+    def __init__(
+        self, store: Store, *, models: PlainModels | None = None, metrics: Metrics | None = None, **options: object
+    ) -> None:
         self.options = ServiceOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
-        self.models = models or PlainModels(store, self.options)
+        self.models = models or PlainModels(store, self.options, metrics)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
-        self.service = Service(self.options, self.watcher, self.models)
+        self.service = Service(self.options, self.watcher, self.models, metrics or NoMetrics())
         self.service.models_state = "ready"
         self.keeper = TokenKeeper(store, poll_s=0.05, limits=self.options.limits)
-        self.http = build_http(self.service, store, NoMetrics(), Door(self.options, self.keeper))
+        self.http = build_http(self.service, store, metrics or NoMetrics(), Door(self.options, self.keeper))
 
     async def __aenter__(self) -> httpx.AsyncClient:
         await self.watcher.poll()

@@ -55,6 +55,10 @@ def test_images_of_many_tasks_share_forwards_and_each_answer_is_the_plain_predic
 
     async def story() -> None:
         service = PlainService(components)
+        forwards: list[tuple[int, int]] = []
+        service.models._metrics.forward = (  # type: ignore[method-assign]
+            lambda model, num_images, num_tasks: forwards.append((num_images, num_tasks))
+        )
         async with service as client:
 
             async def ask(task: str) -> None:
@@ -68,6 +72,8 @@ def test_images_of_many_tasks_share_forwards_and_each_answer_is_the_plain_predic
         counts = service.models.batcher.counts
         assert counts.images == 24 * 3
         assert counts.batches <= counts.images / 4  # tasks apart, they would have made more
+        assert sum(num_images for num_images, _ in forwards) == counts.images
+        assert 1 < max(num_tasks for _, num_tasks in forwards) <= len(TASKS)
         assert sorted(key.partition("@")[0] for key in service.models.stats()["experts"]) == sorted(TASKS)
 
     asyncio.run(story())

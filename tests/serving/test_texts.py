@@ -13,6 +13,7 @@ from fusion.answers.clip import Clip, build_clip
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from serving.batching import Batcher
+from serving.metrics import NoMetrics
 from serving.texts import TextFeatures
 from tests.tiny import tiny_base
 
@@ -42,7 +43,7 @@ class Counted:
 
 
 def texts_of(batcher: Batcher, budget_bytes: int = 1 << 20) -> TextFeatures:
-    return TextFeatures(batcher, ThreadPoolExecutor(1), budget_bytes)
+    return TextFeatures(batcher, ThreadPoolExecutor(1), budget_bytes, NoMetrics())
 
 
 def run(story: Callable[[Batcher], Awaitable[None]]) -> None:
