@@ -3,7 +3,9 @@
 For each base and number of tasks: the raw batched forward, X (a process that decodes and answers one image at a time
 with FastAPI and torch, see `serve_plain`), and the service, one after the other on the same machine with the same
 client: PNG bodies over kept connections, 1 to 32 at a time, with one task named, with all tasks named in turn, with
-labels, and with nothing said. The last line is JSON.
+labels, and with nothing said. Beside it what Serve offers by itself, a deployment per checkpoint (`serve_checkpoints`),
+for a few tasks in turn. Memory is that of all processes that answer, pages that they share counted once. The last line
+is JSON.
 
     python -m benchmarks.serve_load                               the demo's base, 8, 32 and 100 tasks
     python -m benchmarks.serve_load --base ViT-B-32               the same with random weights
@@ -65,6 +67,7 @@ _INGRESS: dict[str, dict[str, str]] = {
 }
 """HAProxy in front of the replica, as a local session has it; Serve's proxy in Python, which hands requests on by actor
 calls or by gRPC (to a replica with one event loop); the replica itself: settings of Ray's processes."""
+_RAY_MARKS = (b"ServeReplica", b"ProxyActor", b"haproxy")
 Ask = Callable[[int], str]
 """The path and query of a client's n-th request."""
 
@@ -118,10 +121,10 @@ class Server:
         fields = [(process / "stat").read_text().rpartition(")")[2].split() for process in self.processes()]
         return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
-    def resident_mb(self) -> int:
-        """Resident memory of its largest process."""
-        pages = [int((process / "statm").read_text().split()[1]) for process in self.processes()]
-        return max(pages, default=0) * os.sysconf("SC_PAGE_SIZE") >> 20
+    def memory_mb(self) -> int:
+        """Memory of its processes, PSS: a page that several of them have counts once."""
+        rollups = [(process / "smaps_rollup").read_text().splitlines() for process in self.processes()]
+        return sum(int(line.split()[1]) for lines in rollups for line in lines if line.startswith("Pss:")) >> 10
 
 
 def main() -> None:
@@ -131,16 +134,24 @@ def main() -> None:
     parser.add_argument("--loads", type=int, nargs="+", default=list(_LOADS), help="clients at a time")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
     parser.add_argument("--num-cpus", type=float, default=1.0, help="threads of a forward, in every path")
+    parser.add_argument("--checkpoints", type=int, default=4, help="tasks with a deployment each; 0: none")
     parser.add_argument("--ingress", choices=_INGRESS, default="haproxy", help="how requests reach a replica")
     options = parser.parse_args()
+    direct = free_port()
+    known = {"direct": direct, "beyond": direct + 20}
+    os.environ.update({name: value.format(**known) for name, value in _INGRESS[options.ingress].items()})
     print(f"machine   {os.cpu_count()} cores, {platform.processor() or platform.machine()}, torch {torch.__version__}")
     bodies = [png(image) for image in demo_images(64)]
-    with tempfile.TemporaryDirectory(prefix="condu-bench-") as folder:
-        found = _measure(options, bodies, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="condu-bench-") as folder,
+        ray_session(RayOptions(num_cpus=8), store=folder),
+    ):
+        found = _measure(options, bodies, Path(folder), direct if options.ingress == "direct" else None)
     print(json.dumps(found))
 
 
-def _measure(options: argparse.Namespace, bodies: Sequence[bytes], folder: Path) -> dict[str, Any]:
+def _measure(options: argparse.Namespace, bodies: Sequence[bytes], folder: Path, direct: int | None) -> dict[str, Any]:
+    """`direct`: the port of the replica itself, where it has one."""
     found: dict[str, Any] = {"base": options.base, "num_cpus": options.num_cpus}
     for num_tasks in options.tasks:
         store = open_store((folder / f"store-{num_tasks}").as_uri())
@@ -150,10 +161,32 @@ def _measure(options: argparse.Namespace, bodies: Sequence[bytes], folder: Path)
             print(f"raw       batches of 16, {options.num_cpus:g} thread(s): {found['raw_per_s']}/s", flush=True)
             with _plain_server(store, options) as server:
                 _report(found, "x", _ladder(server, bodies, options, lambda _: "/predict"))
-        with _service(store, options) as server:
+            if options.checkpoints:
+                _ask_checkpoints(found, store, bodies, options)
+        with _service(store, options, direct) as server:
             _ask_service(found, server, bodies, num_tasks, options)
     _ratios(found, options.tasks)
     return found
+
+
+def _ask_checkpoints(found: dict[str, Any], store: Store, bodies: Sequence[bytes], options: argparse.Namespace) -> None:
+    from ray import serve
+
+    from benchmarks import serve_checkpoints
+
+    port, tasks = free_port(), [f"task-{k:03d}" for k in range(options.checkpoints)]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    server = Server(port, _RAY_MARKS)
+    try:
+        empty = server.memory_mb()
+        serve_checkpoints.start(store.url, tasks, options.num_cpus)
+        name = f"checkpoints_{len(tasks)}"
+        _report(found, name, _ladder(server, bodies, options, lambda n: f"/{tasks[n % len(tasks)]}"))
+        each = (server.memory_mb() - empty) / len(tasks)
+        found["checkpoint_mb_each"] = round(each)
+        print(f"a deployment per checkpoint: {each:.0f} MB each", flush=True)
+    finally:
+        serve.shutdown()
 
 
 def _ask_service(
@@ -171,8 +204,8 @@ def _ask_service(
     }
     for name, ask in asked.items():
         _report(found, f"{name}_{num_tasks}", _ladder(server, bodies, options, ask))
-    found[f"resident_mb_{num_tasks}"] = server.resident_mb()
-    print(f"{num_tasks} tasks: largest process of the service {found[f'resident_mb_{num_tasks}']} MB", flush=True)
+    found[f"memory_mb_{num_tasks}"] = server.memory_mb()
+    print(f"{num_tasks} tasks: all processes of the service {found[f'memory_mb_{num_tasks}']} MB", flush=True)
 
 
 def _ratios(found: dict[str, Any], tasks: Sequence[int]) -> None:
@@ -279,21 +312,15 @@ def _plain_server(store: Store, options: argparse.Namespace) -> Iterator[Server]
 
 
 @contextmanager
-def _service(store: Store, options: argparse.Namespace) -> Iterator[Server]:
+def _service(store: Store, options: argparse.Namespace, direct: int | None) -> Iterator[Server]:
     service = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=options.num_cpus)
-    direct = free_port()
-    known = {"direct": direct, "beyond": direct + 20}
-    settings = {name: value.format(**known) for name, value in _INGRESS[options.ingress].items()}
-    os.environ.update(settings)
-    with ray_session(RayOptions(num_cpus=8), store=store.url):
-        from serving.app import stop  # imports Ray
+    from serving.app import stop  # imports Ray
 
-        try:
-            start_service(service)
-            asked = direct if options.ingress == "direct" else service.port
-            yield Server(asked, (b"ServeReplica", b"ProxyActor", b"haproxy"))
-        finally:
-            stop()
+    try:
+        start_service(service)
+        yield Server(direct or service.port, _RAY_MARKS)
+    finally:
+        stop()
 
 
 def _answers(port: int, path: str) -> bool:
