@@ -76,7 +76,7 @@ def _right(predictor: Predictor, data: TaskData, label: int, views: list[Image.I
 
 
 def _places(data: TaskData, most: int) -> list[int]:
-    return sorted(set(spread(len(data.test), most)))
+    return sorted(spread(len(data.test), most))
 
 
 def _augmented(data: TaskData, count: int, most: int) -> Objects:

@@ -62,7 +62,7 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
             "use auto, which joins the cluster"
         )
     if local or joined:
-        _prepare_local()
+        _prepare_local(starts=local)
     if options.quiet:
         # Ray prints its nodes' messages to standard output, where JSON may be expected; this drops all of them
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -115,8 +115,9 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
 
 
-def _prepare_local() -> None:
-    """Set the environment of a local Ray and of every process that it starts. The user's own settings stay."""
+def _prepare_local(*, starts: bool) -> None:
+    """Set the environment of a local Ray, which this process `starts` or joins, and of every process that it starts.
+    The user's own settings stay."""
     if "ray" in sys.modules:
         import ray
 
@@ -129,7 +130,7 @@ def _prepare_local() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    for name, value in haproxy_environment().items():
+    for name, value in (haproxy_environment() if starts else {}).items():
         os.environ.setdefault(name, value)
     # the only switch that makes Ray use 127.0.0.1 as a node's address; it then listens on no other one
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

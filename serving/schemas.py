@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fusion.answers.label_spaces import Prediction, Query
-from fusion.answers.prompts import DEFAULT_TEMPLATES
+from fusion.answers.prompts import DEFAULT_TEMPLATES, check_templates
 from fusion.errors import LabelSpaceError
 from serving.errors import RequestError
 
@@ -268,11 +268,7 @@ class Problem(BaseModel):
 
 def checked_templates(given: tuple[str, ...]) -> tuple[str, ...]:
     """The templates, or the default. Raises `LabelSpaceError` for one that has other than one `{}`."""
-    for template in given:
-        if template.count("{}") != 1 or any(brace in template.replace("{}", "", 1) for brace in "{}"):
-            raise LabelSpaceError(
-                f"template {template!r} must have one '{{}}', where the class name goes, and no other braces"
-            )
+    check_templates(given)
     return given or DEFAULT_TEMPLATES
 
 

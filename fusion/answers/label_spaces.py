@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fusion.answers.options import PredictOptions
-from fusion.answers.prompts import DEFAULT_TEMPLATES
+from fusion.answers.prompts import DEFAULT_TEMPLATES, check_templates
 from fusion.errors import LabelSpaceError
 
 if TYPE_CHECKING:  # a client of the service reads these records without torch
@@ -114,8 +114,9 @@ class Query:
         if len(set(self.labels)) < len(self.labels):
             doubled = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise LabelSpaceError(f"label {doubled[0]!r} is given twice")
-        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
-            raise LabelSpaceError(f"templates {list(self.templates)}: each needs one '{{}}', where the class name goes")
+        if not self.templates:
+            raise LabelSpaceError("label space 'labels' needs at least one template, such as 'a photo of a {}.'")
+        check_templates(self.templates)
 
 
 @dataclass(frozen=True)

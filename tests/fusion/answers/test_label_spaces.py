@@ -80,7 +80,7 @@ def test_labels_work_on_a_version_without_any_task_to_route_to() -> None:
         (Query("labels"), "needs at least one label"),
         (Query("labels", labels=("a", " ")), "is empty"),
         (Query("labels", labels=("a", "b", "a")), "'a' is given twice"),
-        (Query("labels", labels=("a",), templates=("photo",)), "needs one '{}'"),
+        (Query("labels", labels=("a",), templates=("photo",)), "must have one '{}'"),
         (Query("labels", labels=("a",), task="pets"), "takes no task"),
         (Query("seen", labels=("a",)), "takes no labels"),
         (Query("seen", top_k=0), "top_k is 0"),
