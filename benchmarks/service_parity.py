@@ -30,7 +30,7 @@ from fusion.answers.label_spaces import Prediction, Query
 from fusion.answers.predictor import Predictor
 from serving.client import Client
 from serving.schemas import ImagePrediction, PredictResponse
-from training.data import TaskData, load_task_data, load_test_data
+from training.data import Reading, TaskData, load_task_data, load_test_data
 
 _LARGEST_GROUP = 16
 _CLIENTS = 4
@@ -47,8 +47,8 @@ def main() -> None:
     options = parser.parse_args()
     config, chance = load_config(options.config), random.Random(options.seed)
     predictor = Predictor(config.address.open_cache())
-    learned = [load_task_data(one.name, one.data, verify=False) for one in config.tasks]
-    foreign = [load_test_data(one.name, one.data, verify=False) for one in config.unseen]
+    learned = [load_task_data(one.name, one.data, Reading(verify=False)) for one in config.tasks]
+    foreign = [load_test_data(one.name, one.data, Reading(verify=False)) for one in config.unseen]
     labels = tuple(dict.fromkeys(name for data in [*learned, *foreign] for name in data.classes))
     everyone = _in_turn([*learned, *foreign], options.images, chance)
     questions = [("labels", Query("labels", labels=labels), group) for group in _groups(everyone, chance)]

@@ -14,7 +14,7 @@ from PIL import Image
 from fusion.answers.images import decode
 from fusion.errors import DataError, ImageError
 from tests.tiny import tiny_parquet, tiny_task
-from training.data import TaskData, load_task_data, load_test_data
+from training.data import Reading, TaskData, load_task_data, load_test_data
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_unreadable_images_are_all_named(source: str) -> None:
         load(source)
     for what in ("train/red/000.png is not an image", "train/green/002.png is damaged", "test/blue/001.png is empty"):
         assert what in str(caught.value)
-    unchecked = load(source, verify=False)
+    unchecked = load(source, reading=Reading(verify=False))
     index = [sample.origin.endswith("red/000.png") for sample in unchecked.train.samples].index(True)
     with pytest.raises(ImageError, match=r"train/red/000\.png is not an image"):
         unchecked.train.image(index)

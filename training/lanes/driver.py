@@ -31,9 +31,10 @@ from fusion.errors import BlobNotFoundError, DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
-from training.data import with_checked_texts
+from training.data import Reading, with_checked_texts
 from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
+from training.lanes.cluster_scan import scan_on_cluster
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
 from training.lanes.status_query import queue_prefix
@@ -62,6 +63,7 @@ def run_lanes(
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
     reserved: Mapping[str, float] | None = None,
+    verify: bool = False,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless there is nothing to train.
 
@@ -73,6 +75,7 @@ def run_lanes(
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
         reserved: what the caller's own actor holds of the cluster: `auto` does not count it.
+        verify: read all data again, also what the store's indices know.
     Returns:
         The last statuses, each `done` or `failed`.
     Raises:
@@ -84,7 +87,7 @@ def run_lanes(
     address = address.resolved()  # workers have another working directory
     jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
     report = on_status or (lambda _: None)
-    statuses, planned = plan_tasks(address, base, jobs)
+    statuses, planned = plan_tasks(address, base, jobs, verify=verify)
     report(list(statuses))
     if not planned:
         return statuses
@@ -115,17 +118,18 @@ def run_lanes(
 
 
 def plan_tasks(
-    address: StoreAddress, base: Base, jobs: Sequence[TaskJob]
+    address: StoreAddress, base: Base, jobs: Sequence[TaskJob], *, verify: bool = False
 ) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
-    """Read every task's data once. Returns a status for each, and by index the tasks that have to be trained.
+    """Read what is new in every task's data. Returns a status for each, and by index the tasks that have to be trained.
 
-    So broken data is reported before anything starts, and a run whose experts all exist needs no Ray.
+    So broken data is reported before anything starts, and a run whose experts all exist needs no Ray. With `verify`
+    everything is read again.
     """
-    store = address.open()
+    store, reading = address.open(), Reading(address, refresh=verify, scan=scan_on_cluster)
 
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
-            data = job.load(address.options, verify=True)
+            data = job.load(reading)
             if base.model_cfg is not None:
                 data = with_checked_texts(data, base.model_cfg)
         except DataError as error:
