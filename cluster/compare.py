@@ -33,13 +33,13 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
 from fusion.versions.manifest import Manifest
-from training.batches import generator_for
 from training.data import Reading, TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
 from training.finetune import image_features
 from training.frozen import DISCRIMINANT, LINEAR_PROBE, NEAREST_MEAN, frozen_right
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
+from training.samplers import generator_for
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
@@ -167,7 +167,7 @@ def _frozen(job: CompareJob, clip: Clip) -> Compared:
     for task in job.tasks:
         data = task.load(job.reading)
         tests, num_classes = clip.image_features(load_pixels(clip, data)), len(data.classes)
-        train, truth = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+        train, truth = (torch.from_numpy(images.labels) for images in (data.look, data.test))
         start = time.perf_counter()
         features = image_features(clip, data)
         tasks[data.name] = frozen_right(job.method, features, train, tests, truth, num_classes)

@@ -213,7 +213,7 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
 def _measure_frozen(loaded: LoadedSet) -> dict[str, np.ndarray]:
     """Right answers of the frozen base with each of `FROZEN`, from the task's training images."""
     data, clip = loaded.test, loaded.base.clip
-    train, tests = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+    train, tests = (torch.from_numpy(images.labels) for images in (data.look, data.test))
     features = image_features(clip, data)
     return {name: frozen_right(name, features, train, loaded.features, tests, len(data.classes)) for name in FROZEN}
 

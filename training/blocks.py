@@ -24,6 +24,8 @@ KEPT_BYTES = 2 << 30
 """Encoded bytes up to which a whole set is kept in memory. Decides the order of training, so it never changes."""
 BLOCK_BYTES = 64 << 20
 """Encoded bytes after which a block ends. Decides the order of training, so it never changes."""
+WINDOW_BYTES = 256 << 20
+"""Encoded bytes of the blocks that are shuffled together. Decides the order of training, so it never changes."""
 _ASKED_FOR_BYTES = 2 * BLOCK_BYTES
 _READING_AHEAD = 2
 
@@ -33,6 +35,11 @@ class Reader(Protocol):
 
     hashes_bytes: bool
     """Whether the sha256 of an image is that of its bytes, so that it can be checked."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images come over a network, so that it pays to wait for many at a time."""
+        ...
 
     def read(self, place: np.void) -> bytes:
         """The encoded bytes of one image."""
@@ -61,9 +68,10 @@ class Blocks:
     Args:
         reader: of all of them.
         places: `PLACE` [N].
+        kept_bytes: above this the set is read block by block, where it can be.
     """
 
-    def __init__(self, reader: Reader, places: np.ndarray) -> None:
+    def __init__(self, reader: Reader, places: np.ndarray, *, kept_bytes: int) -> None:
         self._reader = reader
         self._places = places
         groups = reader.group(places)
@@ -71,7 +79,7 @@ class Blocks:
         self.bytes = int(places["size"].sum())
         """Of all images, encoded."""
         self.of, self._order, self._first = _cut(places, groups)
-        self.streamed = bool(together.all()) and self.bytes > KEPT_BYTES and len(places) > 0
+        self.streamed = bool(together.all()) and self.bytes > kept_bytes and len(places) > 0
         """Whether the set is too large to be kept, and is read block by block."""
         self._kept: OrderedDict[int, Future[dict[int, bytes]]] = OrderedDict()
         self._held: frozenset[int] = frozenset()
@@ -84,12 +92,19 @@ class Blocks:
         return np.argsort(self.of, kind="stable")
 
     @property
-    def sizes(self) -> np.ndarray:
-        """Encoded bytes of every block, int64 [K]."""
-        inside = self.of >= 0
-        return np.bincount(self.of[inside], self._places["size"][inside], minlength=len(self._first) - 1).astype(
-            np.int64
-        )
+    def runs(self) -> np.ndarray:
+        """Blocks with one number are best read one after the other, since a row group is passed from its beginning:
+        int64 [K], ascending."""
+        first = self._places[self._order[self._first[:-1]]]
+        new = np.ones(len(first), np.int64)
+        same_file = first["file"][1:] == first["file"][:-1]
+        new[1:] = (first["group"][1:] < 0) | ~same_file | (first["group"][1:] != first["group"][:-1])
+        return np.cumsum(new) - 1
+
+    @property
+    def in_order(self) -> list[np.ndarray]:
+        """The images of every block, as they are stored."""
+        return np.split(self._order, self._first[1:-1])
 
     def read(self, index: int) -> bytes:
         """The encoded bytes of one image."""
@@ -103,12 +118,12 @@ class Blocks:
             for block in [block for block in self._kept if block not in self._held]:
                 del self._kept[block]
             missing = [block for block in blocks if block not in self._kept]
-            futures = {block: self._kept.setdefault(block, Future()) for block in missing}
             if missing and self._ahead is None:
                 self._ahead = ThreadPoolExecutor(_READING_AHEAD, thread_name_prefix="blocks")
-        for block, future in futures.items():
-            assert self._ahead is not None
-            self._ahead.submit(self._fill, block, future)
+            for block in missing:
+                assert self._ahead is not None, "made above"
+                self._kept[block] = Future()
+                self._ahead.submit(self._fill, block, self._kept[block])
 
     def close(self) -> None:
         """Let go of everything that is read ahead."""

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
 from fusion.store.address import StoreAddress
 from fusion.store.blobs import canonical_json
+from training.blocks import WINDOW_BYTES
 from training.contents import Columns
 from training.images import ImageSet, Rows, raise_all
 from training.index import DataIndex
+from training.look import looked_at
 from training.raw_task import RawTask
 from training.sources import absolute_source, read_raw
 from training.survey import Scan, Survey
@@ -60,6 +63,16 @@ class TaskData:
     layout: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def looked_at(self) -> np.ndarray:
+        """Which training images prototypes and evidence come from: indices, ascending (`training.look`)."""
+        return looked_at(self.train)
+
+    @cached_property
+    def look(self) -> ImageSet:
+        """These images."""
+        return self.train if len(self.looked_at) == len(self.train) else self.train.take(self.looked_at)
 
     def summary(self) -> str:
         """What was understood of the source, in one line."""
@@ -198,17 +211,18 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
     if chosen.few_shot is not None:
         train = train.take(_first_of_each_class(train.labels, chosen.few_shot))
     background = _background(chosen.background or raw.background)
+    images = ImageSet(train, background=background)
     return TaskData(
         name,
         classes,
         prompts,
-        ImageSet(train, background=background),
+        images,
         ImageSet(test, background=background),
         _sha256(classes, prompts, background, train),
         {name: tuple(others) for name, others in meant.items()},
         raw.layout,
-        (*raw.notes, *notes),
-        tuple(_doubts(classes, train, test)),
+        (*raw.notes, *notes, *_streaming(images)),
+        (*_doubts(classes, train, test), *_sorted_by_class(images)),
     )
 
 
@@ -265,6 +279,31 @@ def _doubts(classes: Sequence[str], train: Rows, test: Rows) -> list[str]:
     if leaked := int(np.isin(test.hashes.view("V32").ravel(), hashes).sum()):
         doubts.append(f"{leaked} test images are also training images: accuracy will look too good")
     return doubts
+
+
+def _streaming(images: ImageSet) -> list[str]:
+    """What is said of training images that are too many for memory."""
+    blocks = images.blocks
+    if not blocks.streamed:
+        return []
+    size, count = f"{blocks.bytes / 2**30:.1f} GiB", len(blocks.in_order)
+    return [f"{size} to train, in {count} blocks that are read and shuffled a few at a time"]
+
+
+def _sorted_by_class(images: ImageSet) -> list[str]:
+    """A warning where blocks hold so few classes that a window of them is no sample of the data."""
+    if not images.blocks.streamed:
+        return []
+    blocks = images.blocks.in_order
+    num_blocks = max(1, round(len(blocks) * WINDOW_BYTES / images.blocks.bytes))
+    seen = num_blocks * sum(len(np.unique(images.labels[block])) for block in blocks) / len(blocks)
+    num_classes = len(np.unique(images.labels))
+    if seen >= num_classes / 2:
+        return []
+    return [
+        f"the rows are sorted by class: the {num_blocks} blocks that are shuffled together hold about {seen:.0f} of "
+        f"{num_classes} classes: write the rows in random order, or take smaller row groups"
+    ]
 
 
 def _background(colour: str | None) -> str | None:

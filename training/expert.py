@@ -112,11 +112,14 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
 
 
 class BaseView:
-    """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence."""
+    """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence.
+
+    Of very many images a part is looked at (`training.look`).
+    """
 
     def __init__(self, clip: Clip, data: TaskData) -> None:
         self.features = image_features(clip, data)
-        self.labels = torch.from_numpy(data.train.labels)
+        self.labels = torch.from_numpy(data.look.labels)
         texts = clip.prompt_features(data.classes, data.templates)
         self.prototypes = class_prototypes(self.features, self.labels, texts)
         self.num_classes = len(data.classes)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fusion.answers.images import decode
 from fusion.errors import DataError, StoreError
-from training.blocks import PLACE, Blocks, Reader
+from training.blocks import KEPT_BYTES, PLACE, Blocks, Reader
 
 _ERRORS_SHOWN = 8
 
@@ -96,6 +96,10 @@ class _Made:
     def origin(self, place: np.void) -> str:
         return self._origins[place["start"]]
 
+    @property
+    def is_remote(self) -> bool:
+        return False
+
     def problems(self, places: np.ndarray) -> list[str]:
         def look(place: np.void) -> str | None:
             return problem_of(self.read(place), self.origin(place))
@@ -122,15 +126,39 @@ def made_rows(samples: Sequence[Sample], made: Sequence[Callable[[], bytes]], *,
 class ImageSet:
     """Labelled images in a fixed order. Holds no pixels, and bytes only of what is read in blocks."""
 
-    def __init__(self, samples: Rows, *, background: str | None = None) -> None:
+    def __init__(self, samples: Rows, *, background: str | None = None, kept_bytes: int | None = None) -> None:
         self.samples = samples
         self.background = background
         """Colour under transparent pixels, as `#rrggbb`; None: white."""
         self.labels = samples.labels
-        self.blocks = Blocks(samples.reader, samples.places)
+        self.blocks = Blocks(
+            samples.reader, samples.places, kept_bytes=KEPT_BYTES if kept_bytes is None else kept_bytes
+        )
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether images come over a network, one by one."""
+        return self.samples.reader.is_remote
+
+    def take(self, chosen: np.ndarray) -> ImageSet:
+        """Some of the images, read as the whole set is."""
+        kept_bytes = 0 if self.blocks.streamed else None
+        return ImageSet(self.samples.take(chosen), background=self.background, kept_bytes=kept_bytes)
+
+    def passed(self, batch_size: int) -> Iterator[np.ndarray]:
+        """Batches of indices that are every image once: in order, or as they are stored where that is in blocks."""
+        if not self.blocks.streamed:
+            for first in range(0, len(self), batch_size):
+                yield np.arange(first, min(first + batch_size, len(self)))
+            return
+        blocks = self.blocks.in_order
+        for number, images in enumerate(blocks):
+            self.blocks.hold(range(number, min(number + 2, len(blocks))))
+            yield from np.split(images, range(batch_size, len(images), batch_size))
+        self.blocks.close()
 
     def origin(self, index: int) -> str:
         """What messages call the image."""
