@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from training.images import Rows, raise_all
 from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
 from training.splits import choose, split_of
 from training.survey import Survey
-from training.tree import Tree, names
+from training.tree import Tree, names, suffix_of
 
 Folders = Mapping[str, Sequence[str]]
 """Class folder to the keys of its images."""
@@ -122,7 +121,7 @@ def _images_of(tree: Tree, survey: Survey) -> tuple[list[str], list[str]]:
     """
     images, others = [], []
     for key in tree.files:
-        suffix = PurePosixPath(key).suffix.lower()
+        suffix = suffix_of(key)
         has_none = not re.fullmatch(r"\.[a-z][a-z0-9_]{0,9}", suffix)
         if suffix in SUFFIXES or (has_none and survey.is_image(tree, key)):
             images.append(key)

@@ -15,10 +15,11 @@ from training.raw_task import RawTask, read_task_json
 from training.rows import LABEL_COLUMNS, WHOLE, parts_of, pick, task_of_rows
 from training.splits import split_of
 from training.survey import Survey
-from training.tree import Tree, names
+from training.tree import Tree, names, suffix_of
 
 PATH_COLUMNS = ("file_name", "filename", "path", "file", "image", "image_path", "filepath")
 _SPLIT_COLUMN = "split"
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _STEMS = ("metadata", "labels", "annotations", "index")
 
 
@@ -29,9 +30,8 @@ def tables_in(tree: Tree, columns: Columns) -> list[str]:
     """
     found = []
     for key in tree.files:
-        path = PurePosixPath(key)
-        if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson") and len(path.parts) <= 2:
-            stem = path.stem.casefold()
+        if suffix_of(key) in _SUFFIXES and key.count("/") < 2:
+            stem = PurePosixPath(key).stem.casefold()
             if (stem in _STEMS or split_of(stem)) and _lists_images(f"{tree.root}/{key}", key, tree, columns):
                 found.append(key)
     return sorted(found)

@@ -6,6 +6,7 @@ Each layout is parsed by one piece of code, for folders and buckets alike. Listi
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ def read_tree(source: str, options: S3Options | None) -> Tree:
             f"data folder {root} {what}: name a folder with train/ and test/, class folders, or Parquet files"
         )
     return _folder(root)
+
+
+def suffix_of(key: str) -> str:
+    """The suffix of a file's name, with its dot, in lower case; '' if it has none."""
+    suffix = posixpath.splitext(key.rpartition("/")[2])[1].lower()
+    return suffix if len(suffix) > 1 else ""
 
 
 def names(keys: Iterable[str]) -> str:
