@@ -107,7 +107,7 @@ def _loader(folder: Path, gigabytes: float) -> dict[str, float]:
         "loader_gib": (whole["peak_bytes"] - small["peak_bytes"]) / 2**30,
         "worker_gib": whole["peak_bytes"] / 2**30,
         "streamed_images_per_s": whole["images_per_s"],
-        "kept_images_per_s": small["images_per_s"],
+        "cached_images_per_s": small["images_per_s"],
     }
 
 

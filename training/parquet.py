@@ -97,9 +97,13 @@ class ParquetImages:
     def read(self, group: int, rows: np.ndarray) -> list[bytes]:
         """The encoded images of some rows of a row group, by their numbers in the file, ascending.
 
-        A large row group that is read in pieces, one after the other, is passed once.
+        A large row group that is read in pieces, one after the other, is passed once. Raises `DataError` for rows that
+        are not there any more.
         """
         wanted = [int(row) for row in rows]
+        first, stop = self._first_row[group : group + 2] if group < len(self._num_rows) else (0, 0)
+        if not first <= wanted[0] <= wanted[-1] < stop:
+            raise self._changed(wanted[-1])
         found: list[bytes] = []
         with self._lock:
             batches = self._from(group, wanted[0])
@@ -108,13 +112,17 @@ class ParquetImages:
                 column, stop = batch.column(self._image), start + len(batch)
                 while len(found) < len(wanted) and wanted[len(found)] < stop:
                     image, _ = _image_of(column[wanted[len(found)] - start].as_py())
-                    assert image is not None, "a row whose image is listed has it"
+                    if image is None:
+                        raise self._changed(wanted[len(found)])
                     found.append(image)
                 self._left = (start, batch) if wanted[-1] + 1 < stop else None
                 self._cursor = (group, wanted[-1] + 1, batches)
             if wanted[-1] + 1 >= self._first_row[group + 1]:
                 self._cursor = self._left = None
         return found
+
+    def _changed(self, row: int) -> DataError:
+        return DataError(f"{self._origin} row {row} is not there any more: the file has changed, run again")
 
     def _from(self, group: int, row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Batches of a row group that are still to come, at or before a row."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusion.errors import DataError
 from fusion.store import open_store
 from fusion.versions.experts import find_expert, survey_experts
 from tests.tiny import COLOURS, tiny_parquet, tiny_task
@@ -87,6 +88,16 @@ def test_every_image_is_read_as_it_is_stored(source: str, folders: str) -> None:
         assert streamed.train.encoded(index) == whole.train.encoded(index)
     passed = np.concatenate(list(streamed.train.passed(7)))
     assert sorted(passed.tolist()) == list(range(60))
+
+
+def test_a_table_that_is_replaced_while_it_trains_ends_the_task(tmp_path: Path, folders: str) -> None:
+    source = in_table(tmp_path / "table", folders, group_rows=4)
+    data = load_task_data("t", source)
+    rows = pq.read_table(f"{source}/train.parquet")
+    pq.write_table(rows.slice(0, 10), f"{source}/train.parquet", row_group_size=4)
+    gone = int(np.argmax(data.train.samples.places["start"]))
+    with pytest.raises(DataError, match=r"train\.parquet row \d+ is not there any more: the file has"):
+        data.train.encoded(gone)
 
 
 def test_an_epoch_has_every_image_once_in_an_order_of_its_own(source: str) -> None:

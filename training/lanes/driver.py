@@ -126,10 +126,12 @@ def plan_tasks(
     everything is read again.
     """
     store, reading = address.open(), Reading(address, refresh=verify, scan=scan_on_cluster)
+    turns = {job.source: threading.Lock() for job in jobs}  # tasks on the same data: the first one reads it
 
     def plan(job: TaskJob) -> TaskStatus | PlannedTask:
         try:
-            data = job.load(reading)
+            with turns[job.source]:
+                data = job.load(reading)
             if base.model_cfg is not None:
                 data = with_checked_texts(data, base.model_cfg)
         except DataError as error:
