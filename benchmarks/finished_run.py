@@ -13,7 +13,7 @@ from fusion.tensors import TensorFile
 from fusion.versions.experts import find_expert
 from fusion.versions.history import Versions
 from training.data import Reading, TaskData
-from training.expert import identity_of
+from training.identity import identity_of
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from fusion.versions.experts import (
     ExpertRecord,
     count_attempt,
     drop_training_state,
-    expert_identity,
     find_expert,
     find_training_state,
     put_expert,
@@ -34,16 +33,12 @@ from fusion.versions.experts import (
 from training.data import TaskData
 from training.finetune import FinetuneResult, finetune, image_features
 from training.held_out import head_temperature
+from training.identity import identity_of
 from training.methods import open_method
 from training.recipe import Recipe
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
-
-
-def identity_of(base: Base, data: TaskData, recipe: Recipe, seed: int) -> str:
-    """The identity of the expert that these four make."""
-    return expert_identity(base=base.sha256, data=data.sha256, recipe=recipe.to_json(), seed=seed)
 
 
 def train_expert(

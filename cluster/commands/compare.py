@@ -25,7 +25,7 @@ from fusion.disk import replace_file
 from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
 from training.data import Reading
-from training.expert import identity_of
+from training.identity import identity_of
 from training.lanes.task_queue import TaskJob
 
 _DEFAULTS = CompareOptions()

@@ -15,7 +15,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusion.actor_names import NAMESPACE
 from fusion.disk import scratch_folder
-from fusion.errors import BlobNotFoundError, DataError
+from fusion.errors import BlobNotFoundError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
-from fusion.versions.experts import find_expert, num_attempts
-from training.data import Reading, with_checked_texts
-from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
-from training.lanes.cluster_scan import scan_on_cluster
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
+from training.lanes.plan import plan_tasks
 from training.lanes.status_query import queue_prefix
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
 from training.malloc import MALLOC_ENVIRONMENT
@@ -115,48 +111,6 @@ def run_lanes(
     ]
     report(final)
     return final
-
-
-def plan_tasks(
-    address: StoreAddress, base: Base, jobs: Sequence[TaskJob], *, verify: bool = False
-) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
-    """Read what is new in every task's data. Returns a status for each, and by index the tasks that have to be trained.
-
-    So broken data is reported before anything starts, and a run whose experts all exist needs no Ray. With `verify`
-    everything is read again.
-    """
-    store, reading = address.open(), Reading(address, refresh=verify, scan=scan_on_cluster)
-    turns = {job.source: threading.Lock() for job in jobs}  # tasks on the same data: the first one reads it
-
-    def plan(job: TaskJob) -> TaskStatus | PlannedTask:
-        try:
-            with turns[job.source]:
-                data = job.load(reading)
-            if base.model_cfg is not None:
-                data = with_checked_texts(data, base.model_cfg)
-        except DataError as error:
-            return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
-        identity = identity_of(base, data, job.recipe, job.seed)
-        if find_expert(store, identity) is not None:
-            steps = job.recipe.steps
-            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases, understood=data.summary())
-        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases, data.summary())
-
-    with ThreadPoolExecutor(4) as pool:
-        plans = list(pool.map(plan, jobs))
-    statuses = [
-        TaskStatus(
-            plan.job.name,
-            plan.identity,
-            steps=plan.job.recipe.steps,
-            aliases=plan.aliases,
-            understood=plan.understood,
-        )
-        if isinstance(plan, PlannedTask)
-        else plan
-        for plan in plans
-    ]
-    return statuses, {index: plan for index, plan in enumerate(plans) if isinstance(plan, PlannedTask)}
 
 
 class _Lanes:
