@@ -23,14 +23,15 @@ from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
 from fusion.store.address import StoreAddress
 from fusion.store.blobs import canonical_json
-from training.blocks import WINDOW_BYTES
 from training.contents import Columns
+from training.doubts import doubts, said_of_size
 from training.images import ImageSet, Rows, raise_all
 from training.index import DataIndex
 from training.look import looked_at
 from training.raw_task import RawTask
+from training.scan import Scan
 from training.sources import absolute_source, read_raw
-from training.survey import Scan, Survey
+from training.survey import Survey
 from training.tree import read_tree
 from training.zoo import PREFIX, read_torchvision
 
@@ -221,8 +222,8 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
         _sha256(classes, prompts, background, train),
         {name: tuple(others) for name, others in meant.items()},
         raw.layout,
-        (*raw.notes, *notes, *_streaming(images)),
-        (*_doubts(classes, train, test), *_sorted_by_class(images)),
+        (*raw.notes, *notes, *said_of_size(images)),
+        tuple(doubts(classes, images, test)),
     )
 
 
@@ -265,45 +266,6 @@ def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
         pairs = [f"{number} is {name}" for number, name in zip(raw.numbers, names, strict=True)]
         notes = ["folder " + ", ".join(pairs[:3] + (["…", pairs[-1]] if len(pairs) > 3 else []))]
     return names, raw, notes, []
-
-
-def _doubts(classes: Sequence[str], train: Rows, test: Rows) -> list[str]:
-    """What is probably a mistake, as far as it shows without looking at pixels; `condu data check` looks closer."""
-    doubts = []
-    if len(classes) == 1:
-        doubts.append(f"there is only one class, {classes[0]!r}: every image is right whatever is learned")
-    hashes, image = np.unique(train.hashes.view("V32").ravel(), return_inverse=True)
-    pairs = np.unique(np.stack([image.ravel(), train.labels]), axis=1)
-    if torn := int((np.bincount(pairs[0]) > 1).sum()) if len(hashes) else 0:
-        doubts.append(f"{torn} training images are in two classes")
-    if leaked := int(np.isin(test.hashes.view("V32").ravel(), hashes).sum()):
-        doubts.append(f"{leaked} test images are also training images: accuracy will look too good")
-    return doubts
-
-
-def _streaming(images: ImageSet) -> list[str]:
-    """What is said of training images that are too many for memory."""
-    blocks = images.blocks
-    if not blocks.streamed:
-        return []
-    size, count = f"{blocks.bytes / 2**30:.1f} GiB", len(blocks.in_order)
-    return [f"{size} to train, in {count} blocks that are read and shuffled a few at a time"]
-
-
-def _sorted_by_class(images: ImageSet) -> list[str]:
-    """A warning where blocks hold so few classes that a window of them is no sample of the data."""
-    if not images.blocks.streamed:
-        return []
-    blocks = images.blocks.in_order
-    num_blocks = max(1, round(len(blocks) * WINDOW_BYTES / images.blocks.bytes))
-    seen = num_blocks * sum(len(np.unique(images.labels[block])) for block in blocks) / len(blocks)
-    num_classes = len(np.unique(images.labels))
-    if seen >= num_classes / 2:
-        return []
-    return [
-        f"the rows are sorted by class: the {num_blocks} blocks that are shuffled together hold about {seen:.0f} of "
-        f"{num_classes} classes: write the rows in random order, or take smaller row groups"
-    ]
 
 
 def _background(colour: str | None) -> str | None:

@@ -6,10 +6,8 @@ Letters: N images.
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,27 +16,18 @@ import numpy as np
 
 from fusion.errors import DataError, StoreError
 from training.blocks import PLACE
-from training.contents import Columns, Unread, merged, read_contents, schema
+from training.contents import Columns, Unread, merged, schema
 from training.file_reader import FileReader
 from training.files import starts_like_an_image
 from training.images import Rows
 from training.index import DataIndex
+from training.scan import Scan, chunks_of, scan_here
 from training.tree import Tree
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Chunk = Sequence[Unread]
-Scan = Callable[[Sequence[Chunk], bool], Iterator[tuple[int, "pa.Table"]]]
-"""Reads chunks of files, and verifies their images if asked to: each chunk's number and contents, in any order."""
-
-_CHUNK_FILES = 256
-_CHUNK_BYTES = 64 << 20
-_DIVIDED_BYTES = 256 << 20
-"""A Parquet file above this is read in parts."""
 _SAVE_EVERY_S = 120.0
-_LOCAL_THREADS = 8
-_S3_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -118,7 +107,6 @@ class Survey:
         self._index = index
         self._scan = scan or scan_here
         self._verify = verify
-        self._refresh = refresh
         self._known = schema().empty_table()
         self._kinds: dict[str, bool] = {}
         if index is not None:
@@ -151,14 +139,15 @@ class Survey:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        paths = [tree.prefix + key for key in keys]
-        stamps = pa.array([tree.files[key].stamp for key in keys], pa.string())
+        different = list(dict.fromkeys(keys))  # a list may name a file twice
+        paths = [tree.prefix + key for key in different]
+        stamps = pa.array([tree.files[key].stamp for key in different], pa.string())
         at = pc.index_in(pa.array(paths, pa.string()), value_set=self._trusted["path"].combine_chunks())
         same = pc.and_(pc.equal(self._trusted["stamp"].combine_chunks().take(at), stamps), pc.not_equal(stamps, ""))
         is_known = pc.fill_null(same, False).to_numpy(zero_copy_only=False)
         unread = [
             Unread(path, f"{tree.root}/{key}", tree.files[key], self.columns, size=tree.files[key].size)
-            for path, key, known in zip(paths, keys, is_known, strict=True)
+            for path, key, known in zip(paths, different, is_known, strict=True)
             if not known
         ]
         table, positions = self._trusted, pc.fill_null(at, 0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -166,7 +155,8 @@ class Survey:
             fresh = self._read(unread)
             positions[~is_known] = len(table) + np.arange(len(fresh))
             table = pa.concat_tables([table, fresh])
-        return _found(tree, keys, table.take(pa.array(positions)), self.columns)
+        row = dict(zip(different, positions.tolist(), strict=True))
+        return _found(tree, keys, table.take(pa.array([row[key] for key in keys], pa.int64())), self.columns)
 
     def with_outside(self, tree: Tree, found: Found) -> Found:
         """The same with the images that rows of tables name, where they are. Those that are not there stay missing."""
@@ -195,7 +185,7 @@ class Survey:
         """Contents of files that are not known, one row each. What has come is kept, whatever ends the reading."""
         import pyarrow as pa
 
-        chunks = _chunks(_divided(unread))
+        chunks = chunks_of(unread)
         whole = [all(one.groups is None for one in chunk) for chunk in chunks]
         read: dict[int, pa.Table] = {}
         saved = time.monotonic()
@@ -230,67 +220,6 @@ class Survey:
         if self._unsaved and self._index is not None and self._verify:
             self._index.save(self._known)
         self._unsaved = False
-
-
-def scan_here(chunks: Sequence[Chunk], verify: bool) -> Iterator[tuple[int, pa.Table]]:
-    """Read files in threads of this process: Pillow decodes, and S3 is waited for, without the GIL."""
-    remote = any(one.file.path is None for chunk in chunks for one in chunk)
-    threads = _S3_THREADS if remote else min(_LOCAL_THREADS, os.cpu_count() or 1)
-    if len(chunks) < 4 * threads:  # few files: one by one
-        finer = [(number, one) for number, chunk in enumerate(chunks) for one in chunk]
-        with ThreadPoolExecutor(threads) as pool:
-            rows = list(pool.map(lambda pair: (pair[0], read_contents([pair[1]], verify=verify)), finer))
-        yield from _gathered(rows, len(chunks))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        running = {pool.submit(read_contents, chunk, verify=verify): n for n, chunk in enumerate(chunks)}
-        try:
-            for done in as_completed(running):
-                yield running[done], done.result()
-        finally:
-            for future in running:
-                future.cancel()
-
-
-def _gathered(rows: Sequence[tuple[int, pa.Table]], count: int) -> Iterator[tuple[int, pa.Table]]:
-    import pyarrow as pa
-
-    for number in range(count):
-        yield number, pa.concat_tables([table for chunk, table in rows if chunk == number])
-
-
-def _divided(unread: Sequence[Unread]) -> list[Unread]:
-    """Large Parquet files in parts of a few row groups."""
-    found = []
-    for one in unread:
-        if not (one.key.lower().endswith(".parquet") and one.size > _DIVIDED_BYTES):
-            found.append(one)
-            continue
-        from training.parquet import ParquetImages
-
-        try:
-            sizes = ParquetImages(one.file, one.origin, one.columns).group_bytes
-        except (OSError, StoreError) as error:
-            raise DataError(f"{one.origin} can't be read: {error}") from error
-        first, total = 0, 0
-        for group, size in enumerate(sizes):
-            total += size
-            if total >= _CHUNK_BYTES or group == len(sizes) - 1:
-                found.append(replace(one, groups=(first, group + 1), size=total))
-                first, total = group + 1, 0
-    return found
-
-
-def _chunks(unread: Sequence[Unread]) -> list[list[Unread]]:
-    chunks: list[list[Unread]] = [[]]
-    total = 0
-    for one in unread:
-        if chunks[-1] and (total + one.size > _CHUNK_BYTES or len(chunks[-1]) >= _CHUNK_FILES):
-            chunks.append([])
-            total = 0
-        chunks[-1].append(one)
-        total += one.size
-    return chunks
 
 
 def _stamps(table: pa.Table) -> Iterator[tuple[str, str]]:

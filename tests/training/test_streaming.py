@@ -157,7 +157,7 @@ def test_what_is_done_with_large_data_is_said_and_sorted_rows_are_a_warning(sour
 def test_rows_that_lie_sorted_by_class_are_a_warning(
     tmp_path: Path, folders: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.data.WINDOW_BYTES", 1)
+    monkeypatch.setattr("training.doubts.WINDOW_BYTES", 1)
     said = load_task_data("t", in_shards(tmp_path / "tar", folders)).summary()
     assert "WARNING: the rows are sorted by class: the 1 blocks" in said
 

@@ -206,6 +206,17 @@ def test_a_table_without_a_path_or_a_label_leaves_class_folders_as_they_are(tmp_
     assert load(tmp_path).classes == NAMES
 
 
+def test_a_file_may_be_listed_twice(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        listed(tmp_path, split, pictures(6))
+    table = tmp_path / "train" / "metadata.csv"
+    table.write_text(table.read_text() + "0.png,blue\n5.png,red\n0.png,blue\n")
+    data = load(tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    first = (tmp_path / "train" / "0.png").read_bytes()
+    assert sum(data.train.encoded(index) == first for index in range(9)) == 3
+
+
 def test_listed_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     listed(tmp_path, "train", pictures(9))
     (tmp_path / "train" / "4.png").unlink()

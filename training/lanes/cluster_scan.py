@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from fusion.errors import DataError
 from training.contents import read_contents
-from training.survey import Chunk, scan_here
+from training.scan import Chunk, scan_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +29,7 @@ _PATIENCE_S = 10.0
 
 
 def scan_on_cluster(chunks: Sequence[Chunk], verify: bool) -> Iterator[tuple[int, pa.Table]]:
-    """See `training.survey.Scan`. Needs a Ray session, unless there are few files."""
+    """See `training.scan.Scan`. Needs a Ray session, unless there are few files."""
     files = [one for chunk in chunks for one in chunk]
     few = len(files) < _FEW_FILES and sum(one.size for one in files) < _FEW_BYTES
     if few or not ray.is_initialized():
