@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick-tests lint browser screenshots bench bench-fusion bench-serve soak soak-machines \
+.PHONY: help setup demo test check quick-tests lint browser screenshots bench bench-fusion bench-serve bench-train soak soak-machines \
 	base data clean
 
 help:  ## Show this list
@@ -68,6 +68,9 @@ bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14
 
 bench-serve: $(READY)  ## The service against FastAPI and torch, by load and number of tasks (under ten minutes on 2 cores)
 	@$(BIN)/python -m benchmarks.serve_load
+
+bench-train: $(READY)  ## Planning, reading ahead and lanes beside the training itself (half an hour on 2 cores, 12 GB of disk)
+	@$(BIN)/python -m benchmarks.train_scale
 
 soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
 	@$(BIN)/python -m pytest -m soak --ignore tests/soak --timeout 3600

@@ -27,7 +27,7 @@ from fusion.answers.rules import RULES
 from fusion.answers.view import ViewLoader
 from fusion.versions.history import Versions
 from training.answer_measure import ALL_LEARNED, LABELS, SEEN, TASK, AnswerMeasure, every_way
-from training.data import load_task_data, load_test_data
+from training.data import Reading, load_task_data, load_test_data
 from training.evaluate import load_set, measure_together
 
 
@@ -41,8 +41,10 @@ def main() -> None:
     if newest is None:
         raise SystemExit(f"{config.store} is empty: run the configuration first")
     view, base = ViewLoader(cache).load(newest), build_clip(newest.base, cache.tensors(newest.base.weights))
-    learned = [load_task_data(task.name, task.data, verify=False) for task in config.tasks if task.name in view.tasks]
-    foreign = [load_test_data(task.name, task.data, verify=False) for task in config.unseen]
+    learned = [
+        load_task_data(task.name, task.data, Reading(verify=False)) for task in config.tasks if task.name in view.tasks
+    ]
+    foreign = [load_test_data(task.name, task.data, Reading(verify=False)) for task in config.unseen]
     found: dict[str, list[AnswerMeasure]] = {rule: [] for rule in RULES}
     for data in [*learned, *foreign]:
         loaded = load_set(base, data)

@@ -12,8 +12,8 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.experts import find_expert
 from fusion.versions.history import Versions
-from training.data import TaskData
-from training.expert import identity_of
+from training.data import Reading, TaskData
+from training.identity import identity_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def open_finished_run(config_path: Path) -> FinishedRun:
         raise SystemExit(f"{config.store} is empty: run the configuration first")
     data, experts = {}, {}
     for job in jobs(config):
-        loaded = job.load(config.address.options, verify=False)
+        loaded = job.load(Reading(config.address, verify=False))
         record = find_expert(store, identity_of(newest.base, loaded, job.recipe, job.seed))
         if record is None:
             raise SystemExit(f"{job.name} was not trained: run the configuration first")

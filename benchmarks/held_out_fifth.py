@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from cluster.config import load_config
-from training.data import TaskData, load_task_data
+from training.data import Reading, TaskData, load_task_data
 from training.held_out import held_out_images
 
 
@@ -46,7 +46,7 @@ def _write(options: argparse.Namespace, folder: Path) -> Path:
     tasks = []
     for task, entry in zip(like.tasks, values["tasks"], strict=True):
         data = folder / "data" / task.name
-        _divide(load_task_data(task.name, task.data, verify=False), data)
+        _divide(load_task_data(task.name, task.data, Reading(verify=False)), data)
         tasks.append({**entry, "data": str(data)})
     config = {
         **{section: values[section] for section in ("fusion", "predict", "ray") if section in values},

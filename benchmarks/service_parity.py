@@ -40,8 +40,8 @@ from fusion.versions.experts import find_expert
 from fusion.versions.history import Versions
 from serving.client import Client
 from serving.schemas import ImagePrediction, PredictResponse
-from training.data import TaskData, load_task_data, load_test_data
-from training.expert import identity_of
+from training.data import Reading, TaskData, load_task_data, load_test_data
+from training.identity import identity_of
 
 _LARGEST_GROUP = 16
 _CLIENTS = 4
@@ -58,8 +58,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="*", default=[], help="beside the run's own")
     options = parser.parse_args()
     config, chance = load_config(options.config), random.Random(options.seed)
-    learned = [load_task_data(one.name, one.data, verify=False) for one in config.tasks]
-    foreign = [load_test_data(one.name, one.data, verify=False) for one in config.unseen]
+    learned = [load_task_data(one.name, one.data, Reading(verify=False)) for one in config.tasks]
+    foreign = [load_test_data(one.name, one.data, Reading(verify=False)) for one in config.unseen]
     labels = tuple(dict.fromkeys(name for data in [*learned, *foreign] for name in data.classes))
     everyone = _in_turn([*learned, *foreign], options.images, chance)
     questions = [("labels", Query("labels", labels=labels), group) for group in _groups(everyone, chance)]
@@ -91,7 +91,7 @@ def _in_mode(config: Config, mode: str, scratch: Path) -> Config:
     cache = copy.address.open_cache()
     records = []
     for job in jobs(config):
-        loaded = job.load(config.address.options, verify=False)
+        loaded = job.load(Reading(config.address, verify=False))
         record = find_expert(cache.store, identity_of(newest.base, loaded, job.recipe, job.seed))
         if record is None:
             raise SystemExit(f"{job.name} was not trained: run the configuration first")

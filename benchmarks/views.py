@@ -26,7 +26,7 @@ from cluster.showcase import spread
 from fusion.answers.label_spaces import VIEWS, Query
 from fusion.answers.predictor import Predictor
 from fusion.store.node_cache import NodeCache
-from training.data import TaskData
+from training.data import Reading, TaskData
 
 Objects = list[tuple[int, list[Image.Image]]]
 """Labels and views."""
@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config)
     predictor = Predictor(NodeCache(config.address.open(), config.cache))
-    data = [job.load(config.address.options, verify=False) for job in jobs(config)]
+    data = [job.load(Reading(config.address, verify=False)) for job in jobs(config)]
     print(f"{'views of an object':<26} {'combined by':<14} {'task named':>22} {'nothing said':>22}", flush=True)
     rows = []
     kinds: dict[str, Callable[[TaskData, int, int], Objects]] = {"augmented": _augmented, "different": _different}

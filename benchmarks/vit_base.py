@@ -32,7 +32,7 @@ from fusion.answers.clip import Clip, build_clip
 from fusion.answers.predictor import ExpertModel
 from fusion.store.blobs import BlobRef
 from fusion.versions.bases import Base
-from training.data import TaskData, load_task_data
+from training.data import Reading, TaskData, load_task_data
 from training.evaluate import load_pixels, right_of
 
 _VISION = {"image_size": 96, "patch_size": 32, "layers": 12, "width": 384, "head_width": 64}
@@ -52,9 +52,9 @@ def main() -> None:
     spec = json.loads(Path(config.base.architecture).read_text())
     weights = load_file(config.base.weights)
     teacher = _clip(spec, weights)
-    tasks = [load_task_data(task.name, task.data, verify=False) for task in config.tasks]
+    tasks = [load_task_data(task.name, task.data, Reading(verify=False)) for task in config.tasks]
     folders = sorted(path for path in options.data.iterdir() if path.is_dir()) if options.data else []
-    others = [load_task_data(path.name, str(path), verify=False) for path in folders]
+    others = [load_task_data(path.name, str(path), Reading(verify=False)) for path in folders]
     images = [data.train.image(i).resize((96, 96)) for data in (*tasks, *others) for i in range(len(data.train))]
 
     own = {**spec, "model_cfg": {**spec["model_cfg"], "vision_cfg": _VISION}}

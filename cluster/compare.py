@@ -33,13 +33,13 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
 from fusion.versions.manifest import Manifest
-from training.batches import generator_for
-from training.data import TaskData, load_test_data
+from training.data import Reading, TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
 from training.finetune import image_features
 from training.frozen import DISCRIMINANT, LINEAR_PROBE, NEAREST_MEAN, frozen_right
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
+from training.samplers import generator_for
 
 ZERO_SHOT, CHECKPOINTS = "zero-shot", "checkpoints"
 REFERENCES = (ZERO_SHOT, CHECKPOINTS)
@@ -108,6 +108,11 @@ class CompareJob:
     options: CompareOptions
     predict: PredictOptions
 
+    @property
+    def reading(self) -> Reading:
+        """How its data is read: a run has verified it."""
+        return Reading(self.address, verify=False)
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -160,9 +165,9 @@ def compare_method(job: CompareJob) -> Compared:
 def _frozen(job: CompareJob, clip: Clip) -> Compared:
     tasks, sizes, seconds = {}, {}, 0.0
     for task in job.tasks:
-        data = task.load(job.address.options, verify=False)
+        data = task.load(job.reading)
         tests, num_classes = clip.image_features(load_pixels(clip, data)), len(data.classes)
-        train, truth = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+        train, truth = (torch.from_numpy(images.labels) for images in (data.look, data.test))
         start = time.perf_counter()
         features = image_features(clip, data)
         tasks[data.name] = frozen_right(job.method, features, train, tests, truth, num_classes)
@@ -225,7 +230,7 @@ def _open(job: CompareJob, clip: Clip) -> Baseline:
 
 def _unlabelled(job: CompareJob, clip: Clip, task: TaskJob) -> Unlabelled:
     """Some training images of a task, drawn evenly, with its first template's prompts. Labels are not used."""
-    data = task.load(job.address.options, verify=False)
+    data = task.load(job.reading)
     order = torch.randperm(len(data.train), generator=generator_for(job.options.seed, f"unlabelled/{task.name}", 0))
     pixels = clip.pixels([data.train.image(index) for index in order[: job.options.num_images].tolist()])
     return Unlabelled(pixels, tuple(prompts(data.classes, data.templates[:1])))
@@ -288,20 +293,19 @@ def _pairs(job: CompareJob) -> Iterable[tuple[TaskJob, ExpertRecord]]:
 def _by_one_model(job: CompareJob, clip: Clip) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Right answers of one model: on the tasks, and on the never-trained sets."""
     model = ExpertModel(clip)
-    tests = (task.load(job.address.options, verify=False) for task in job.tasks)
+    tests = (task.load(job.reading) for task in job.tasks)
     return {test.name: _right(model, test) for test in tests}, {test.name: _right(model, test) for test in _unseen(job)}
 
 
 def _by_own_models(job: CompareJob, clip: Clip, tensors: Callable[[str], Tensors]) -> dict[str, np.ndarray]:
     """Right answers on each task by the task's own model. One model is in memory at a time."""
     return {
-        task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.address.options, verify=False))
-        for task in job.tasks
+        task.name: _right(ExpertModel(clip.copy_with(tensors(task.name))), task.load(job.reading)) for task in job.tasks
     }
 
 
 def _unseen(job: CompareJob) -> Iterable[TaskData]:
-    return (load_test_data(task.name, task.source, verify=False, options=job.address.options) for task in job.unseen)
+    return (load_test_data(task.name, task.source, job.reading) for task in job.unseen)
 
 
 def _right(model: ExpertModel, test: TaskData) -> np.ndarray:

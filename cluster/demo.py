@@ -23,6 +23,7 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
+from training.data import Reading
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 
@@ -93,5 +94,5 @@ def _finish_baseline(run: Run, baseline: Any, ray: Any) -> list[list[int]] | Non
 def _continual(address: StoreAddress, base: Base, work: Sequence[TaskJob]) -> Iterator[list[int]]:
     cache = address.open_cache()
     clip = build_clip(base, cache.tensors(base.weights))
-    tasks = [(job.load(address.options, verify=False), job.recipe, job.seed) for job in work]
+    tasks = [(job.load(Reading(address, verify=False)), job.recipe, job.seed) for job in work]
     yield from continual_finetuning(clip, tasks)

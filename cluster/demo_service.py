@@ -11,7 +11,7 @@ from cluster.serving_config import service_options, start_service
 from cluster.showcase import spread
 from serving.client import Client
 from serving.client.talk import Question
-from training.data import TaskData, load_test_data
+from training.data import Reading, TaskData, load_test_data
 
 _FALSE_ALARM = 0.05
 """How many of the learned tasks' own images may be called unknown, where an image of no task is asked about."""
@@ -32,9 +32,9 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
 
     options = service_options(run.config, port=port)
     server = f"http://{options.host}:{options.port}"
-    store_options = run.config.address.options
-    learned = [job.load(store_options, verify=False) for job in jobs(run.config) if job.name in run.versions]
-    foreign = [load_test_data(one.name, one.data, verify=False, options=store_options) for one in run.config.unseen]
+    reading = Reading(run.config.address, verify=False)
+    learned = [job.load(reading) for job in jobs(run.config) if job.name in run.versions]
+    foreign = [load_test_data(one.name, one.data, reading) for one in run.config.unseen]
     everything = [*learned, *foreign]
     labels = tuple(dict.fromkeys(name for data in everything for name in data.classes[:_OWN_LABELS_PER_SET]))
     try:

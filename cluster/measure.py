@@ -23,7 +23,7 @@ from fusion.versions.bases import Base
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from training.answer_measure import AnswerMeasure, every_way
-from training.data import load_test_data
+from training.data import Reading, load_test_data
 from training.evaluate import (
     LoadedSet,
     SetMeasure,
@@ -91,20 +91,13 @@ class MeasuredSet:
 
 def measure(job: MeasureJob) -> MeasuredSet:
     """Measure one test set in this process."""
-    cache = job.address.open_cache()
-    if job.trained:
-        test = job.task.load(job.address.options, verify=False)
-    else:
-        test = load_test_data(job.task.name, job.task.source, verify=False, options=job.address.options)
+    cache, reading = job.address.open_cache(), Reading(job.address, verify=False)
+    name, source = job.task.name, job.task.source
+    test = job.task.load(reading) if job.trained else load_test_data(name, source, reading)
     loaded = load_set(_base_model(cache, job.base), test)
     versions, views = Versions(cache.store), ViewLoader(cache)
     sessions = [views.load(versions.read(number)) for number in job.sessions]
-    options = job.address.options
-    foreign = [
-        name
-        for one in job.unseen
-        for name in load_test_data(one.name, one.source, verify=False, options=options).classes
-    ]
+    foreign = [name for one in job.unseen for name in load_test_data(one.name, one.source, reading).classes]
     over_time, answers = measure_together(
         cache,
         loaded,
@@ -220,7 +213,7 @@ def session_history(versions: Versions, manifest: Manifest, tasks: Sequence[str]
 def _measure_frozen(loaded: LoadedSet) -> dict[str, np.ndarray]:
     """Right answers of the frozen base with each of `FROZEN`, from the task's training images."""
     data, clip = loaded.test, loaded.base.clip
-    train, tests = (torch.from_numpy(images.labels) for images in (data.train, data.test))
+    train, tests = (torch.from_numpy(images.labels) for images in (data.look, data.test))
     features = image_features(clip, data)
     return {name: frozen_right(name, features, train, loaded.features, tests, len(data.classes)) for name in FROZEN}
 

@@ -116,10 +116,13 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
     return Run(config.model_copy(update={"tasks": left}), store, base, removed)
 
 
-def train_and_fuse(run: Run, ray: Any, *, replace: bool = False, readd: bool = False, show: bool = True) -> None:
+def train_and_fuse(
+    run: Run, ray: Any, *, replace: bool = False, readd: bool = False, verify: bool = False, show: bool = True
+) -> None:
     """Train every task that has no expert on the lanes and fuse in the configured order. Needs a Ray session.
 
-    A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on.
+    A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on. `verify` reads all
+    data again, also what earlier runs have read.
 
     Raises: ConfigError if lanes and fusion actor can never run at the same time, or if nodes do not see the store or
         the data; TaskNameError if a configured name holds another expert and `replace` is off; whatever fusing raises.
@@ -171,6 +174,7 @@ def train_and_fuse(run: Run, ray: Any, *, replace: bool = False, readd: bool = F
                 lanes,
                 on_status,
                 reserved=reserved,
+                verify=verify,
             )
         with run.stage("fuse"):
             fuser.update(run.statuses)

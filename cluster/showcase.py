@@ -11,7 +11,7 @@ from cluster.report.records import RunReport
 from cluster.run import Run, jobs
 from fusion.errors import DataError
 from fusion.versions.showcase import Sample, Showcase, Shown, show_in
-from training.data import TaskData
+from training.data import Reading, TaskData
 from training.images import ImageSet
 
 _SHOWN_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
@@ -30,7 +30,7 @@ def publish_showcase(run: Run, report: RunReport) -> None:
         try:
             if figures.name in data:
                 job = data[figures.name]
-                samples = _samples(job.load(run.config.address.options, verify=False), count)
+                samples = _samples(job.load(Reading(run.config.address, verify=False)), count)
         except DataError as error:  # it is on the nodes that trained, and need not be here
             errors.print(f"no samples of {figures.name} for the service's page: {error}", markup=False)
         tasks[figures.name] = Shown(

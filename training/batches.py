@@ -1,14 +1,14 @@
 """What a step sees of a task's images: a pure function of seed and step, so that any step can be repeated.
 
 Decoding and resizing cost more than a step of a small model, so resized pixels are cached (up to `CACHE_BYTES`: 15,000
-images at 224 px), and threads prepare the next batch while the current one trains.
+images at 224 px), and threads prepare the next batch while the current one trains. A set that is read in blocks is not
+cached, since an image comes back only after all others; its blocks are read ahead.
 
 Letters: B images, h x w pixels of the augmentation's canvas, H x W of the model's input.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,50 +23,14 @@ from training.augment import Augmentation
 from training.held_out import held_out_images
 from training.images import ImageSet
 from training.recipe import Recipe
+from training.samplers import Sampler, WindowSampler, generator_for
 from training.worker_group import WorkerGroup
 
 CACHE_BYTES = 2 << 30
-
-
-def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
-    """Random numbers for one purpose in one step, independent of everything drawn before."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-class Sampler:
-    """Image indices of every step's global batch.
-
-    Evenly over images: an endless sequence of shuffles of the training set, cut into batches, so that every image comes
-    once per epoch. `balanced`: an endless sequence of shuffles of the classes, and a random image of each.
-    """
-
-    def __init__(self, labels: np.ndarray, *, batch_size: int, seed: int, balanced: bool) -> None:
-        self._batch_size = batch_size
-        self._seed = seed
-        self._balanced = balanced
-        self._members = [torch.from_numpy(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        self._shuffle_length = len(self._members) if balanced else len(labels)
-        self._last_shuffle: tuple[int, torch.Tensor] | None = None
-
-    def batch(self, step: int) -> torch.Tensor:
-        """int64 [batch_size]."""
-        start = step * self._batch_size
-        places = range(start, start + self._batch_size)
-        chosen = torch.tensor(
-            [int(self._shuffle(place // self._shuffle_length)[place % self._shuffle_length]) for place in places]
-        )
-        if not self._balanced:
-            return chosen
-        share = torch.rand(self._batch_size, generator=generator_for(self._seed, "image", step), dtype=torch.float64)
-        members = [self._members[int(label)] for label in chosen]
-        return torch.stack([own[int(part * len(own))] for own, part in zip(members, share.tolist(), strict=True)])
-
-    def _shuffle(self, number: int) -> torch.Tensor:
-        if self._last_shuffle is None or self._last_shuffle[0] != number:
-            order = torch.randperm(self._shuffle_length, generator=generator_for(self._seed, "shuffle", number))
-            self._last_shuffle = number, order
-        return self._last_shuffle[1]
+_BATCHES_AHEAD = 2
+"""What has to be in memory of a set that is read in blocks: this batch and the next, which threads prepare."""
+_S3_THREADS = 16
+_BLOCK_THREADS = 2
 
 
 class Pixels:
@@ -78,7 +42,9 @@ class Pixels:
         self._mean, self._std = channel_statistics(clip)
         self._images = images
         self._canvas = canvas
-        self._room = CACHE_BYTES // (3 * canvas[0] * canvas[1])
+        self._room = 0 if images.blocks.streamed else CACHE_BYTES // (3 * canvas[0] * canvas[1])
+        if not num_threads:  # who waits for a network or a disk leaves the cores to the step
+            num_threads = _S3_THREADS if images.is_remote else _BLOCK_THREADS if images.blocks.streamed else 0
         self._kept: dict[int, torch.Tensor] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="pixels") if num_threads else None
@@ -127,10 +93,8 @@ class Batches:
         self._augmentation = Augmentation(recipe.augment, recipe.flip, clip.image_size)
         everything = np.arange(len(images))
         shown = everything[~held_out_images(torch.from_numpy(images.labels)).numpy()]
-        self._samplers = [
-            (chosen, Sampler(images.labels[chosen], batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced))
-            for chosen in (shown, everything)
-        ]
+        self._samplers = [(chosen, _sampler(images, chosen, recipe, seed)) for chosen in (shown, everything)]
+        self._blocks = images.blocks
         self._pixels = Pixels(clip, images, self._augmentation.canvas, num_threads=num_threads)
         self._labels = torch.from_numpy(images.labels)
         self._device = clip.device
@@ -145,13 +109,17 @@ class Batches:
 
     def __exit__(self, *error: object) -> None:
         self._pixels.__exit__(*error)
+        self._blocks.close()
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images, float32 [B, 3, H, W], and labels, int64 [B]. Starts decoding the next step's images."""
         indices = self._indices(step)
+        _, sampler = self._sampler(step)
+        if isinstance(sampler, WindowSampler):
+            self._blocks.hold(sampler.blocks(step, _BATCHES_AHEAD))
         drawn = self._augmentation.draw(self._recipe.batch_size, generator_for(self._seed, "augment", step))
         images = self._pixels.batch(indices.tolist()).to(self._device).float() / 255
-        if step + 1 < self._recipe.steps:
+        if step + 1 < self._recipe.steps and self._sampler(step) is self._sampler(step + 1):
             self._pixels.expect(self._indices(step + 1).tolist())
         images = (self._augmentation.apply(images, drawn[self._share]) - self._mean) / self._std
         if self._device.type == "cpu":
@@ -160,8 +128,22 @@ class Batches:
 
     def _indices(self, step: int) -> torch.Tensor:
         """This worker's images of a step, int64 [B]."""
-        chosen, sampler = self._samplers[step >= self._recipe.held_out_steps]
+        chosen, sampler = self._sampler(step)
         return torch.from_numpy(chosen)[sampler.batch(step)[self._share]]
+
+    def _sampler(self, step: int) -> tuple[np.ndarray, Sampler | WindowSampler]:
+        """The images that a step may draw, and who draws them."""
+        return self._samplers[step >= self._recipe.held_out_steps]
+
+
+def _sampler(images: ImageSet, chosen: np.ndarray, recipe: Recipe, seed: int) -> Sampler | WindowSampler:
+    labels, blocks = images.labels[chosen], images.blocks
+    if not blocks.streamed:
+        return Sampler(labels, batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced)
+    sizes, of = images.samples.places["size"][chosen], blocks.of[chosen]
+    return WindowSampler(
+        labels, sizes, of, blocks.runs, batch_size=recipe.batch_size, seed=seed, balanced=recipe.balanced
+    )
 
 
 def channel_statistics(clip: Clip) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 
-from fusion.answers.images import FORMATS, SUFFIXES, format_of
+import numpy as np
+
+from fusion.answers.images import SUFFIXES
 from fusion.errors import DataError
-from training.images import Sample, raise_all
+from training.images import Rows, raise_all
 from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
 from training.splits import choose, split_of
-from training.tree import Tree, names
+from training.survey import Survey
+from training.tree import Tree, names, suffix_of
 
 Folders = Mapping[str, Sequence[str]]
 """Class folder to the keys of its images."""
 
 
-def read_class_folders(tree: Tree) -> RawTask:
+def read_class_folders(tree: Tree, survey: Survey) -> RawTask:
     """Parse a tree of class folders. Raises `DataError`."""
-    tree, notes = enter(tree)
+    tree, notes = enter(tree, survey)
     info = read_task_json(tree)
-    images, others = _images_of(tree)
+    images, others = _images_of(tree, survey)
     if others:
         notes.append(f"left out {len(others)} files that are no images: {names(others)}")
     top = sorted({folder for folder in tree.folders if "/" not in folder})
@@ -45,19 +47,19 @@ def read_class_folders(tree: Tree) -> RawTask:
             notes.append(f"left out what lies beside the splits: {names(f'{folder}/' for folder in beside)}")
         chosen = choose(tree.root, {folder: _classes_in(tree, f"{folder}/", images) for folder in splits}, what="{}/")
         notes += chosen.notes
-        return _of_splits(tree, info, chosen.train, chosen.test, notes)
+        return _of_splits(tree, survey, info, chosen.train, chosen.test, notes)
     folders = _classes_in(tree, "", images)
     classes, positions, dropped = _class_names(tree.root, folders, None, info.classes)
     notes += dropped
-    shown, hidden = cut(_samples(tree, folders, positions))
+    shown, hidden = cut(_samples(tree, survey, folders, positions))
     return _raw(info, classes, positions, shown, hidden, [*notes, CUT_NOTE])
 
 
-def enter(tree: Tree) -> tuple[Tree, list[str]]:
+def enter(tree: Tree, survey: Survey) -> tuple[Tree, list[str]]:
     """Go into one folder around everything, and into the next. Returns the tree there, and what to say of it."""
     entered = []
     while True:
-        images, _ = _images_of(tree)
+        images, _ = _images_of(tree, survey)
         top = {key.split("/")[0] for key in images}
         if len(top) != 1 or "task.json" in tree.files:
             break
@@ -72,7 +74,9 @@ def enter(tree: Tree) -> tuple[Tree, list[str]]:
     return tree, notes
 
 
-def _of_splits(tree: Tree, info: TaskJson, train: Folders | None, test: Folders | None, notes: list[str]) -> RawTask:
+def _of_splits(
+    tree: Tree, survey: Survey, info: TaskJson, train: Folders | None, test: Folders | None, notes: list[str]
+) -> RawTask:
     first, second = (train, test) if train is not None else (test, None)
     assert first is not None, "choose() found a split"
     classes, positions, dropped = _class_names(tree.root, first, second, info.classes)
@@ -80,8 +84,8 @@ def _of_splits(tree: Tree, info: TaskJson, train: Folders | None, test: Folders 
         info,
         classes,
         positions,
-        None if train is None else _samples(tree, train, positions),
-        None if test is None else _samples(tree, test, positions),
+        None if train is None else _samples(tree, survey, train, positions),
+        None if test is None else _samples(tree, survey, test, positions),
         [*notes, *dropped],
     )
 
@@ -90,8 +94,8 @@ def _raw(
     info: TaskJson,
     classes: tuple[str, ...],
     positions: Mapping[str, int],
-    train: list[Sample] | None,
-    test: list[Sample] | None,
+    train: Rows | None,
+    test: Rows | None,
     notes: Sequence[str],
 ) -> RawTask:
     folders = sorted(positions, key=positions.__getitem__)
@@ -110,16 +114,16 @@ def _raw(
     )
 
 
-def _images_of(tree: Tree) -> tuple[list[str], list[str]]:
+def _images_of(tree: Tree, survey: Survey) -> tuple[list[str], list[str]]:
     """Files that are images by their suffix, or by their first bytes where they have none; and the others.
 
     Of the others, those at the root (`README.md`, `task.json`) are nobody's class and not worth a word.
     """
     images, others = [], []
-    for key, read in tree.files.items():
-        suffix = PurePosixPath(key).suffix.lower()
+    for key in tree.files:
+        suffix = suffix_of(key)
         has_none = not re.fullmatch(r"\.[a-z][a-z0-9_]{0,9}", suffix)
-        if suffix in SUFFIXES or (has_none and format_of(read()) in FORMATS):
+        if suffix in SUFFIXES or (has_none and survey.is_image(tree, key)):
             images.append(key)
         elif "/" in key:
             others.append(key)
@@ -226,7 +230,7 @@ def _folded(name: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", name.replace("_", " ")).casefold().split())
 
 
-def _samples(tree: Tree, folders: Folders, positions: Mapping[str, int]) -> list[Sample]:
-    return [
-        tree.sample(key, positions[folder]) for folder, keys in folders.items() for key in keys if folder in positions
-    ]
+def _samples(tree: Tree, survey: Survey, folders: Folders, positions: Mapping[str, int]) -> Rows:
+    keys = [(key, positions[folder]) for folder, keys in folders.items() for key in keys if folder in positions]
+    found = survey.look(tree, [key for key, _ in keys])
+    return found.table.rows.labelled(np.array([label for _, label in keys], np.int64))

@@ -2,30 +2,40 @@
 
 The identity of a data set does not depend on where it is stored: `TaskData.sha256` is over contents, training images
 are sorted by their hashes, and a missing test split is cut by content hash. So the same images in a folder, in Parquet
-or in a bucket give the same expert.
+or in a bucket give the same expert. Contents are read once: a store keeps an index of them (`training.index`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from fusion.answers.label_matching import alias_problems
 from fusion.answers.prompts import DEFAULT_TEMPLATES
 from fusion.answers.rgb import parse_background
 from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
-from fusion.store import S3Options
+from fusion.store.address import StoreAddress
 from fusion.store.blobs import canonical_json
-from training.images import ImageSet, Sample, raise_all
+from training.contents import Columns
+from training.doubts import doubts, said_of_size
+from training.images import ImageSet, Rows, raise_all
+from training.index import DataIndex
+from training.look import looked_at
 from training.raw_task import RawTask
-from training.rows import Columns
-from training.sources import read_raw
+from training.scan import Scan
+from training.sources import absolute_source, read_raw
+from training.survey import Survey
 from training.tree import read_tree
 from training.zoo import PREFIX, read_torchvision
+
+_IMAGES_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,16 @@ class TaskData:
     layout: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def looked_at(self) -> np.ndarray:
+        """Which training images prototypes and evidence come from: indices, ascending (`training.look`)."""
+        return looked_at(self.train)
+
+    @cached_property
+    def look(self) -> ImageSet:
+        """These images."""
+        return self.train if len(self.looked_at) == len(self.train) else self.train.take(self.looked_at)
 
     def summary(self) -> str:
         """What was understood of the source, in one line."""
@@ -88,40 +108,60 @@ class Choices:
     few_shot: int | None = None
 
 
-def load_task_data(
-    name: str,
-    source: str,
-    *,
-    verify: bool = True,
-    options: S3Options | None = None,
-    **choices: Any,
-) -> TaskData:
+@dataclass(frozen=True)
+class Reading:
+    """How data is read.
+
+    Attributes:
+        address: the store that keeps indices of data sets, and how S3 is reached; None: no index, and what boto3 finds.
+        verify: decode every image that no index says was decoded; else a broken one is found only when it is used.
+        refresh: read every file again, whatever the index says of it.
+        scan: reads many files; None: threads of this process.
+    """
+
+    address: StoreAddress | None = None
+    verify: bool = True
+    refresh: bool = False
+    scan: Scan | None = None
+
+    def raw(self, source: str, columns: Columns) -> RawTask:
+        """What a source holds. Raises `DataError`."""
+        if source.startswith(PREFIX):
+            return read_torchvision(source)
+        tree = read_tree(source, self.address.options if self.address else None)
+        index = DataIndex(self.address.open(), absolute_source(source), columns) if self.address else None
+        how: dict[str, Any] = {"scan": self.scan, "verify": self.verify, "refresh": self.refresh}
+        with Survey(tree, columns=columns, index=index, **how) as survey:
+            raw = read_raw(tree, survey)
+        return replace(raw, notes=(*raw.notes, *survey.notes))
+
+
+def load_task_data(name: str, source: str, reading: Reading | None = None, **choices: Any) -> TaskData:
     """Read a task's data.
 
     Args:
         name: the task's name.
         source: `torchvision:NAME`, or a folder (path, `file://` or `s3://bucket/prefix/`) in one of the layouts of
             docs/data.md: class folders with or without splits, Parquet, WebDataset shards, or a list of files.
-        verify: decode every image once; otherwise a broken one is found only when it is used.
-        options: how to reach S3.
+        reading: how; None: everything, without an index.
         choices: fields of `Choices`.
     Raises:
         DataError: names the folder, class, file or row, and all problems of one kind at once.
     """
-    chosen = Choices(**choices)
-    raw = _read(source, options, Columns(chosen.image_column, chosen.label_column))
+    reading, chosen = reading or Reading(), Choices(**choices)
+    raw = reading.raw(source, Columns(chosen.image_column, chosen.label_column))
     if raw.train is None:
         raise DataError(
             f"task {name!r}: {source} has a test split only: a task to train needs train/ (or train.parquet)"
         )
     data = _task_data(name, source, raw, chosen)
-    counts = Counter(data.train.labels.tolist())
-    if empty := [data.classes[label] for label in range(len(data.classes)) if not counts[label]]:
+    counts = np.bincount(data.train.labels, minlength=len(data.classes))
+    if empty := [data.classes[label] for label in np.flatnonzero(counts == 0)]:
         raise DataError(
             f"task {name!r}: no training images for {', '.join(map(repr, empty))} in {source}: add some, or remove the "
             "class" + ("" if chosen.few_shot is None or chosen.few_shot > 0 else " (few_shot is 0)")
         )
-    if verify:
+    if reading.verify:
         raise_all([f"task {name!r}: {problem}" for problem in data.train.broken() + data.test.broken()])
     return data
 
@@ -138,21 +178,16 @@ def with_checked_texts(data: TaskData, model_cfg: Mapping[str, Any]) -> TaskData
     return replace(data, warnings=(*data.warnings, warning)) if warning else data
 
 
-def load_test_data(name: str, source: str, *, verify: bool = True, options: S3Options | None = None) -> TaskData:
+def load_test_data(name: str, source: str, reading: Reading | None = None) -> TaskData:
     """Read a task that is never trained: only its test split, even if the source has training images."""
-    raw = _read(source, options, Columns())
+    reading = reading or Reading()
+    raw = reading.raw(source, Columns())
     if not raw.test:
         raise DataError(f"task {name!r}: {source} has no test images")
-    data = _task_data(name, source, replace(raw, train=[]), Choices())
-    if verify:
+    data = _task_data(name, source, replace(raw, train=raw.test.take(np.zeros(0, np.int64))), Choices())
+    if reading.verify:
         raise_all([f"task {name!r}: {problem}" for problem in data.test.broken()])
     return data
-
-
-def _read(source: str, options: S3Options | None, columns: Columns) -> RawTask:
-    if source.startswith(PREFIX):
-        return read_torchvision(source)
-    return read_raw(read_tree(source, options), columns)
 
 
 def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskData:
@@ -166,32 +201,50 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
     problems += alias_problems(classes, meant)
     if not prompts:
         problems.append("the list of templates is empty")
-    samples = [*(raw.train or []), *(raw.test or [])]
-    wrong = [sample for sample in samples if not 0 <= sample.label < len(raw.classes)]
-    problems += [f"{sample.origin} has label {sample.label} of {len(raw.classes)} classes" for sample in wrong]
+    splits = [split for split in (raw.train, raw.test) if split is not None]
+    for split in splits:
+        wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(raw.classes)))
+        problems += [f"{split[i].origin} has label {split.labels[i]} of {len(raw.classes)} classes" for i in wrong]
     raise_all([f"task {name!r} ({source}): {problem}" for problem in problems])
-    train = sorted(raw.train or [], key=lambda sample: (sample.label, sample.sha256))
+    assert splits, "a data set has at least one split"
+    none = splits[0].take(np.zeros(0, np.int64))
+    train, test = (raw.train or none).in_identity_order(), raw.test or none
     if chosen.few_shot is not None:
-        train = _first_of_each_class(train, chosen.few_shot)
+        train = train.take(_first_of_each_class(train.labels, chosen.few_shot))
     background = _background(chosen.background or raw.background)
-    identity = {
-        "classes": classes,
-        "templates": prompts,
-        "images": [[sample.label, sample.sha256] for sample in train],
-        **({"background": background} if background else {}),
-    }
+    images = ImageSet(train, background=background)
     return TaskData(
         name,
         classes,
         prompts,
-        ImageSet(train, background=background),
-        ImageSet(raw.test or [], background=background),
-        hashlib.sha256(canonical_json(identity)).hexdigest(),
+        images,
+        ImageSet(test, background=background),
+        _sha256(classes, prompts, background, train),
         {name: tuple(others) for name, others in meant.items()},
         raw.layout,
-        (*raw.notes, *notes),
-        tuple(_doubts(classes, train, raw.test or [])),
+        (*raw.notes, *notes, *said_of_size(images)),
+        tuple(doubts(classes, images, test)),
     )
+
+
+def _sha256(classes: Sequence[str], templates: Sequence[str], background: str | None, train: Rows) -> str:
+    """Over the canonical JSON of all four. The images, which may be millions, are written a few at a time."""
+    rest = {"classes": classes, "templates": templates, **({"background": background} if background else {})}
+    mark = b'"images":[]'
+    before, after = canonical_json({**rest, "images": []}).split(mark)  # in a text its quotes would be escaped
+    digest = hashlib.sha256(before + mark[:-1])
+    for number, piece in enumerate(_as_json(train)):
+        digest.update((b"," if number else b"") + piece)
+    digest.update(mark[-1:] + after)
+    return digest.hexdigest()
+
+
+def _as_json(train: Rows) -> Iterator[bytes]:
+    for first in range(0, len(train), _IMAGES_AT_ONCE):
+        part = slice(first, first + _IMAGES_AT_ONCE)
+        labels, hashes = train.labels[part].tolist(), train.hashes[part]
+        images = [[label, sha256.tobytes().hex()] for label, sha256 in zip(labels, hashes, strict=True)]
+        yield canonical_json(images)[1:-1]
 
 
 def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], RawTask, list[str], list[str]]:
@@ -201,10 +254,9 @@ def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
         return raw.classes, raw, [], [problem] if raw.unnamed else []
     names = tuple(given)
     if raw.by_name and names != raw.classes and sorted(names) == sorted(raw.classes):
-        place = [names.index(name) for name in raw.classes]
+        place = np.array([names.index(name) for name in raw.classes])
         train, test = (
-            None if samples is None else [replace(sample, label=place[sample.label]) for sample in samples]
-            for samples in (raw.train, raw.test)
+            None if samples is None else samples.labelled(place[samples.labels]) for samples in (raw.train, raw.test)
         )
         return names, replace(raw, classes=names, train=train, test=test), [], []
     if not raw.by_name and not raw.unnamed and names != raw.classes and sorted(names) == sorted(raw.classes):
@@ -214,21 +266,6 @@ def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
         pairs = [f"{number} is {name}" for number, name in zip(raw.numbers, names, strict=True)]
         notes = ["folder " + ", ".join(pairs[:3] + (["…", pairs[-1]] if len(pairs) > 3 else []))]
     return names, raw, notes, []
-
-
-def _doubts(classes: Sequence[str], train: Sequence[Sample], test: Sequence[Sample]) -> list[str]:
-    """What is probably a mistake, as far as it shows without looking at pixels; `condu data check` looks closer."""
-    doubts = []
-    if len(classes) == 1:
-        doubts.append(f"there is only one class, {classes[0]!r}: every image is right whatever is learned")
-    labels: dict[str, set[int]] = {}
-    for sample in train:
-        labels.setdefault(sample.sha256, set()).add(sample.label)
-    if torn := sum(len(found) > 1 for found in labels.values()):
-        doubts.append(f"{torn} training images are in two classes")
-    if leaked := sum(sample.sha256 in labels for sample in test):
-        doubts.append(f"{leaked} test images are also training images: accuracy will look too good")
-    return doubts
 
 
 def _background(colour: str | None) -> str | None:
@@ -242,14 +279,9 @@ def _background(colour: str | None) -> str | None:
     return None if (red, green, blue) == (255, 255, 255) else f"#{red:02x}{green:02x}{blue:02x}"
 
 
-def _first_of_each_class(train: Sequence[Sample], count: int) -> list[Sample]:
-    seen: Counter[int] = Counter()
-    kept = []
-    for sample in train:
-        if seen[sample.label] < count:
-            seen[sample.label] += 1
-            kept.append(sample)
-    return kept
+def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the first images of each class, of labels that are sorted."""
+    return np.flatnonzero(np.arange(len(labels)) - np.searchsorted(labels, labels) < count)
 
 
 def _template_problem(template: str) -> str | None:

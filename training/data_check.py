@@ -21,7 +21,7 @@ from PIL import Image
 from fusion.answers.images import format_of
 from fusion.errors import DataError
 from training.data import TaskData
-from training.images import ImageSet
+from training.images import ImageSet, Sample
 
 MIN_SIDE = 32
 """Pixels of the shorter side below which an image is called tiny: less than any CLIP has patches for."""
@@ -131,8 +131,10 @@ def _look(images: ImageSet) -> list[_Look]:
         grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
         return _Look(None, image.size, format_of(encoded), np.asarray(grey).reshape(-1))
 
+    order = images.blocks.order.tolist()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(one, range(len(images))))
+        looks = dict(zip(order, pool.map(one, order), strict=True))
+    return [looks[index] for index in range(len(images))]
 
 
 def _count(data: TaskData, label: int) -> tuple[int, int]:
@@ -158,11 +160,11 @@ def _doubled(data: TaskData) -> list[Finding]:
             Finding("leak", f"{len(leaked)} test images are also training images: accuracy would lie", pairs, True)
         )
     for split, images in (("training", data.train), ("test", data.test)):
-        first: dict[str, int] = {}
+        first: dict[str, Sample] = {}
         same: list[str] = []
         torn: list[str] = []
-        for index, sample in enumerate(images.samples):
-            before = images.samples[first.setdefault(sample.sha256, index)]
+        for sample in images.samples:
+            before = first.setdefault(sample.sha256, sample)
             if before is not sample:
                 (same if before.label == sample.label else torn).append(f"{sample.origin} = {before.origin}")
         if same:

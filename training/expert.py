@@ -24,7 +24,6 @@ from fusion.versions.experts import (
     ExpertRecord,
     count_attempt,
     drop_training_state,
-    expert_identity,
     find_expert,
     find_training_state,
     put_expert,
@@ -34,16 +33,12 @@ from fusion.versions.experts import (
 from training.data import TaskData
 from training.finetune import FinetuneResult, finetune, image_features
 from training.held_out import head_temperature
+from training.identity import identity_of
 from training.methods import open_method
 from training.recipe import Recipe
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
-
-
-def identity_of(base: Base, data: TaskData, recipe: Recipe, seed: int) -> str:
-    """The identity of the expert that these four make."""
-    return expert_identity(base=base.sha256, data=data.sha256, recipe=recipe.to_json(), seed=seed)
 
 
 def train_expert(
@@ -112,11 +107,14 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
 
 
 class BaseView:
-    """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence."""
+    """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence.
+
+    Of very many images a part is looked at (`training.look`).
+    """
 
     def __init__(self, clip: Clip, data: TaskData) -> None:
         self.features = image_features(clip, data)
-        self.labels = torch.from_numpy(data.train.labels)
+        self.labels = torch.from_numpy(data.look.labels)
         texts = clip.prompt_features(data.classes, data.templates)
         self.prototypes = class_prototypes(self.features, self.labels, texts)
         self.num_classes = len(data.classes)

@@ -25,12 +25,13 @@ from torch.nn.parallel import DistributedDataParallel
 from fusion.answers.clip import Clip
 from fusion.errors import ConduError, ConfigError
 from fusion.tensors import TensorFile
-from training.batches import Batches, generator_for
+from training.batches import Batches
 from training.data import TaskData
 from training.held_out import HeldOutFigures, held_out_images, measure_held_out
 from training.methods import open_method
 from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe
+from training.samplers import generator_for
 from training.trained_weights import TrainedWeights
 from training.worker_group import WorkerGroup
 
@@ -85,8 +86,8 @@ def finetune(
         data: a task with training images.
         recipe: all settings.
         seed: of every random number.
-        base_features: unit features of all training images by `clip` as it is now, float32 [N, D], for the probe and
-            the held-out images; None: computed where they are needed. Only rank 0's are used.
+        base_features: `image_features` by `clip` as it is now, float32 [N, D], for the probe and the held-out images;
+            None: computed where they are needed. Only rank 0's are used.
         state: tensors of `on_state` to resume from. Only rank 0's counts: the others receive it from there.
         on_progress: called after every step with the number of steps done and the global batch's loss.
         on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to resume;
@@ -139,10 +140,15 @@ def finetune(
 
 
 def image_features(clip: Clip, data: TaskData) -> torch.Tensor:
-    """Unit features of a task's training images, un-augmented, float32 [N, D]."""
-    images = data.train
-    batches = torch.arange(len(images)).split(_FEATURE_BATCH)
-    return torch.cat([clip.image_features(clip.pixels([images.image(i) for i in batch.tolist()])) for batch in batches])
+    """Unit features of the training images that are looked at (`TaskData.look`), un-augmented, float32 [N, D]."""
+    images = data.look
+    found: torch.Tensor | None = None
+    for batch in images.passed(_FEATURE_BATCH):
+        features = clip.image_features(clip.pixels([images.image(index) for index in batch.tolist()]))
+        found = torch.empty(len(images), features.shape[1]) if found is None else found
+        found[torch.from_numpy(batch)] = features
+    assert found is not None, "a task to train has images"
+    return found
 
 
 class _Look:
@@ -152,8 +158,8 @@ class _Look:
         self, clip: Clip, data: TaskData, recipe: Recipe, workers: WorkerGroup, base_features: torch.Tensor | None
     ) -> None:
         self._clip, self._data, self._recipe, self._workers = clip, data, recipe, workers
-        self._labels = torch.from_numpy(data.train.labels)
-        out = held_out_images(self._labels)
+        self._labels = torch.from_numpy(data.look.labels)
+        out = held_out_images(torch.from_numpy(data.train.labels))[torch.from_numpy(data.looked_at)]
         self.holds_out = recipe.held_out_steps > 0 and bool(out.any())
         self._shown = ~out if self.holds_out else torch.ones_like(out)
         wanted = workers.rank == 0 and (recipe.probe_steps > 0 or self.holds_out)
@@ -181,7 +187,8 @@ class _Look:
             return None
         assert self._features is not None
         with torch.no_grad():
-            return measure_held_out(self._clip, self._data, self._features, image_features(self._clip, self._data))
+            features = image_features(self._clip, self._data)
+            return measure_held_out(self._clip, self._data, self._features, features, ~self._shown)
 
     def resume(self, state: Path | None) -> HeldOutFigures | None:
         """What an earlier attempt was told, if its state is past that point."""

@@ -79,15 +79,17 @@ def held_out_images(labels: torch.Tensor) -> torch.Tensor:
     return folds(labels) == NUM_FOLDS - 1
 
 
-def measure_held_out(clip: Clip, data: TaskData, base_features: torch.Tensor, features: torch.Tensor) -> HeldOutFigures:
+def measure_held_out(
+    clip: Clip, data: TaskData, base_features: torch.Tensor, features: torch.Tensor, out: torch.Tensor
+) -> HeldOutFigures:
     """Measure expert and head on the held-out images.
 
     Args:
         clip: the expert as far as it is trained, for its texts.
-        base_features, features: of all training images, by the base and by the expert, unit, float32 [N, D].
+        base_features, features: of the images that are looked at, by the base and by the expert, unit, float32 [N, D].
+        out: which of them are held out, bool [N].
     """
-    labels = torch.from_numpy(data.train.labels)
-    out, num_classes = held_out_images(labels), len(data.classes)
+    labels, num_classes = torch.from_numpy(data.look.labels), len(data.classes)
     asked = labels[out]
     texts = clip.class_features(data.classes, data.templates)
     own = Discriminant(sum_classes(features[~out], labels[~out], num_classes)).scores(features[out])

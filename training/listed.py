@@ -8,14 +8,18 @@ import json
 from pathlib import PurePosixPath
 from typing import Any
 
-from fusion.errors import DataError
+from fusion.errors import DataError, StoreError
+from training.contents import Columns
+from training.files import File
 from training.raw_task import RawTask, read_task_json
-from training.rows import LABEL_COLUMNS, WHOLE, Columns, Row, parts_of, pick, task_of_rows
+from training.rows import LABEL_COLUMNS, WHOLE, parts_of, pick, task_of_rows
 from training.splits import split_of
-from training.tree import Tree, names
+from training.survey import Survey
+from training.tree import Tree, names, suffix_of
 
 PATH_COLUMNS = ("file_name", "filename", "path", "file", "image", "image_path", "filepath")
 _SPLIT_COLUMN = "split"
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 _STEMS = ("metadata", "labels", "annotations", "index")
 
 
@@ -26,34 +30,43 @@ def tables_in(tree: Tree, columns: Columns) -> list[str]:
     """
     found = []
     for key in tree.files:
-        path = PurePosixPath(key)
-        if path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".ndjson") and len(path.parts) <= 2:
-            stem = path.stem.casefold()
+        if suffix_of(key) in _SUFFIXES and key.count("/") < 2:
+            stem = PurePosixPath(key).stem.casefold()
             if (stem in _STEMS or split_of(stem)) and _lists_images(f"{tree.root}/{key}", key, tree, columns):
                 found.append(key)
     return sorted(found)
 
 
-def read_listed(tree: Tree, keys: list[str], columns: Columns) -> RawTask:
+def read_listed(tree: Tree, keys: list[str], survey: Survey) -> RawTask:
     """The images that the tables list. Raises `DataError`."""
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[tuple[str, Any]]] = {}
     missing: list[str] = []
     for part, tables in parts_of(tree.root, keys).items():
         for key in tables:
-            for split, row in _rows(tree, key, columns, missing):
-                parts.setdefault(split or part, []).append(row)
+            for split, image, label in _rows(tree, key, survey.columns, missing):
+                parts.setdefault(split or part, []).append((image, label))
     if missing:
         raise DataError(f"{tree.root}: {len(missing)} listed files are not there: {names(missing)}")
     if WHOLE in parts and len(parts) > 1:
         raise DataError(f"{tree.root}: {len(parts[WHOLE])} rows of {names(keys)} say no split, others do")
+    images = {part: [image for image, _ in rows] for part, rows in parts.items()}
+    found = survey.look(tree, [image for part in images.values() for image in part])
+    found = found.relabelled([label for rows in parts.values() for _, label in rows])
     note = f"labels are those of {names(keys)}"
-    info = read_task_json(tree)
-    return task_of_rows(tree.root, parts, info, class_names=None, layout="a list of files", notes=[*tree.notes, note])
+    return task_of_rows(
+        tree.root,
+        found.split(images),
+        read_task_json(tree),
+        class_names=None,
+        layout="a list of files",
+        notes=[*tree.notes, note],
+    )
 
 
-def _rows(tree: Tree, key: str, columns: Columns, missing: list[str]) -> list[tuple[str, Row]]:
+def _rows(tree: Tree, key: str, columns: Columns, missing: list[str]) -> list[tuple[str, str, Any]]:
+    """Split ('' where the row says none), image file and label of every row."""
     path = f"{tree.root}/{key}"
-    records = _records(path, key, tree.files[key]())
+    records = _records(path, key, tree.files[key])
     present = list(dict.fromkeys(name for record in records for name in record))
     if not records:
         raise DataError(f"{path} lists no images")
@@ -63,31 +76,30 @@ def _rows(tree: Tree, key: str, columns: Columns, missing: list[str]) -> list[tu
     found = []
     for number, record in enumerate(records):
         name = str(record.get(file) or "").replace("\\", "/").removeprefix("./")
-        places = [str(folder / name), name]
-        read = next((tree.files[place] for place in places if place in tree.files), None)
-        if read is None:
+        image = next((place for place in (str(folder / name), name) if place in tree.files), None)
+        if image is None:
             missing.append(name or f"row {number}")
             continue
         split = str(record.get(_SPLIT_COLUMN) or "")
-        found.append((split if split_of(split) else "", Row(f"{tree.root}/{name}", record.get(label), read())))
-    texts = [row.label for _, row in found]
+        found.append((split if split_of(split) else "", image, record.get(label)))
+    texts = [text for _, _, text in found]
     if all(isinstance(text, str) and text.strip().isdigit() for text in texts):  # CSV has no types
-        found = [(split, Row(row.origin, int(row.label), row.image)) for split, row in found]
+        found = [(split, image, int(str(text))) for split, image, text in found]
     return found
 
 
 def _lists_images(path: str, key: str, tree: Tree, columns: Columns) -> bool:
-    present = {name.casefold() for record in _records(path, key, tree.files[key]())[:1] for name in record if name}
+    present = {name.casefold() for record in _records(path, key, tree.files[key])[:1] for name in record if name}
     wanted = ((columns.image, PATH_COLUMNS), (columns.label, LABEL_COLUMNS))
     return all(given is not None or present & set(known) for given, known in wanted)
 
 
-def _records(path: str, key: str, data: bytes) -> list[dict[str, Any]]:
+def _records(path: str, key: str, file: File) -> list[dict[str, Any]]:
     try:
-        text = data.decode("utf-8-sig")
+        text = file.read().decode("utf-8-sig")
         if key.lower().endswith((".csv", ".tsv")):
             delimiter = "\t" if key.lower().endswith(".tsv") else ","
             return list(csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True))
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, StoreError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise DataError(f"{path} can't be read: {error}") from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusion.errors import DataError
-from training.images import Sample
+from fusion.errors import DataError, StoreError
+from training.images import Rows
 from training.tree import Tree
 
 TEST_SHARE = 0.2
@@ -32,8 +32,8 @@ class RawTask:
 
     classes: tuple[str, ...]
     templates: tuple[str, ...] | None
-    train: list[Sample] | None
-    test: list[Sample] | None
+    train: Rows | None
+    test: Rows | None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     background: str | None = None
     layout: str = ""
@@ -53,15 +53,13 @@ class TaskJson:
     background: str | None = None
 
 
-def is_test_share(sha256: str) -> bool:
-    """Whether an image belongs to the test split: decided by its content alone, so adding images moves no others."""
-    return int(sha256[:8], 16) < TEST_SHARE * 2**32
+def cut(samples: Rows) -> tuple[Rows, Rows]:
+    """Training and test split of a data set that has none.
 
-
-def cut(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Training and test split of a data set that has none, by content."""
-    hidden = [sample for sample in samples if is_test_share(sample.sha256)]
-    return [sample for sample in samples if not is_test_share(sample.sha256)], hidden
+    Decided by each image's content alone, so that adding images moves no others.
+    """
+    hidden = samples.share() < TEST_SHARE
+    return samples.take(~hidden), samples.take(hidden)
 
 
 CUT_NOTE = "no test split: a fifth of the images is held back for testing, chosen by content"
@@ -73,8 +71,8 @@ def read_task_json(tree: Tree) -> TaskJson:
         return TaskJson()
     path = f"{tree.root}/task.json"
     try:
-        info = json.loads(tree.files["task.json"]())
-    except (OSError, ValueError) as error:
+        info = json.loads(tree.files["task.json"].read())
+    except (OSError, StoreError, ValueError) as error:
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(info, dict):
         raise DataError(f"{path} has to be an object with 'classes' and 'templates'")

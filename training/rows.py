@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fusion.errors import DataError
-from training.images import Sample, raise_all, sha256_of
+from training.images import Rows, raise_all
 from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut
 from training.splits import choose, split_of
 from training.tree import names
+
+if TYPE_CHECKING:
+    from training.survey import Table
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")
 WHOLE = ""
 """Name of the only part of a data set that has no splits."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns hold image and label; None: found by name."""
-
-    image: str | None = None
-    label: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One labelled image of a table: its name in messages, its label as the table has it, its encoded bytes."""
-
-    origin: str
-    label: Any
-    image: bytes | None
 
 
 def pick(path: str, kind: str, given: str | None, present: Sequence[str], known: Sequence[str]) -> str:
@@ -92,7 +79,7 @@ def _check_shards(root: str, split: str, files: Sequence[str]) -> None:
 
 def task_of_rows(
     root: str,
-    parts: Mapping[str, Sequence[Row]],
+    parts: Mapping[str, Table],
     info: TaskJson,
     *,
     class_names: tuple[str, ...] | None,
@@ -102,28 +89,29 @@ def task_of_rows(
     """One task from its tables.
 
     Args:
-        parts: rows by the split's name, or under `WHOLE`.
+        parts: tables by the split's name, or under `WHOLE`.
         info: `task.json`.
         class_names: names of numbered labels, as the tables say.
     Raises:
         DataError: rows without image or with a label that is no class, all of them at once.
     """
-    everything = [row for rows in parts.values() for row in rows]
-    texts = any(isinstance(row.label, str) for row in everything)
+    different = {(type(label), label): label for table in parts.values() for label in table.labels if _is_scalar(label)}
+    everything = list(different.values())
+    texts = any(isinstance(label, str) for label in everything)
     classes = info.classes or class_names
     unnamed = False
     if classes is None and texts:
-        classes = tuple(sorted({row.label for row in everything if isinstance(row.label, str) and row.label.strip()}))
+        classes = tuple(sorted({label for label in everything if isinstance(label, str) and label.strip()}))
     elif classes is None:
-        numbers = [row.label for row in everything if isinstance(row.label, int) and row.label >= 0]
+        numbers = [label for label in everything if isinstance(label, int) and label >= 0]
         classes, unnamed = tuple(map(str, range(max(numbers, default=-1) + 1))), True
     label_of = _labeller(classes, texts=texts)
     problems: list[str] = []
-    samples = {name: _samples(rows, label_of, problems) for name, rows in parts.items()}
+    samples = {name: _labelled(table, label_of, problems) for name, table in parts.items()}
     raise_all(problems)
     said = list(notes)
-    train: list[Sample] | None
-    test: list[Sample] | None
+    train: Rows | None
+    test: Rows | None
     if set(samples) == {WHOLE}:
         train, test = cut(samples[WHOLE])
         said.append(CUT_NOTE)
@@ -152,14 +140,26 @@ def _labeller(classes: tuple[str, ...], *, texts: bool) -> Callable[[Any], int |
     return label_of
 
 
-def _samples(rows: Sequence[Row], label_of: Callable[[Any], int | str], problems: list[str]) -> list[Sample]:
-    found = []
-    for row in rows:
-        label = label_of(row.label)
+def _is_scalar(label: Any) -> bool:
+    return isinstance(label, str | int | float | bool)
+
+
+def _labelled(table: Table, label_of: Callable[[Any], int | str], problems: list[str]) -> Rows:
+    """The images with their labels. What is wrong with a row is added to `problems`."""
+    rows = table.rows
+    known: dict[tuple[type, Any], int | str] = {}
+    labels = np.full(len(rows), -1, np.int64)
+    for number, value in enumerate(table.labels):
+        scalar = _is_scalar(value)
+        label = known.get((type(value), value)) if scalar else None
+        if label is None:
+            label = label_of(value)
+            if scalar:
+                known[type(value), value] = label
         if isinstance(label, str):
-            problems.append(f"{row.origin} {label}")
-        elif row.image is None:
-            problems.append(f"{row.origin} has no image")
+            problems.append(f"{rows.reader.origin(rows.places[number])} {label}")
+        elif rows.places["size"][number] < 0:
+            problems.append(f"{rows.reader.origin(rows.places[number])} has no image")
         else:
-            found.append(Sample(label, sha256_of(row.image), row.origin, row.image.__bytes__))
-    return found
+            labels[number] = label
+    return rows.labelled(labels)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from training.class_folders import enter, read_class_folders
 from training.listed import read_listed, tables_in
 from training.parquet import read_parquet
 from training.raw_task import RawTask
-from training.rows import Columns
+from training.survey import Survey
 from training.tree import Tree
 from training.webdataset import read_webdataset
 
@@ -25,19 +26,17 @@ def absolute_source(source: str, folder: Path | None = None) -> str:
     return os.path.abspath((folder or Path()) / os.path.expanduser(source))
 
 
-def read_raw(tree: Tree, columns: Columns | None = None) -> RawTask:
+def read_raw(tree: Tree, survey: Survey) -> RawTask:
     """Parse a tree: as Parquet or WebDataset if it has such files, by a list of its files, else as class folders.
 
     Raises `DataError`.
     """
-    columns = columns or Columns()
     endings = {key.rpartition(".")[2].lower() for key in tree.files}
     if "parquet" in endings:
-        return read_parquet(tree, columns)
+        return read_parquet(tree, survey)
     if "tar" in endings:
-        return read_webdataset(tree, columns)
-    inside, notes = enter(tree)
-    if tables := tables_in(inside, columns):
-        inside = Tree(inside.root, inside.files, inside.folders, tuple(notes))
-        return read_listed(inside, tables, columns)
-    return read_class_folders(tree)
+        return read_webdataset(tree, survey)
+    inside, notes = enter(tree, survey)
+    if tables := tables_in(inside, survey.columns):
+        return read_listed(replace(inside, notes=tuple(notes)), tables, survey)
+    return read_class_folders(tree, survey)

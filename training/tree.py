@@ -1,22 +1,21 @@
 """The files of a source, local or on S3, as one tree: relative paths to readers, and what was left out.
 
-Each layout is parsed by one piece of code, for folders and buckets alike. Local files stay on disk; objects of a bucket
-are kept in memory, encoded, once read.
+Each layout is parsed by one piece of code, for folders and buckets alike. Listing a tree reads none of its files.
 """
 
 from __future__ import annotations
 
-import functools
 import os
+import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from fusion.errors import BlobNotFoundError, DataError, StoreAccessError, StoreUrlError
+from fusion.errors import DataError, StoreAccessError, StoreUrlError
 from fusion.store import S3Options
-from training.images import Sample, sha256_of
+from training.files import File, LocalFile, ObjectFile
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "ehthumbs.db", "icon\r"}
 """What file managers leave behind, in lower case. Names that begin with a dot are left out as well."""
@@ -29,30 +28,24 @@ class Tree:
 
     Attributes:
         root: as messages show it.
-        files: relative path, with `/`, to a function that reads the file.
+        files: relative path, with `/`, to the file.
         folders: all folders, empty ones too.
         notes: what was left out, a sentence each.
+        prefix: of this root in the tree that was listed: '' or a folder and `/`.
     """
 
     root: str
-    files: Mapping[str, Callable[[], bytes]]
+    files: Mapping[str, File]
     folders: frozenset[str]
     notes: tuple[str, ...] = ()
+    prefix: str = ""
 
     def inside(self, folder: str) -> Tree:
         """The tree below one of its folders."""
         prefix = f"{folder}/"
-        files = {key.removeprefix(prefix): read for key, read in self.files.items() if key.startswith(prefix)}
+        files = {key.removeprefix(prefix): file for key, file in self.files.items() if key.startswith(prefix)}
         folders = frozenset(name.removeprefix(prefix) for name in self.folders if name.startswith(prefix))
-        return Tree(f"{self.root}/{folder}", files, folders, self.notes)
-
-    def sample(self, key: str, label: int) -> Sample:
-        """One of its files as a labelled image. Raises `DataError` if it can't be read."""
-        origin = f"{self.root}/{key}"
-        try:
-            return Sample(label, sha256_of(self.files[key]()), origin, self.files[key])
-        except (OSError, StoreAccessError, BlobNotFoundError) as error:
-            raise DataError(f"{origin} can't be read: {error}") from error
+        return Tree(f"{self.root}/{folder}", files, folders, self.notes, self.prefix + prefix)
 
 
 def read_tree(source: str, options: S3Options | None) -> Tree:
@@ -75,6 +68,12 @@ def read_tree(source: str, options: S3Options | None) -> Tree:
     return _folder(root)
 
 
+def suffix_of(key: str) -> str:
+    """The suffix of a file's name, with its dot, in lower case; '' if it has none."""
+    suffix = posixpath.splitext(key.rpartition("/")[2])[1].lower()
+    return suffix if len(suffix) > 1 else ""
+
+
 def names(keys: Iterable[str]) -> str:
     """The first few of some names, in order, and how many more there are."""
     found = sorted(keys)
@@ -83,7 +82,7 @@ def names(keys: Iterable[str]) -> str:
 
 
 def _folder(root: Path) -> Tree:
-    files: dict[str, Callable[[], bytes]] = {}
+    files: dict[str, File] = {}
     folders: set[str] = set()
     litter: Counter[str] = Counter()
     loops: list[str] = []
@@ -106,7 +105,8 @@ def _folder(root: Path) -> Tree:
                 folders.add(key)
                 walk(Path(entry.path), key + "/", above | {real})
             elif entry.is_file():
-                files[key] = Path(entry.path).read_bytes
+                found = entry.stat()
+                files[key] = LocalFile(entry.path, found.st_size, found.st_mtime_ns)
             else:
                 broken.append(key)
 
@@ -128,7 +128,7 @@ def _bucket(source: str, options: S3Options | None) -> Tree:
     except (StoreUrlError, StoreAccessError) as error:
         raise DataError(f"{source} can't be listed: {error}") from error
     root = source.rstrip("/")
-    files: dict[str, Callable[[], bytes]] = {}
+    files: dict[str, File] = {}
     origin: dict[str, str] = {}
     folders: set[str] = set()
     litter: Counter[str] = Counter()
@@ -142,7 +142,8 @@ def _bucket(source: str, options: S3Options | None) -> Tree:
         elif key in files:
             raise DataError(f"{root} holds two objects for the same file: {origin[key]!r} and {info.key!r}: delete one")
         elif key:
-            files[key] = functools.cache(functools.partial(bucket.read, info.key))
+            stamp = f"{info.bytes}-{info.etag or info.modified}"
+            files[key] = ObjectFile(bucket, info.key, info.bytes, stamp)
             origin[key] = info.key
     if not files:
         raise DataError(f"{root} holds no files: check the bucket, the prefix and the permission to list it")

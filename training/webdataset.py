@@ -1,50 +1,94 @@
-"""WebDataset shards: tar files in which an image and its label share a name, `0001.jpg` and `0001.cls`."""
+"""WebDataset shards: tar files in which an image and its label share a name, `0001.jpg` and `0001.cls`.
+
+A shard is read once from its beginning to its end, to find its members; later each image is a range of its bytes.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import tarfile
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
 from fusion.answers.images import SUFFIXES
 from fusion.errors import DataError
+from training.contents import Columns, Held
+from training.files import File, FileStream
 from training.raw_task import RawTask, read_task_json
-from training.rows import LABEL_COLUMNS, Columns, Row, parts_of, pick, task_of_rows
+from training.rows import LABEL_COLUMNS, parts_of, pick, task_of_rows
+from training.survey import Found, Survey
 from training.tree import Tree
 
+_READ_BYTES = 8 << 20
 
-def read_webdataset(tree: Tree, columns: Columns) -> RawTask:
+
+def read_webdataset(tree: Tree, survey: Survey) -> RawTask:
     """All tar files of a tree. Raises `DataError`."""
     files = [key for key in tree.files if key.lower().endswith(".tar")]
-    parts = {
-        part: [row for key in keys for row in _rows(f"{tree.root}/{key}", tree.files[key](), columns)]
-        for part, keys in parts_of(tree.root, files).items()
-    }
+    parts = parts_of(tree.root, files)
+    found = survey.look(tree, [key for keys in parts.values() for key in keys])
+    tables = found.relabelled(_numbered(found)).split(parts)
     layout = f"{len(files)} WebDataset shards"
-    return task_of_rows(tree.root, parts, read_task_json(tree), class_names=None, layout=layout, notes=tree.notes)
+    return task_of_rows(tree.root, tables, read_task_json(tree), class_names=None, layout=layout, notes=tree.notes)
 
 
-def _rows(path: str, data: bytes, columns: Columns) -> list[Row]:
-    samples: dict[str, dict[str, bytes]] = {}
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                stem, _, ending = name.name.partition(".")
-                content = archive.extractfile(member) if member.isfile() and stem else None
-                if content is not None:
-                    samples.setdefault(str(name.parent / stem), {})[f".{ending.lower()}"] = content.read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} can't be read as a tar file: {error}") from error
-    rows = []
-    for key, fields in samples.items():
-        image = next((content for ending, content in fields.items() if ending in SUFFIXES), None)
-        rows.append(Row(f"{path}: {key}", _label(f"{path}: {key}", fields, columns), image))
-    if rows and all(isinstance(row.label, str) and row.label.isdigit() for row in rows):
-        rows = [Row(row.origin, int(row.label), row.image) for row in rows]
-    return rows
+def _numbered(found: Found) -> list[Any]:
+    """The labels: numbers where all of a shard's are, since `.cls` has no types."""
+    labels: list[Any] = []
+    first = 0
+    for count in found.counts.tolist():
+        own = found.table.labels[first : first + count]
+        digits = all(isinstance(label, str) and label.isdigit() for label in own)
+        labels += map(int, own) if digits else own
+        first += count
+    return labels
+
+
+class Shard:
+    """One tar file, read from its beginning to its end.
+
+    Args:
+        file: the file.
+        path: what errors call it.
+        columns: which field of a `.json` holds the label.
+    """
+
+    def __init__(self, file: File, path: str, columns: Columns) -> None:
+        self._file = file
+        self._path = path
+        self._columns = columns
+        self._texts: dict[str, dict[str, bytes]] = {}
+
+    def images(self) -> Iterator[Held]:
+        """Images as they come, without labels, which may be anywhere in the file. Memory: one image, and all labels.
+
+        Raises `DataError` if it is not a plain tar file.
+        """
+        seen = set()
+        try:
+            stream = io.BufferedReader(FileStream(self._file), _READ_BYTES)
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                for member in archive:
+                    name = PurePosixPath(member.name)
+                    stem, _, ending = name.name.partition(".")
+                    content = archive.extractfile(member) if member.isfile() and stem else None
+                    if content is None:
+                        continue
+                    key, suffix = str(name.parent / stem), f".{ending.lower()}"
+                    texts = self._texts.setdefault(key, {})
+                    if suffix in (".cls", ".json"):
+                        texts[suffix] = content.read()
+                    elif suffix in SUFFIXES and key not in seen:
+                        seen.add(key)
+                        yield Held(member.offset_data, content.read(), called=key)
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(f"{self._path} can't be read as a tar file: {error}") from error
+
+    def labels(self) -> dict[str, Any]:
+        """Name to label, in the order of the names' first members, once the images have passed. Raises `DataError`."""
+        return {key: _label(f"{self._path}: {key}", texts, self._columns) for key, texts in self._texts.items()}
 
 
 def _label(origin: str, fields: dict[str, bytes], columns: Columns) -> Any:

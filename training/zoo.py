@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from fusion.errors import DataError
-from training.images import Sample, sha256_of
-from training.raw_task import RawTask, is_test_share
+from training.images import Rows, Sample, made_rows, sha256_of
+from training.raw_task import RawTask, cut
 
 PREFIX = "torchvision:"
 
@@ -71,8 +71,7 @@ def read_torchvision(source: str) -> RawTask:
     if test is not None:
         hidden = _samples(name, test)
     else:
-        hidden = [sample for sample in shown if is_test_share(sample.sha256)]
-        shown = [sample for sample in shown if not is_test_share(sample.sha256)]
+        shown, hidden = cut(shown)
     return RawTask(_classes(name, train), _TEMPLATES.get(name), shown, hidden, layout="torchvision")
 
 
@@ -117,20 +116,20 @@ def _spoken(name: str) -> str:
     return re.sub(r"[_/]+", " ", name).strip()
 
 
-def _samples(name: str, dataset: Any) -> list[Sample]:
+def _samples(name: str, dataset: Any) -> Rows:
     labels, paths = _labels(dataset), _paths(dataset)
-    samples = []
+    samples: list[Sample] = []
+    made: list[Callable[[], bytes]] = []
     for index, label in enumerate(labels):
         if paths is not None:
-            read: Callable[[], bytes] = paths[index].read_bytes
-            samples.append(Sample(label, sha256_of(read()), str(paths[index]), read))
+            made.append(paths[index].read_bytes)
+            samples.append(Sample(label, sha256_of(made[-1]()), str(paths[index])))
         else:
             image = dataset[index][0]
             pixels = sha256_of(f"{image.mode} {image.size}".encode() + image.tobytes())
-            samples.append(
-                Sample(label, pixels, f"{PREFIX}{name} image {index}", functools.partial(_png, dataset, index))
-            )
-    return samples
+            made.append(functools.partial(_png, dataset, index))
+            samples.append(Sample(label, pixels, f"{PREFIX}{name} image {index}"))
+    return made_rows(samples, made, hashes_bytes=paths is not None)
 
 
 def _labels(dataset: Any) -> list[int]:

@@ -24,7 +24,8 @@ from cluster.session import ray_session
 from fusion.disk import replace_file
 from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
-from training.expert import identity_of
+from training.data import Reading
+from training.identity import identity_of
 from training.lanes.task_queue import TaskJob
 
 _DEFAULTS = CompareOptions()
@@ -122,11 +123,8 @@ def _chosen(methods: str | None) -> list[str]:
 
 def _trained(run: Run, config: Path) -> tuple[ExpertRecord, ...]:
     """The record of every configured task's expert. Raises `ConduError` naming the tasks that have none."""
-    work, options = jobs(run.config), run.config.address.options
-    found = [
-        find_expert(run.store, identity_of(run.base, job.load(options, verify=False), job.recipe, job.seed))
-        for job in work
-    ]
+    work, reading = jobs(run.config), Reading(run.config.address, verify=False)
+    found = [find_expert(run.store, identity_of(run.base, job.load(reading), job.recipe, job.seed)) for job in work]
     if missing := [job.name for job, record in zip(work, found, strict=True) if record is None]:
         raise ConduError(
             f"{run.store.url} has no trained expert for {', '.join(missing)} (with the data, recipe and seed that "

@@ -38,7 +38,7 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is understood of a task's data, and what is wrong with it. Exit code 1 if something is."""
-    from training.data import load_task_data, with_checked_texts
+    from training.data import Reading, load_task_data, with_checked_texts
     from training.data_check import check_data, contact_sheet
 
     name = Path(source.rstrip("/")).name
@@ -46,7 +46,7 @@ def check(
     data = load_task_data(
         name,
         source,
-        verify=False,
+        Reading(verify=False),
         classes=names,
         image_column=image_column,
         label_column=label_column,

@@ -22,7 +22,7 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.task_vectors import check_expert_finite
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions.history import Versions
-from training.data import TaskData, with_checked_texts
+from training.data import Reading, TaskData, with_checked_texts
 from training.imported import import_expert
 from training.lanes.task_queue import TaskStatus
 from training.raw_task import CUT_NOTE
@@ -56,7 +56,7 @@ def import_task(
     task = TaskConfig(name=name, data=absolute_source(data), classes=names)
     one = settings.model_copy(update={"tasks": (task,), "unseen": ()})
     (job,) = jobs(one)
-    images = job.load(one.s3, verify=True)
+    images = job.load(Reading(one.address))
     run = open_run(one, readd=True)
     if run.base.model_cfg is not None:
         images = with_checked_texts(images, run.base.model_cfg)

@@ -20,12 +20,15 @@ from cluster.session import ray_session
 from cluster.showcase import publish_showcase
 from fusion.errors import ConduError, TaskNameError
 from fusion.versions.manifest import check_task_name
-from training.data import load_test_data
+from training.data import Reading, load_test_data
 from training.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow a new expert under a task name that is taken.")]
 _SOME_TASKS_FAILED = 3
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Read and decode all data again, also what earlier runs have found sound.")
+]
 _READD = "Fuse tasks again that `condu versions remove-task` removed from the store."
 
 
@@ -33,6 +36,7 @@ def run(
     config: ConfigArgument,
     replace: ReplaceOption = False,
     readd: Annotated[bool, typer.Option("--readd", help=_READD)] = False,
+    verify: VerifyOption = False,
     evaluate: Annotated[bool, typer.Option(help="Measure all tasks after fusing.")] = True,
     output: Annotated[
         Path | None, typer.Option(help="Folder for report.json, report.html and the heat map.", metavar="FOLDER")
@@ -40,7 +44,15 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Fine-tune all tasks in parallel, fuse in order, evaluate, report. Safe to run again: finished work is kept."""
-    _run(load_config(config), replace=replace, readd=readd, evaluate=evaluate, output=output, as_json=as_json)
+    _run(
+        load_config(config),
+        replace=replace,
+        readd=readd,
+        verify=verify,
+        evaluate=evaluate,
+        output=output,
+        as_json=as_json,
+    )
 
 
 def add_task(
@@ -48,13 +60,14 @@ def add_task(
     name: Annotated[str, typer.Argument(help="The new task's name.")],
     data: Annotated[str, typer.Option("--data", help="Folder, s3://…, or torchvision:NAME.", metavar="PATH")],
     replace: ReplaceOption = False,
+    verify: VerifyOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, fuse and publish one more task. The old tasks' data is not needed; running services pick it up."""
     settings = load_config(config)
     check_new_name(settings, name, config)
     one = settings.model_copy(update={"tasks": (TaskConfig(name=name, data=absolute_source(data)),), "unseen": ()})
-    _run(one, replace=replace, readd=True, evaluate=True, output=None, as_json=as_json)
+    _run(one, replace=replace, readd=True, verify=verify, evaluate=True, output=None, as_json=as_json)
 
 
 def check_new_name(settings: Config, name: str, config: Path) -> None:
@@ -75,26 +88,38 @@ def tell_report(run: Run, report: RunReport | None, *, as_json: bool) -> None:
     console.print(f"version [bold]{max(run.versions.values())}[/] in {run.config.store}")
 
 
-def _check_unseen(config: Config, *, show: bool) -> None:
+def _check_unseen(config: Config, *, verify: bool, show: bool) -> None:
     """Read the test sets that are only measured, so that what is wrong with one does not end a run after its training.
 
     Raises `DataError`.
     """
+    from training.lanes.cluster_scan import scan_on_cluster
+
+    reading = Reading(config.address, refresh=verify, scan=scan_on_cluster)
     for one in config.unseen:
-        data = load_test_data(one.name, one.data, options=config.s3)
+        data = load_test_data(one.name, one.data, reading)
         if show:
             console.print(f"{one.name:<16} {data.summary()}", markup=False, soft_wrap=True)
 
 
-def _run(config: Config, *, replace: bool, readd: bool, evaluate: bool, output: Path | None, as_json: bool) -> None:
+def _run(
+    config: Config,
+    *,
+    replace: bool,
+    readd: bool,
+    verify: bool,
+    evaluate: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
     report: RunReport | None = None
     this = open_run(config, readd=readd)
     for name in this.removed:
         errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
-    if evaluate:
-        _check_unseen(config, show=not as_json)
     with ray_session(config.ray, store=config.store) as ray:
-        train_and_fuse(this, ray, replace=replace, readd=readd, show=not as_json)
+        if evaluate:
+            _check_unseen(config, verify=verify, show=not as_json)
+        train_and_fuse(this, ray, replace=replace, readd=readd, verify=verify, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:
             reasons = "\n".join(f"  {status.name}: {status.reason}" for status in failed)

@@ -98,7 +98,8 @@ _SIGNATURES = (
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL"),
     (rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg|<svg)", "SVG"),
 )
-_SIGNATURE_BYTES = 512
+SIGNATURE_BYTES = 512
+"""The beginning of a file by which `format_of` knows its format."""
 
 
 def decode(
@@ -143,7 +144,7 @@ def decode(
 
 def format_of(encoded: bytes) -> str:
     """The format of a file as far as its beginning tells, by Pillow's name where it has one; '' if it tells nothing."""
-    start = encoded[:_SIGNATURE_BYTES]
+    start = encoded[:SIGNATURE_BYTES]
     return next((kind for pattern, kind in _SIGNATURES if re.match(pattern, start, re.DOTALL)), "")
 
 

@@ -14,11 +14,15 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One stored object: its key, its size in bytes, and when it was written (Unix seconds, by the store's clock)."""
+    """One stored object: its key, its size in bytes, and when it was written (Unix seconds, by the store's clock).
+
+    `etag` is what S3 calls the object's content, as listings have it; empty elsewhere.
+    """
 
     key: str
     bytes: int
     modified: float
+    etag: str = ""
 
 
 class Store(Protocol):

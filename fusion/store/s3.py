@@ -94,7 +94,7 @@ class S3Store:
         except BlobNotFoundError:
             self._check_bucket()  # a HEAD response has no body that would tell a missing bucket from a missing key
             return None
-        return ObjectInfo(key, found["ContentLength"], found["LastModified"].timestamp())
+        return _info(key, found, found["ContentLength"])
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         """Write an object unless the key is taken. False may hide this call's own success: see the module."""
@@ -177,7 +177,7 @@ class S3Store:
             for entry in page.get("Contents", []):
                 key = entry["Key"].removeprefix(self._prefix)
                 if self._shows(key) and key > start_after:
-                    found.append(ObjectInfo(key, entry["Size"], entry["LastModified"].timestamp()))
+                    found.append(_info(key, entry, entry["Size"]))
             if not page.get("IsTruncated"):
                 break
             position = {"ContinuationToken": page["NextContinuationToken"]}
@@ -254,6 +254,10 @@ def _bucket_and_prefix(url: str) -> tuple[str, str]:
             "without '?' and '#'. Endpoint and region are options, not parts of the URL"
         )
     return bucket, prefix + "/" if prefix else ""
+
+
+def _info(key: str, found: Any, num_bytes: int) -> ObjectInfo:
+    return ObjectInfo(key, num_bytes, found["LastModified"].timestamp(), found.get("ETag", "").strip('"'))
 
 
 def _stream_retries() -> Iterator[float]:

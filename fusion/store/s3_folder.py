@@ -24,9 +24,9 @@ class S3Folder(S3Store):
         """All objects, in the order of their keys, which are relative to the prefix."""
         return list(self._listed("", ""))
 
-    def read(self, key: str) -> bytes:
-        """A whole object. Raises the store's errors."""
-        return b"".join(self.pieces(key))
+    def read(self, key: str, *, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes [start, stop) of an object, or all. Raises the store's errors."""
+        return b"".join(self._pieces(key, start, stop, PIECE_BYTES))
 
     def pieces(self, key: str) -> Iterator[bytes]:
         """An object in pieces of at most 1 MiB, for whoever may want to stop. Raises the store's errors."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,9 @@ from PIL import Image
 
 from fusion.answers.images import decode
 from fusion.errors import DataError, ImageError
+from fusion.store.blobs import canonical_json
 from tests.tiny import tiny_parquet, tiny_task
-from training.data import TaskData, load_task_data, load_test_data
+from training.data import Reading, TaskData, load_task_data, load_test_data
 
 
 @pytest.fixture
@@ -77,6 +79,18 @@ def test_identity_changes_with_images_labels_classes_and_templates(source: str, 
     shutil.move(path, Path(source) / "train" / "green" / "moved.png")
     identities.add(load(source).sha256)
     assert len(identities) == 5
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10_000])
+def test_identity_is_that_of_the_canonical_json(source: str, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Stores have experts under it: it never changes, however it is computed."""
+    monkeypatch.setattr("training.data._IMAGES_AT_ONCE", at_once)
+    names = ["red", '"images":[]', ',"images":[],', "yellow"]
+    data = load(source, classes=names, background="black")
+    train = sorted((sample.label, sample.sha256) for sample in data.train.samples)
+    assert [(sample.label, sample.sha256) for sample in data.train.samples] == train
+    identity = {"classes": names, "templates": ["a {} picture.", "{}."], "images": train, "background": "#000000"}
+    assert data.sha256 == hashlib.sha256(canonical_json(identity)).hexdigest()
 
 
 def test_identity_ignores_the_test_split(source: str) -> None:
@@ -184,7 +198,7 @@ def test_unreadable_images_are_all_named(source: str) -> None:
         load(source)
     for what in ("train/red/000.png is not an image", "train/green/002.png is damaged", "test/blue/001.png is empty"):
         assert what in str(caught.value)
-    unchecked = load(source, verify=False)
+    unchecked = load(source, reading=Reading(verify=False))
     index = [sample.origin.endswith("red/000.png") for sample in unchecked.train.samples].index(True)
     with pytest.raises(ImageError, match=r"train/red/000\.png is not an image"):
         unchecked.train.image(index)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.e2e.project import Project
 from tests.tiny import picture, tiny_task
-from training.data import load_task_data
+from training.data import Reading, load_task_data
 from training.data_check import DataReport, check_data, contact_sheet
 
 
@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def report(source: Path) -> DataReport:
-    return check_data(load_task_data("t", str(source), verify=False))
+    return check_data(load_task_data("t", str(source), Reading(verify=False)))
 
 
 def kinds(source: Path) -> dict[str, bool]:
@@ -98,7 +98,7 @@ def test_tiny_images_and_lopsided_classes_are_named(source: Path) -> None:
 def test_a_contact_sheet_shows_the_images_of_its_class(source: Path) -> None:
     Image.new("RGB", (48, 48), "blue").save(source / "train/blue/0.png")
     (source / "train/blue/1.png").write_bytes(b"x")
-    data = load_task_data("t", str(source), verify=False)
+    data = load_task_data("t", str(source), Reading(verify=False))
     sheet = contact_sheet(data.train, data.classes.index("blue"), cell=20)
     cells = {sheet.getpixel((20 * place + 10, 10)) for place in range(6)}
     assert sheet.size == (200, 20)

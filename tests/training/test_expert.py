@@ -13,7 +13,8 @@ from fusion.tensors import check_same_layout
 from fusion.versions.experts import find_expert, find_training_state, num_attempts
 from tests.tiny import tiny_base, tiny_task
 from training.data import load_task_data
-from training.expert import identity_of, train_expert
+from training.expert import train_expert
+from training.identity import identity_of
 from training.recipe import Recipe
 
 RECIPE = Recipe(steps=12, batch_size=8, lr=1e-3, warmup_steps=2, augment="none", save_every_steps=4)

@@ -20,10 +20,10 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
 from training.augment import Policy
-from training.batches import Sampler
 from training.data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Recipe
+from training.samplers import Sampler
 from training.worker_group import WorkerGroup
 
 RECIPE = Recipe(

@@ -22,9 +22,10 @@ from fusion.versions.experts import ExpertRecord, find_training_state
 from tests.tiny import tiny_base, tiny_task
 from training.continual import continual_finetuning
 from training.data import TaskData, load_task_data
-from training.expert import identity_of, train_expert
+from training.expert import train_expert
 from training.finetune import finetune
 from training.held_out import HeldOutFigures
+from training.identity import identity_of
 from training.methods import method_names, open_method
 from training.recipe import Recipe
 

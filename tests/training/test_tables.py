@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -205,6 +206,17 @@ def test_a_table_without_a_path_or_a_label_leaves_class_folders_as_they_are(tmp_
     assert load(tmp_path).classes == NAMES
 
 
+def test_a_file_may_be_listed_twice(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        listed(tmp_path, split, pictures(6))
+    table = tmp_path / "train" / "metadata.csv"
+    table.write_text(table.read_text() + "0.png,blue\n5.png,red\n0.png,blue\n")
+    data = load(tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2]
+    first = (tmp_path / "train" / "0.png").read_bytes()
+    assert sum(data.train.encoded(index) == first for index in range(9)) == 3
+
+
 def test_listed_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     listed(tmp_path, "train", pictures(9))
     (tmp_path / "train" / "4.png").unlink()
@@ -236,6 +248,29 @@ def test_webdataset_shards_are_read(tmp_path: Path, json_label: bool) -> None:
     assert data.classes == NAMES
     assert (len(data.train), len(data.test)) == (12, 3)
     assert "3 WebDataset shards" in data.summary()
+
+
+def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
+    shard(tmp_path / "plain.tar", pictures(3))
+    (tmp_path / "train.tar").write_bytes(gzip.compress((tmp_path / "plain.tar").read_bytes()))
+    (tmp_path / "plain.tar").unlink()
+    with pytest.raises(DataError, match=r"train\.tar can't be read as a tar file"):
+        load(tmp_path)
+
+
+def test_images_and_labels_of_a_shard_may_lie_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        rows = pictures(6)
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as archive:
+            for suffix in ("cls", "png"):
+                for number, (data, label) in enumerate(rows):
+                    info = tarfile.TarInfo(f"{number}.{suffix}")
+                    content = data if suffix == "png" else NAMES[label].encode()
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    data = load(tmp_path)
+    assert data.classes == NAMES
+    assert data.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_broken_shard_is_named(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class LaneOptions(Options):
     labels: Mapping[str, str] | None = None
     """Only on nodes with these labels."""
     num_loader_threads: Annotated[int, Ge(0)] = 0
-    """Threads per worker that decode the next batch. Useful where a GPU waits for images."""
+    """Threads per worker that decode the next batch. Useful where a GPU waits for images. 0: none; 2 for data that is
+    read in blocks, 16 for files on S3."""
     max_attempts: Annotated[int, Ge(1)] = 3
     """Starts of one task in one run before it counts as failed."""
     startup_timeout_s: Annotated[float, Gt(0)] = 600.0

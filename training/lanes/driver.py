@@ -15,7 +15,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,15 +26,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fusion.actor_names import NAMESPACE
 from fusion.disk import scratch_folder
-from fusion.errors import BlobNotFoundError, DataError
+from fusion.errors import BlobNotFoundError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
-from fusion.versions.experts import find_expert, num_attempts
-from training.data import with_checked_texts
-from training.expert import identity_of
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
+from training.lanes.plan import plan_tasks
 from training.lanes.status_query import queue_prefix
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
 from training.malloc import MALLOC_ENVIRONMENT
@@ -62,6 +59,7 @@ def run_lanes(
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
     reserved: Mapping[str, float] | None = None,
+    verify: bool = False,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless there is nothing to train.
 
@@ -73,6 +71,7 @@ def run_lanes(
         on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
         reserved: what the caller's own actor holds of the cluster: `auto` does not count it.
+        verify: read all data again, also what the store's indices know.
     Returns:
         The last statuses, each `done` or `failed`.
     Raises:
@@ -84,7 +83,7 @@ def run_lanes(
     address = address.resolved()  # workers have another working directory
     jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
     report = on_status or (lambda _: None)
-    statuses, planned = plan_tasks(address, base, jobs)
+    statuses, planned = plan_tasks(address, base, jobs, verify=verify)
     report(list(statuses))
     if not planned:
         return statuses
@@ -112,45 +111,6 @@ def run_lanes(
     ]
     report(final)
     return final
-
-
-def plan_tasks(
-    address: StoreAddress, base: Base, jobs: Sequence[TaskJob]
-) -> tuple[list[TaskStatus], dict[int, PlannedTask]]:
-    """Read every task's data once. Returns a status for each, and by index the tasks that have to be trained.
-
-    So broken data is reported before anything starts, and a run whose experts all exist needs no Ray.
-    """
-    store = address.open()
-
-    def plan(job: TaskJob) -> TaskStatus | PlannedTask:
-        try:
-            data = job.load(address.options, verify=True)
-            if base.model_cfg is not None:
-                data = with_checked_texts(data, base.model_cfg)
-        except DataError as error:
-            return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
-        identity = identity_of(base, data, job.recipe, job.seed)
-        if find_expert(store, identity) is not None:
-            steps = job.recipe.steps
-            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases, understood=data.summary())
-        return PlannedTask(job, identity, num_attempts(store, identity), data.aliases, data.summary())
-
-    with ThreadPoolExecutor(4) as pool:
-        plans = list(pool.map(plan, jobs))
-    statuses = [
-        TaskStatus(
-            plan.job.name,
-            plan.identity,
-            steps=plan.job.recipe.steps,
-            aliases=plan.aliases,
-            understood=plan.understood,
-        )
-        if isinstance(plan, PlannedTask)
-        else plan
-        for plan in plans
-    ]
-    return statuses, {index: plan for index, plan in enumerate(plans) if isinstance(plan, PlannedTask)}
 
 
 class _Lanes:

@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from fusion.store import S3Options
 from fusion.store.address import StoreAddress
 from fusion.versions.experts import find_expert, num_attempts
-from training.data import TaskData, load_task_data
+from training.data import Reading, TaskData, load_task_data
 from training.recipe import Recipe
 
 State = Literal["waiting", "training", "done", "failed"]
@@ -35,11 +34,12 @@ class TaskJob:
     image_column: str | None = None
     label_column: str | None = None
 
-    def load(self, options: S3Options | None, *, verify: bool) -> TaskData:
+    def load(self, reading: Reading) -> TaskData:
         """Read the task's data, as `load_task_data` does. Raises `DataError`."""
         return load_task_data(
             self.name,
             self.source,
+            reading,
             classes=self.classes,
             templates=self.templates,
             aliases=self.aliases,
@@ -47,8 +47,6 @@ class TaskJob:
             image_column=self.image_column,
             label_column=self.label_column,
             few_shot=self.recipe.few_shot,
-            verify=verify,
-            options=options,
         )
 
 

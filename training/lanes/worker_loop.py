@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 
 from fusion.errors import BaseMismatchError, DataError, StateDictError
-from training.data import TaskData
+from training.data import Reading, TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.lanes.lane_config import LaneConfig
@@ -76,7 +76,7 @@ def _load(lane: LaneConfig, job: TaskJob, index: int, workers: WorkerGroup) -> T
     """The task's data, or None if any rank can't read it: it may lie on one node and not on another."""
     data = None
     try:
-        data = job.load(lane.address.options, verify=False)  # the driver has verified it
+        data = job.load(Reading(lane.address, verify=False))  # the driver has verified it
     except DataError as error:
         _call(lane, "failed", index, f"on {socket.gethostname()}: {error}")
     return None if workers.any(data is None) else data

@@ -77,10 +77,10 @@ def test_two_lanes_train_what_can_be_trained_and_a_second_run_trains_nothing(tmp
     assert seen[0][0].state == "waiting"
     assert seen[0][-1].state == "failed"  # broken data is known before anything starts
 
-    files = {info.key for info in site.store.list("")}
+    files = {info.key for info in site.store.list("experts/")}
     again = site.run([job for job in jobs if job.name in ("one", "two", "three")], LaneOptions(lanes=2))
     assert {status.state for status in again.values()} == {"done"}
-    assert {info.key for info in site.store.list("")} == files
+    assert {info.key for info in site.store.list("experts/")} == files
 
 
 def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
