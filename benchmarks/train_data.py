@@ -1,4 +1,7 @@
-"""Data of any size for benchmarks of training: images of noise whose class is a tint, in folders or in Parquet."""
+"""Data of any size for benchmarks of training: images of noise whose class is a tint, in folders or in Parquet.
+
+Noise does not compress; in Parquet it is BMP, since 10 GB have to be written before they can be read.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def write_folders(folder: Path, *, num_train: int, num_test: int, side: int = 32
         for label, name in enumerate(CLASSES):
             (folder / split / name).mkdir(parents=True)
             for number in range(count // len(CLASSES)):
-                (folder / split / name / f"{number:06d}.png").write_bytes(_image(random, label, side, level=1))
+                (folder / split / name / f"{number:06d}.png").write_bytes(_image(random, label, side, "PNG"))
     (folder / "task.json").write_text(json.dumps({"classes": CLASSES}))
     return str(folder)
 
@@ -37,18 +40,18 @@ def write_parquet(folder: Path, *, num_bytes: int) -> str:
     schema = pa.schema([("image", pa.binary()), ("label", pa.int32())])
     for split, wanted in (("train", num_bytes), ("test", 1)):
         written = 0
-        with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
+        with pq.ParquetWriter(folder / f"{split}.parquet", schema, compression="none", use_dictionary=False) as writer:
             while written < wanted:
                 labels = random.integers(0, len(CLASSES), _GROUP_ROWS, dtype=np.int32)
-                images = [_image(random, int(label), PARQUET_SIDE, level=0) for label in labels]
+                images = [_image(random, int(label), PARQUET_SIDE, "BMP") for label in labels]
                 writer.write_table(pa.table({"image": images, "label": labels}, schema))
                 written += sum(map(len, images))
     (folder / "task.json").write_text(json.dumps({"classes": CLASSES}))
     return str(folder)
 
 
-def _image(random: np.random.Generator, label: int, side: int, *, level: int) -> bytes:
-    pixels = random.integers(0, 196, (side, side, 3), dtype=np.uint8) + _TINTS[label]
+def _image(random: np.random.Generator, label: int, side: int, kind: str) -> bytes:
+    noise = np.frombuffer(random.bytes(side * side * 3), np.uint8).reshape(side, side, 3)
     body = io.BytesIO()
-    Image.fromarray(pixels).save(body, "PNG", compress_level=level)
+    Image.fromarray((noise >> 1) + _TINTS[label]).save(body, kind)
     return body.getvalue()
