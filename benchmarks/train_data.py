@@ -11,13 +11,13 @@ from PIL import Image
 
 CLASSES = ("red", "green", "blue", "grey")
 _TINTS = np.array([[60, 0, 0], [0, 60, 0], [0, 0, 60], [0, 0, 0]], np.uint8)
-_PARQUET_SIDE = 320
-_GROUP_ROWS = 100
+PARQUET_SIDE = 640
+_GROUP_ROWS = 25
 
 
-def write_folders(folder: Path, *, num_train: int, num_test: int, side: int = 32) -> str:
+def write_folders(folder: Path, *, num_train: int, num_test: int, side: int = 32, seed: int = 0) -> str:
     """Class folders of PNG files; returns the source."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     for split, count in (("train", num_train), ("test", num_test)):
         for label, name in enumerate(CLASSES):
             (folder / split / name).mkdir(parents=True)
@@ -40,7 +40,7 @@ def write_parquet(folder: Path, *, num_bytes: int) -> str:
         with pq.ParquetWriter(folder / f"{split}.parquet", schema) as writer:
             while written < wanted:
                 labels = random.integers(0, len(CLASSES), _GROUP_ROWS, dtype=np.int32)
-                images = [_image(random, int(label), _PARQUET_SIDE, level=0) for label in labels]
+                images = [_image(random, int(label), PARQUET_SIDE, level=0) for label in labels]
                 writer.write_table(pa.table({"image": images, "label": labels}, schema))
                 written += sum(map(len, images))
     (folder / "task.json").write_text(json.dumps({"classes": CLASSES}))
