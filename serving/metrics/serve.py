@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serving.metrics import Metrics, Model
+from serving.metrics import Metrics, Model, Outcome
 from serving.stages import Stage
 
 LOAD_SECONDS = [0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -76,6 +76,7 @@ class ServeMetrics(Metrics):
             description="Classes by whether their text features were in memory.",
             tag_keys=("outcome",),
         )
+        self._rows = Counter("condu_log_rows", description="Rows of the request log by outcome.", tag_keys=("outcome",))
         self._text_bytes = metrics.Gauge("condu_text_bytes", description="Bytes of text features in memory.")
 
     def requested(self, label_space: str, status: int) -> None:
@@ -119,3 +120,7 @@ class ServeMetrics(Metrics):
 
     def texts_kept(self, num_bytes: int) -> None:
         self._text_bytes.set(num_bytes)
+
+    def logged(self, outcome: Outcome, num_rows: int) -> None:
+        if num_rows:
+            self._rows.inc(num_rows, tags={"outcome": outcome})
