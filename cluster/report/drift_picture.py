@@ -22,13 +22,14 @@ def picture(drift: Drift) -> bytes:
     The diagonal is what was trained; a curve above it is of images that are less familiar.
     """
     asked = sorted((one for one in drift.tasks if one.num_images), key=lambda one: -one.num_images)[:MOST_TASKS]
-    rows = max(1, math.ceil(len(asked) / _COLUMNS))
-    figure, axes = pyplot().subplots(rows, _COLUMNS, figsize=(10, 2.6 * rows + 0.6), squeeze=False)
+    columns = min(_COLUMNS, len(asked))
+    rows = math.ceil(len(asked) / columns)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(2.6 * columns, 2.6 * rows + 0.6), squeeze=False)
     for axis in axes.flat[len(asked) :]:
         axis.set_visible(False)
     for axis, one in zip(axes.flat, asked, strict=False):
         _draw(axis, one)
-    figure.suptitle("how familiar images are to their task: share of images below (dashed: as trained)", fontsize=10)
+    figure.suptitle("share of images below a familiarity\n(dashed: as trained)", fontsize=10)
     figure.tight_layout()
     return png(figure)
 
