@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fusion.errors import ConfigError
-from fusion.store.address import StoreAddress
+
+if TYPE_CHECKING:
+    from fusion.store.address import StoreAddress
 
 StoreOption = Annotated[
     str, typer.Option("--store", help="file:///folder, a path, or s3://bucket/prefix", metavar="URL")
@@ -28,6 +30,8 @@ def address_of(where: str) -> StoreAddress:
         from cluster.config import load_config
 
         return load_config(Path(where)).address
+    from fusion.store.address import StoreAddress  # it loads numpy, which a client can do without
+
     return StoreAddress(where)
 
 
