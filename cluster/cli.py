@@ -29,6 +29,7 @@ _COMMANDS = {
     "compare": ("compare", "Every method side by side on the same experts."),
     "status": ("status", "What is running, and what the store holds."),
     "serve": ("serve", "Answer over HTTP."),
+    "drift": ("drift", "Whether what a service is asked still looks like what was trained."),
     "token": ("token", "Who may use a service: make, list and revoke tokens."),
     "data": ("data", "A task's data: what is understood of it, and what is wrong with it."),
     "predict": ("predict", "Classify images, over HTTP or straight from the store."),

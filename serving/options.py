@@ -43,6 +43,29 @@ class LimitOptions(Options):
 
 
 @dataclass(frozen=True)
+class LogOptions(Options):
+    """What is kept of what is asked. Raises `ConfigError` for values out of range, and for choices without effect."""
+
+    sample: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    """Share of the images asked about that are logged in the store: the request's id, the answer, and the base's
+    features, for `condu drift`. 0: none. The service then writes to the store, below `log/`."""
+    images: bool = False
+    """Log the image itself as well, as it was received."""
+    keep_days: Annotated[int, Ge(1)] | None = 30
+    """After how many days `condu versions gc` deletes what is logged from now on. Null: never."""
+    flush_rows: Annotated[int, Ge(1)] = 1000
+    """A replica writes a file as soon as it has so many images."""
+    flush_s: Annotated[float, Gt(0)] = 60.0
+    """Longest that an image waits until it is written. What waits is lost if the replica is killed."""
+    memory: Annotated[int, Ge(1)] = 64 << 20
+    """Bytes that may wait in the memory of one replica, about; images that do not fit are not logged. The default is
+    64 MiB."""
+
+    def contradictions(self) -> list[str]:
+        return ["images: true has no effect with sample: 0"] if self.images and self.sample == 0 else []
+
+
+@dataclass(frozen=True)
 class ServeOptions(Options):
     """How a service runs, whatever it serves. Raises `ConfigError` for values out of range."""
 
@@ -68,6 +91,8 @@ class ServeOptions(Options):
     """Where images that a JSON body names by `url` may be fetched from: everything below `https://images.example.com/`,
     `https://*.example.com/photos/`, `s3://bucket/prefix/`. A host must be on the public internet, unless it is spelled
     out as an address. Objects on S3 are read with the service's own rights."""
+    log: LogOptions = LogOptions()
+    """What is kept of what is asked."""
     expert_memory: Annotated[int, Ge(1)] = DEFAULT_EXPERT_MEMORY
     """Bytes of rebuilt experts in the memory of one replica, beside the base. With less than those in use
     take, requests rebuild them again and again. The default is 4 GiB."""

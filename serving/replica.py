@@ -21,6 +21,7 @@ from serving.metrics.serve import ServeMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
 from serving.replica_log import log_with_serve
+from serving.request_log.recorder import open_recorder
 from serving.service import Service
 from serving.tokens.keeper import TokenKeeper
 from serving.watch import VersionWatcher
@@ -44,7 +45,8 @@ class Replica:
         self._metrics = ServeMetrics()
         self._models = Models(options, cache, self._metrics)
         self._watcher = VersionWatcher(cache, poll_s=options.poll_s, stage=self._stage)
-        self._service = Service(options, self._watcher, self._models, self._metrics)
+        self._recorder = open_recorder(options.log, self._store, self._models, self._metrics)
+        self._service = Service(options, self._watcher, self._models, self._metrics, self._recorder)
         self._keeper = TokenKeeper(self._store, poll_s=options.poll_s, limits=options.limits)
         self._background: list[asyncio.Task[None]] = []
 
@@ -59,6 +61,8 @@ class Replica:
         async def stop() -> None:
             for task in self._background:
                 task.cancel()
+            if self._recorder is not None:
+                await self._recorder.close()
             self._models.batcher.close()
 
         app.router.on_startup.append(start)
@@ -68,6 +72,8 @@ class Replica:
     async def drain(self) -> None:
         """Called before the service stops, see `Service.drain`."""
         await self._service.drain()
+        if self._recorder is not None:
+            await self._recorder.flush()
 
     async def describe(self) -> dict[str, Any]:
         """Where this replica listens, what it serves and whether it is ready, for `condu status`. JSON values only."""

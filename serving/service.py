@@ -17,16 +17,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fusion.answers.label_spaces import Prediction, Query, needs_base
+from fusion.answers.label_spaces import Query, needs_base
 from fusion.answers.rules import answer, plan
 from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
 from fusion.errors import BlobNotFoundError, ImageError, UnknownVersionError, VersionGoneError
+from serving.answered import Answered
 from serving.errors import NotReadyError, OverloadedError, RequestTimeoutError
 from serving.images import Cropper, Upload
 from serving.metrics import Metrics
 from serving.models import Models
 from serving.options import ServiceOptions
+from serving.request_log.recorder import Recorder
 from serving.schemas import ImagePrediction, PredictFields, PredictResponse
 from serving.stages import Stopwatch
 from serving.watch import VersionWatcher
@@ -42,12 +44,20 @@ _GONE = (BlobNotFoundError, UnknownVersionError, VersionGoneError)
 class Service:
     """Answers predictions. At most `max_queued_requests` are in flight, each for at most `request_timeout_s`."""
 
-    def __init__(self, options: ServiceOptions, watcher: VersionWatcher, models: Models, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        options: ServiceOptions,
+        watcher: VersionWatcher,
+        models: Models,
+        metrics: Metrics,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.options = options
         self.watcher = watcher
         self.models_state = "starting"
         self.models = models
         self._metrics = metrics
+        self._recorder = recorder
         self._in_flight = 0
         self._draining = False
         self._cropper: Cropper | None = None
@@ -72,22 +82,29 @@ class Service:
         abstain = limits.abstain if query.label_space == "seen" and query.abstain is None else query.abstain
         return replace(query, rule=limits.rule, abstain=abstain)
 
-    async def predict(self, uploads: Sequence[Upload], query: Query, version: int | None = None) -> PredictResponse:
+    async def predict(
+        self, uploads: Sequence[Upload], query: Query, version: int | None = None, request: str = ""
+    ) -> PredictResponse:
         """Answers for the images, in their order, all from one version (None: the one being served).
 
+        Args:
+            request: its id, for the log.
         Raises the errors of a bad request, `OverloadedError`, `RequestTimeoutError`, and the store's errors.
         """
         started, watch = time.perf_counter(), Stopwatch()
         async with self.in_time():
-            view, answers = await self._predict(uploads, query, version, watch)
+            answered = await self._predict(uploads, query, version, watch)
+        answers = answered.predictions
         familiarity = [one.familiarity for one in answers if one.familiarity is not None]
         self._metrics.answered(query.label_space, watch.seconds, familiarity)
+        if self._recorder is not None:
+            self._recorder.note(request, uploads, answered)
         if query.views is None:
             predictions = [ImagePrediction.of(u.name, a) for u, a in zip(uploads, answers, strict=True)]
         else:
             predictions = [ImagePrediction.of(uploads[0].name, answers[0], views=len(uploads))]
         return PredictResponse(
-            version=view.version,
+            version=answered.view.version,
             label_space=query.label_space,
             matched={task: dict(found) for task, found in answers[0].matched.items()} if answers else {},
             warnings=list(answers[0].warnings) if answers else [],
@@ -98,13 +115,13 @@ class Service:
 
     async def _predict(
         self, uploads: Sequence[Upload], query: Query, version: int | None, watch: Stopwatch
-    ) -> tuple[View, list[Prediction]]:
+    ) -> Answered:
         view = await self.watcher.view(version)
         query.check(view)
         with watch.stage("decode"):
             crops = await self.crops(uploads, view, view.background(query.task))
         try:
-            return view, await self._answer(view, query, crops, watch)
+            return await self._answer(view, query, crops, watch)
         except _GONE as error:
             if version is not None and version != getattr(self.watcher.current, "version", None):
                 raise VersionGoneError(f"version {version} was removed during the request ({error})") from error
@@ -114,17 +131,16 @@ class Service:
             if version is not None or newer.version == view.version:
                 raise
             query.check(newer)
-            return newer, await self._answer(newer, query, crops, watch)
+            return await self._answer(newer, query, crops, watch)
 
-    async def _answer(self, view: View, query: Query, crops: np.ndarray, watch: Stopwatch) -> list[Prediction]:
+    async def _answer(self, view: View, query: Query, crops: np.ndarray, watch: Stopwatch) -> Answered:
         features = None
         if needs_base(query, view):
             with watch.stage("base"):
                 features = await self.models.features(crops)
-        if query.pools and features is not None:
-            features = pooled(features)
+        shown = pooled(features) if query.pools and features is not None else features
         with watch.stage("route"):
-            steps = await self._think(query, len(crops), plan, query, view, features, num_images=len(crops))
+            steps = await self._think(query, len(crops), plan, query, view, shown, num_images=len(crops))
         base_jobs = [job for job in steps.jobs if job.task is None]
         calls: list[Coroutine[Any, Any, Any]] = [
             self.models.expert_logits(view, job, crops if query.pools else crops[list(job.images)], pool=query.pools)
@@ -132,15 +148,16 @@ class Service:
             if job.task is not None
         ]
         if base_jobs:
-            assert features is not None
-            calls.append(self.models.base_logits(features, base_jobs))
+            assert shown is not None
+            calls.append(self.models.base_logits(shown, base_jobs))
         with watch.stage("experts"):
             results = await gather(calls)
         base_logits = iter(results.pop() if base_jobs else ())
         expert_logits = iter(results)
         logits = [next(base_logits if job.task is None else expert_logits) for job in steps.jobs]
         with watch.stage("answer"):
-            return await self._think(query, len(crops), answer, steps, logits)
+            predictions = await self._think(query, len(crops), answer, steps, logits)
+        return Answered(view, steps, crops, features, predictions)
 
     async def _think(
         self, query: Query, num_images: int, rule: Callable[..., Result], /, *args: Any, **kwargs: Any

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from fusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from fusion.store.address import StoreAddress
 
 StoreOption = Annotated[
     str, typer.Option("--store", help="file:///folder, a path, or s3://bucket/prefix", metavar="URL")
 ]
+WhereArgument = Annotated[
+    str, typer.Argument(help="A configuration, or its store: file:///folder, a path, s3://…", metavar="CONFIG|STORE")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def address_of(where: str) -> StoreAddress:
+    """The store of a `WhereArgument`. Raises `ConfigError`."""
+    if where.endswith((".yaml", ".yml")):
+        from cluster.config import load_config
+
+        return load_config(Path(where)).address
+    from fusion.store.address import StoreAddress  # it loads numpy, which a client can do without
+
+    return StoreAddress(where)
+
+
+def duration(text: str, option: str) -> timedelta:
+    """`90d`, `12h` or `30m`. Raises `ConfigError` that names the option for what is none."""
+    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    if not found or int(found[1]) == 0:
+        raise ConfigError(f"{option} {text!r} is no time: write it such as 90d, 12h or 30m")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
-from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster.commands.options import JsonOption
+from cluster.commands.options import JsonOption, WhereArgument, address_of, duration
 from cluster.output import console, errors, print_json, table
-from fusion.errors import ConfigError
-from fusion.store import Store, open_store
+from fusion.store import Store
 from serving.tokens.registry import add_token, read_tokens, remove_token
 from serving.tokens.token import SCOPES, Token, new_token
 
@@ -21,11 +17,7 @@ app = typer.Typer(
     no_args_is_help=True, help="Who may use a service: make, list and revoke tokens. Replicas see it within seconds."
 )
 
-WhereArgument = Annotated[
-    str, typer.Argument(help="A configuration, or its store: file:///folder, a path, s3://…", metavar="CONFIG|STORE")
-]
 NameArgument = Annotated[str, typer.Argument(help="What the token is called.", metavar="NAME")]
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 @app.command()
@@ -41,8 +33,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Make a token and print it. It is shown this once: the store keeps a hash."""
-    lifetime = None if expires is None else _lifetime(expires)
-    token, record = new_token(name, scope, lifetime=lifetime, requests_per_s=requests_per_s, images_per_s=images_per_s)
+    until = None if expires is None else duration(expires, "--expires")
+    token, record = new_token(name, scope, lifetime=until, requests_per_s=requests_per_s, images_per_s=images_per_s)
     add_token(_store(where), record)
     if as_json:
         print_json({"token": token, **_told(record)})
@@ -86,18 +78,7 @@ def revoke(where: WhereArgument, name: NameArgument, as_json: JsonOption = False
 
 
 def _store(where: str) -> Store:
-    if where.endswith((".yaml", ".yml")):
-        from cluster.config import load_config
-
-        return load_config(Path(where)).address.open()
-    return open_store(where)
-
-
-def _lifetime(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    if not found or int(found[1]) == 0:
-        raise ConfigError(f"--expires {text!r} is no time: write it such as 90d, 12h or 30m")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+    return address_of(where).open()
 
 
 def _told(token: Token) -> dict[str, object]:

@@ -3,7 +3,7 @@
 # `serve` is condu's: Ray Serve's own command of that name is /opt/venv/bin/serve.
 set -eu
 case "${1:-}" in
-  "" | -* | demo | run | add-task | import-task | fuse | export | versions | compare | status | serve | token | predict | data | doctor)
+  "" | -* | demo | run | add-task | import-task | fuse | export | versions | compare | status | serve | token | predict | data | drift | doctor)
     exec condu "$@" ;;
 esac
 exec "$@"

@@ -51,6 +51,10 @@ class Router:
         sums = torch.zeros_like(best).scatter_add(1, owner, shifted)
         return best + sums.log() - self._sizes_T.clamp(min=1).double().log()
 
+    def evidence(self, task: str) -> Evidence:
+        """A task's own."""
+        return self._evidence[task]
+
     def p_values(self, features: torch.Tensor, task: str) -> torch.Tensor:
         """Share of the task's held-out distances that are at least the image's own, float64 [B].
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from fusion.store import ObjectInfo, Store
 from fusion.store.blobs import BlobRef
 from fusion.versions.gc_experts import spent_experts
 from fusion.versions.history import Versions, manifest_key, nothing_published, spans
+from fusion.versions.log_files import files_over
 from fusion.versions.manifest import Manifest
 from fusion.versions.publish import Draft, publish
 from fusion.versions.references import read_manifests, record_refs, refs_of, whole_records
@@ -59,6 +61,7 @@ class Collection:
         oldest_kept: all versions below it are gone, except pinned ones.
         versions: numbers of the deleted versions.
         manifests, blobs, experts: the deleted objects.
+        log: the deleted files of request logs, whose days are over.
         scratch: the deleted files of killed writers in a local store's `tmp/`.
     """
 
@@ -68,12 +71,13 @@ class Collection:
     manifests: tuple[ObjectInfo, ...]
     blobs: tuple[ObjectInfo, ...]
     experts: tuple[ObjectInfo, ...]
+    log: tuple[ObjectInfo, ...]
     scratch: tuple[Path, ...]
 
     @property
     def bytes(self) -> int:
         """Size of the deleted objects."""
-        return sum(info.bytes for info in (*self.manifests, *self.blobs, *self.experts))
+        return sum(info.bytes for info in (*self.manifests, *self.blobs, *self.experts, *self.log))
 
 
 def collect(
@@ -112,7 +116,7 @@ def collect(
     # From here on no new version can name what the plan deletes: every publisher that built on an older version has
     # lost its commit. Manifests first: nobody may find a version that has lost some of its blobs.
     _delete(versions.store, plan.manifests)
-    _delete(versions.store, (*plan.blobs, *plan.experts))
+    _delete(versions.store, (*plan.blobs, *plan.experts, *plan.log))
     for path in plan.scratch:
         path.unlink(missing_ok=True)
     return replace(plan, version=newest.version) if plan.manifests or plan.blobs else plan
@@ -131,6 +135,7 @@ def _plan(store: Store, parent: Manifest, policy: Policy) -> Collection:
         manifests=tuple(gone.values()),
         blobs=tuple(info for info in blobs if info.key not in named),
         experts=tuple(spent_experts(store, parent, named)) if policy.experts else (),
+        log=tuple(files_over(store, datetime.now(UTC))),
         scratch=tuple(store.stale_scratch(_SCRATCH_IS_DEAD_AFTER_S)),
     )
 
@@ -182,7 +187,8 @@ def _delete(store: Store, infos: Iterable[ObjectInfo]) -> None:
 def in_words(found: Collection) -> str:
     """What is deleted, or was: `versions 1-4, 12 blobs` and so on."""
     parts = [f"versions {spans(found.versions)}"] if found.versions else []
-    for infos, name in ((found.blobs, "blob"), (found.experts, "object"), (found.scratch, "temporary file")):
+    named = (found.blobs, "blob"), (found.experts, "object"), (found.log, "log file"), (found.scratch, "temporary file")
+    for infos, name in named:
         where = " under experts/" if infos is found.experts else ""
         if infos:
             parts.append(f"{len(infos)} {name}{'s' if len(infos) > 1 else ''}{where}")

@@ -14,6 +14,9 @@ from serving.stages import Stage
 Model = Literal["base", "expert"]
 """Whose forward it is."""
 
+Outcome = Literal["written", "no_room", "failed"]
+"""What became of a row of the request log."""
+
 
 class Metrics(Protocol):
     """What a replica reports. Its methods do nothing by themselves, and are called from several threads."""
@@ -47,6 +50,9 @@ class Metrics(Protocol):
 
     def texts_kept(self, num_bytes: int) -> None:
         """Bytes of text features in memory."""
+
+    def logged(self, outcome: Outcome, num_rows: int) -> None:
+        """Rows of the request log were written, or lost."""
 
 
 class NoMetrics(Metrics):

@@ -11,6 +11,7 @@ from fusion.errors import ConduError
 from serving.bodies.reading import read_request
 from serving.callers import Scope
 from serving.dependencies import CallerOfRequest, PartsOfApp, requires
+from serving.request_id import request_id
 from serving.routes.bodies import body_of
 from serving.routes.responses import all_errors
 from serving.schemas import PredictFields, PredictResponse
@@ -37,7 +38,7 @@ async def predict(request: Request, parts: PartsOfApp, caller: CallerOfRequest) 
         caller.spend_images(len(uploads))
         query = service.query(fields)
         space = query.label_space
-        response = await service.predict(uploads, query, fields.version)
+        response = await service.predict(uploads, query, fields.version, request_id(request.scope))
         status = 200
         metrics.predicted(space, response.seconds, len(uploads), response.expert_forwards)
         # as it is: FastAPI would validate once more what was just built

@@ -50,7 +50,14 @@ def sections(section: type = Config, path: str = "") -> Iterator[tuple[str, type
 
 def test_every_section_is_walked() -> None:
     named = {f"{key}." for key in (*COMPONENTS, *FILE_ONLY)}
-    assert {path for path, _ in sections()} == {"", "serve.replicas.", "serve.limits.", "demo.modes.", *named}
+    assert {path for path, _ in sections()} == {
+        "",
+        "serve.replicas.",
+        "serve.limits.",
+        "serve.log.",
+        "demo.modes.",
+        *named,
+    }
 
 
 @pytest.mark.parametrize(("path", "section"), list(sections()), ids=[path for path, _ in sections()])

@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tensors:
 
 def keys(project: Project) -> set[str]:
     """What is in the store, without the base."""
-    return {info.key for info in project.store.list("") if not info.key.startswith("bases/")}
+    return {info.key for info in project.store.list("") if not info.key.startswith(("bases/", "data/"))}
 
 
 def command(project: Project, expert: Path, *more: str | Path) -> tuple[str | Path, ...]:

@@ -18,6 +18,7 @@ from serving.http import build_http
 from serving.metrics import Metrics, NoMetrics
 from serving.models import Models
 from serving.options import ServiceOptions
+from serving.request_log.recorder import open_recorder
 from serving.service import Service
 from serving.tokens.keeper import TokenKeeper
 from serving.watch import VersionWatcher
@@ -49,15 +50,23 @@ class PlainService:
     """A service with its HTTP face and a client."""
 
     def __init__(
-        self, store: Store, *, models: PlainModels | None = None, metrics: Metrics | None = None, **options: object
+        self,
+        store: Store,
+        *,
+        models: PlainModels | None = None,
+        metrics: Metrics | None = None,
+        log_store: Store | None = None,
+        **options: object,
     ) -> None:
         self.options = ServiceOptions(address=StoreAddress(store.url), **options)  # type: ignore[arg-type]
         self.models = models or PlainModels(store, self.options, metrics)
         self.watcher = VersionWatcher(NodeCache(store), poll_s=0.05)
-        self.service = Service(self.options, self.watcher, self.models, metrics or NoMetrics())
+        told = metrics or NoMetrics()
+        self.recorder = open_recorder(self.options.log, log_store or store, self.models, told)
+        self.service = Service(self.options, self.watcher, self.models, told, self.recorder)
         self.service.models_state = "ready"
         self.keeper = TokenKeeper(store, poll_s=0.05, limits=self.options.limits)
-        self.http = build_http(self.service, store, metrics or NoMetrics(), Door(self.options, self.keeper))
+        self.http = build_http(self.service, store, told, Door(self.options, self.keeper))
 
     async def __aenter__(self) -> httpx.AsyncClient:
         await self.watcher.poll()
@@ -68,4 +77,6 @@ class PlainService:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
+        if self.recorder is not None:
+            await self.recorder.close()
         self.models.batcher.close()

@@ -52,11 +52,13 @@ def gc(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete old versions, and blobs that no kept version names. Safe while others publish and a service is running."""
+    """Delete old versions, blobs that no kept version names, and request logs whose days are over.
+
+    Safe while others publish and a service is running."""
     policy = Policy(keep=keep, keep_days=keep_days, experts=experts)
     found = collect(Versions(open_store(store)), policy, dry_run=dry_run)
     if as_json:
-        groups = {"blobs": found.blobs, "experts": found.experts}
+        groups = {"blobs": found.blobs, "experts": found.experts, "log": found.log}
         print_json(
             {
                 "dry_run": dry_run,
