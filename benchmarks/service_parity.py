@@ -28,20 +28,18 @@ from urllib.request import url2pathname
 import torch
 from PIL import Image
 
+from benchmarks.finished_run import trained
 from cluster.config import Config, load_config
 from cluster.demo_service import free_port
-from cluster.run import jobs
 from cluster.serving_config import service_options, start_service
 from cluster.session import ray_session
 from fusion.answers.label_spaces import Prediction, Query
 from fusion.answers.predictor import Predictor
 from fusion.fuse import ExpertToFuse, fuse_experts
-from fusion.versions.experts import find_expert
 from fusion.versions.history import Versions
 from serving.client import Client
 from serving.schemas import ImagePrediction, PredictResponse
 from training.data import Reading, TaskData, load_task_data, load_test_data
-from training.identity import identity_of
 
 _LARGEST_GROUP = 16
 _CLIENTS = 4
@@ -89,14 +87,8 @@ def _in_mode(config: Config, mode: str, scratch: Path) -> Config:
     shutil.copytree(url2pathname(urlsplit(store.url).path), folder, ignore=shutil.ignore_patterns("versions", "tmp"))
     copy = config.model_copy(update={"store": folder.as_uri()})
     cache = copy.address.open_cache()
-    records = []
-    for job in jobs(config):
-        loaded = job.load(Reading(config.address, verify=False))
-        record = find_expert(cache.store, identity_of(newest.base, loaded, job.recipe, job.seed))
-        if record is None:
-            raise SystemExit(f"{job.name} was not trained: run the configuration first")
-        records.append(ExpertToFuse.from_record(record))
-    fuse_experts(cache, newest.base, records, mode={"name": mode})
+    experts = [ExpertToFuse.from_record(record) for _, record in trained(config, newest.base)]
+    fuse_experts(cache, newest.base, experts, mode={"name": mode})
     return copy
 
 

@@ -6,6 +6,8 @@ its message and the HTTP service answers with its `http_status`. A traceback is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ConduError(ValueError):
     """Base of every error that condu raises on purpose. `http_status` is what the service answers with."""
@@ -13,6 +15,8 @@ class ConduError(ValueError):
     http_status = 400
     errors: tuple[tuple[str, str], ...] = ()
     """Each mistake, where there may be several: the field, empty where it is no single one, and what is wrong."""
+    headers: Mapping[str, str] | None = None
+    """Of the service's answer, beside its usual ones."""
 
 
 class ConfigError(ConduError):

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from fusion.errors import ConduError, StoreError
-from serving.errors import EncodingError, LimitError, RequestError, UnauthorizedError
+from serving.errors import RequestError
 from serving.request_id import HEADER, request_id
 from serving.schemas import mistakes
 
@@ -34,8 +34,7 @@ def add_error_handlers(app: FastAPI, store_url: str) -> None:
             _log(logging.WARNING, request, f"{type(error).__name__}: {error}")
             detail = "the object store did not provide what this request needs; the service's log has the reason"
         detail = detail.replace(store_url, "the store")
-        more = error.headers if isinstance(error, UnauthorizedError | LimitError | EncodingError) else None
-        return _problem(request, error.http_status, type(error).__name__, detail, error.errors, more)
+        return _problem(request, error.http_status, type(error).__name__, detail, error.errors, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

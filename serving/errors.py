@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import MappingProxyType
 
 from fusion.errors import ConduError
 
@@ -52,7 +52,7 @@ class EncodingError(ConduError):
     """A body that is compressed in a way that is not understood."""
 
     http_status = 415
-    headers: ClassVar[dict[str, str]] = {"Accept-Encoding": "gzip"}  # RFC 7694
+    headers = MappingProxyType({"Accept-Encoding": "gzip"})  # RFC 7694
 
 
 class BodyTooLargeError(ConduError):

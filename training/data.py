@@ -130,8 +130,9 @@ class Reading:
             return read_torchvision(source)
         tree = read_tree(source, self.address.options if self.address else None)
         index = DataIndex(self.address.open(), absolute_source(source), columns) if self.address else None
-        how: dict[str, Any] = {"scan": self.scan, "verify": self.verify, "refresh": self.refresh}
-        with Survey(tree, columns=columns, index=index, **how) as survey:
+        with Survey(
+            tree, columns=columns, index=index, scan=self.scan, verify=self.verify, refresh=self.refresh
+        ) as survey:
             raw = read_raw(tree, survey)
         return replace(raw, notes=(*raw.notes, *survey.notes))
 

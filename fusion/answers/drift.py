@@ -114,15 +114,14 @@ def measure_drift(
     )
     familiarity = np.zeros(len(features))
     by_name = np.asarray(named, bool)
+    asked_of = [np.flatnonzero(owners == place) for place in range(len(router.tasks))]
     tests = []
-    for place, task in enumerate(router.tasks):
-        own = np.flatnonzero(owners == place)
+    for task, own in zip(router.tasks, asked_of, strict=True):
         familiarity[own] = router.p_values(features[own].double(), task).numpy()
         tests.append(_test(router, task, familiarity[own]))
     corrected = holm([p_value for _, p_value in tests])
     tasks = []
-    for place, (task, (shift, _), p_value) in enumerate(zip(router.tasks, tests, corrected, strict=True)):
-        own = np.flatnonzero(owners == place)
+    for task, own, (shift, _), p_value in zip(router.tasks, asked_of, tests, corrected, strict=True):
         tasks.append(
             TaskDrift(
                 task=task,

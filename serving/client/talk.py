@@ -120,18 +120,12 @@ class Talker:
 
     def predict(self, images: Sequence[Read], question: Question) -> Talk[PredictResponse]:
         """One request with all images. Raises `ServiceError`, and the error of an image that has no bytes."""
-        for image in images:
-            if image.problem:
-                raise image.problem
         return (yield from self.ask(_predict(images, question), PredictResponse))
 
     def embed(self, images: Sequence[Read], words: Words) -> Talk[Embeddings]:
         """One request. Raises `ServiceError`, and the error of an image that has no bytes."""
         from serving.embed_schemas import EmbedResponse  # it loads numpy
 
-        for image in images:
-            if image.problem:
-                raise image.problem
         call = _post("/v1/embed", images, {**words, "encoding": "float32"}, Words, "encoding")
         return Embeddings.of((yield from self.ask(call, EmbedResponse)))
 
@@ -201,8 +195,12 @@ def _predict(images: Sequence[Read], question: Question) -> Call:
 def _post(path: str, images: Sequence[Read], fields: Mapping[str, Any], kind: type, *ours: str) -> Call:
     """A form; JSON where there is no image, because a form without a file is no form.
 
-    Raises `ConfigError` for a field that is neither the kind's nor one of `ours`.
+    Raises `ConfigError` for a field that is neither the kind's nor one of `ours`, and the error of an image that has no
+    bytes.
     """
+    for image in images:
+        if image.problem:
+            raise image.problem
     if unknown := fields.keys() - kind.__annotations__ - set(ours):
         raise ConfigError(f"a question has no {sorted(unknown)[0]!r}: it has {', '.join(kind.__annotations__)}")
     given: dict[str, Any] = {}

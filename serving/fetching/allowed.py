@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from fusion.errors import ConfigError
 
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?", re.ASCII)
 
 
@@ -71,12 +71,12 @@ class Target:
     def of(cls, url: str | SplitResult) -> Target:
         """Raises `ValueError` with the reason for what is not fetched from anywhere."""
         parts = urlsplit(url) if isinstance(url, str) else url
-        if parts.scheme not in (*_PORTS, "s3"):
+        if parts.scheme not in (*PORTS, "s3"):
             raise ValueError("only http://, https:// and s3:// are fetched")
         if parts.username is not None or parts.password is not None:
             raise ValueError("it holds a user or a password")
         try:
-            port = parts.port or _PORTS.get(parts.scheme, 0)
+            port = parts.port or PORTS.get(parts.scheme, 0)
         except ValueError:
             raise ValueError("its port is not a number from 1 to 65535") from None
         if not parts.hostname:

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from fusion.errors import BlobNotFoundError, StoreError
 from fusion.store import S3Options
 from serving.errors import BodyTooLargeError, RequestError, RequestTimeoutError
 from serving.fetching.addresses import addresses_of, is_public
-from serving.fetching.allowed import Place, Target, places
+from serving.fetching.allowed import PORTS, Place, Target, places
 from serving.images import Upload
 from serving.options import ServiceOptions
 
@@ -108,12 +108,14 @@ class Fetcher:
         finally:
             for task in tasks:
                 task.cancel()
-        wrong = [error for error in found if isinstance(error, BaseException)]
-        for error in wrong:
-            if not isinstance(error, _NotFetched):
-                raise error
-        if wrong:
-            raise RequestError.of(tuple((e.where, e.why) for e in wrong if isinstance(e, _NotFetched)))
+        mistakes: list[tuple[str, str]] = []
+        for one in found:
+            if isinstance(one, RequestError):
+                mistakes += one.errors
+            elif isinstance(one, BaseException):
+                raise one
+        if mistakes:
+            raise RequestError.of(tuple(mistakes))
         bodies = iter(found)
         return [Upload(i.name, next(bodies)) if isinstance(i, Remote) else i for i in images]  # type: ignore[arg-type]
 
@@ -150,7 +152,8 @@ class Fetcher:
                         chunks.append(chunk)
                 return b"".join(chunks)
             except _Refusal as refusal:
-                raise _NotFetched(image.where, f"{image.url[:_SHOWN]!r} cannot be fetched: {refusal}") from None
+                why = f"{image.url[:_SHOWN]!r} cannot be fetched: {refusal}"
+                raise RequestError.of(((image.where, why),)) from None
 
     def _object(self, target: Target, place: Place, budget: _Budget) -> bytes:
         from fusion.store.s3_folder import S3Folder  # boto3 takes long to import
@@ -176,17 +179,18 @@ class Fetcher:
         # an address that the operator spelled out is meant; a name that leads inside is a trick or a mistake
         if not place.literal and not all(self._public(address) for address in addresses):
             raise _Refusal(f"{target.host} is not on the public internet")
-        for last, address in _ending(addresses):
+        reason = ""
+        for address in addresses:
             try:
                 async with aclosing(self._response(target, address)) as chunks:
                     async for chunk in chunks:
                         yield chunk
                 return
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if last:
-                    raise _Refusal(f"{target.host} does not answer ({type(error).__name__})") from None
+                reason = type(error).__name__
             except httpx.HTTPError as error:
                 raise _Refusal(f"the connection broke ({type(error).__name__})") from None
+        raise _Refusal(f"{target.host} does not answer ({reason})")
 
     async def _response(self, target: Target, address: str) -> AsyncGenerator[bytes, None]:
         if self._http is None:  # reading the certificate authorities takes 40 ms
@@ -232,23 +236,10 @@ class _Refusal(Exception):
     """Why an image cannot be fetched."""
 
 
-class _NotFetched(Exception):
-    def __init__(self, where: str, why: str) -> None:
-        super().__init__(why)
-        self.where = where
-        self.why = why
-
-
-def _ending(items: Sequence[str]) -> Iterator[tuple[bool, str]]:
-    for number, item in enumerate(items, 1):
-        yield number == len(items), item
-
-
 def _bracketed(address: str) -> str:
     return f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
 
 
 def _host_header(target: Target) -> str:
-    usual = {"http": 80, "https": 443}[target.scheme]
     host = _bracketed(target.host) if target.literal else target.host
-    return host if target.port == usual else f"{host}:{target.port}"
+    return host if target.port == PORTS[target.scheme] else f"{host}:{target.port}"

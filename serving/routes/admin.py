@@ -22,7 +22,6 @@ from serving.schemas import EditResponse, RollbackRequest, mistakes
 router = APIRouter(tags=["admin"], dependencies=[requires(Scope.ADMIN)])
 _ERRORS = errors(401, 403, 404, 410, 413, 415, 422, 429, 503, 504)
 _MAX_BODY_BYTES = 1000
-_BODY = RollbackRequest.model_json_schema()
 
 
 async def _from_here(request: Request, parts: PartsOfApp) -> None:

@@ -180,8 +180,7 @@ def test_nothing_that_happens_to_a_service_is_told_to_its_callers(served: tuple[
 
     with ThreadPoolExecutor(8) as pool:
         try:
-            callers = [pool.submit(load.plain, 0.3) for _ in range(4)] + [pool.submit(load.patient, 0.3)] * 1
-            callers.append(pool.submit(load.patient, 0.3))
+            callers = [pool.submit(ask, 0.3) for ask in 4 * [load.plain] + 2 * [load.patient]]
             load.pinned = publish(2)
             callers.append(pool.submit(load.of_one_version, 0.3))
             for number in (3, 4, 5):
@@ -211,7 +210,7 @@ def test_nothing_that_happens_to_a_service_is_told_to_its_callers(served: tuple[
                 assert (answer.status_code, error_of(answer)[:9]) == (410, "version 3"), answer.text
             refused_before = list(load.refused)
 
-            os.kill(pid_of_a_replica(), signal.SIGKILL)
+            os.kill(min(replicas()), signal.SIGKILL)
             asked = len(load.answers)
             until(lambda: len(load.answers) > asked + 40, "the service did not come back after its replica was killed")
             time.sleep(between)
@@ -254,10 +253,6 @@ def replicas() -> set[int]:
 
     found = serve.get_deployment_handle(REPLICA, APP_NAME).broadcast("stats").results(timeout_s=20)
     return {int(one["pid"]) for one in found}
-
-
-def pid_of_a_replica() -> int:
-    return min(replicas())
 
 
 def _resident(pid: int) -> int:
