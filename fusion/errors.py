@@ -6,7 +6,7 @@ its message and the HTTP service answers with its `http_status`. A traceback is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import collections.abc
 
 
 class ConduError(ValueError):
@@ -15,7 +15,7 @@ class ConduError(ValueError):
     http_status = 400
     errors: tuple[tuple[str, str], ...] = ()
     """Each mistake, where there may be several: the field, empty where it is no single one, and what is wrong."""
-    headers: Mapping[str, str] | None = None
+    headers: collections.abc.Mapping[str, str] | None = None
     """Of the service's answer, beside its usual ones."""
 
 
