@@ -24,6 +24,7 @@ from torch import nn
 from fusion.answers.architecture import local_architecture
 from fusion.answers.prompts import prompts
 from fusion.answers.rgb import to_rgb
+from fusion.answers.same_padding import widen_kernels
 from fusion.answers.short_texts import encode_texts
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.tensors import TensorFile
@@ -203,7 +204,7 @@ def build_clip(base: Base, weights: TensorFile | None, *, device: str = "cpu") -
                 f"missing {missing[:4] or 'nothing'}, unexpected {extra[:4] or 'nothing'}"
             )
         load_tensors(model, ((name, weights.tensor(name)) for name in weights.specs))
-    return Clip(model.to(device), base.preprocess_cfg, tokenizer)
+    return Clip(widen_kernels(model).to(device), base.preprocess_cfg, tokenizer)
 
 
 def layout_of(model_cfg: Mapping[str, Any], preprocess_cfg: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
