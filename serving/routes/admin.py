@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from fusion.versions import edits
 from fusion.versions.history import Versions
+from serving.bodies.stream import body_of
 from serving.callers import Scope
 from serving.dependencies import CallerOfRequest, Parts, PartsOfApp, requires
-from serving.errors import BodyTooLargeError, ForbiddenError, MediaTypeError, RequestError, RequestTimeoutError
+from serving.errors import ForbiddenError, MediaTypeError, RequestError, RequestTimeoutError
 from serving.loopback import is_loopback
 from serving.routes.responses import errors
 from serving.schemas import EditResponse, RollbackRequest, mistakes
@@ -69,13 +70,10 @@ async def _read(request: Request) -> RollbackRequest:
     """Read here, not by FastAPI, which would take any number of bytes from anybody before it asks who it is."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise MediaTypeError('the body must be JSON, with `Content-Type: application/json`: {"to": 7}')
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise BodyTooLargeError(f"the body has more than {_MAX_BODY_BYTES} bytes")
     try:
-        return RollbackRequest.model_validate_json(body)
+        return RollbackRequest.model_validate_json(
+            await body_of(request, _MAX_BODY_BYTES, advice='{"to": 7} is all that it takes')
+        )
     except ValidationError as error:
         raise RequestError.of(mistakes(error.errors())) from None
 

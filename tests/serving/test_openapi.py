@@ -21,8 +21,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from fusion.store import open_store
+from fusion.store.address import StoreAddress
 from serving import embed_schemas, schemas
-from tests.serving.helpers import pictures, png, publish_tasks
+from serving.app import start, stop
+from serving.options import ServiceOptions
+from tests.serving.helpers import free_port, pictures, png, publish_tasks
 from tests.serving.listening import listening
 from tests.serving.plain import PlainService
 
@@ -61,8 +64,31 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 
+@pytest.fixture(scope="module")
+def served_api(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The same by Ray Serve, through its proxy."""
+    store = open_store(str(tmp_path_factory.mktemp("store")))
+    publish_tasks(store, evidence=True)
+    options = ServiceOptions(address=StoreAddress(store.url), port=free_port(), num_cpus=0.5)
+    start(options)
+    try:
+        yield schemathesis.openapi.from_url(f"http://{options.host}:{options.port}/openapi.json")
+    finally:
+        stop()
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_every_answer_is_one_that_the_document_names(api: Any, label: str) -> None:
+    ask_one_operation(api, label, EXAMPLES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("label", LABELS)
+def test_every_answer_of_ray_serve_is_one_that_the_document_names(served_api: Any, label: str) -> None:
+    ask_one_operation(served_api, label, 8 * EXAMPLES)
+
+
+def ask_one_operation(api: Any, label: str, examples: int) -> None:
     """Hypothesis asks one operation, with what the document allows and with what it does not."""
     (operation,) = (found.ok() for found in api.get_all_operations() if found.ok().label == label)
     cases = st.one_of(
@@ -72,7 +98,7 @@ def test_every_answer_is_one_that_the_document_names(api: Any, label: str) -> No
 
     @given(cases)
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
