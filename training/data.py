@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fusion.answers.label_matching import alias_problems
-from fusion.answers.prompts import DEFAULT_TEMPLATES
+from fusion.answers.prompts import DEFAULT_TEMPLATES, template_problem
 from fusion.answers.rgb import parse_background
 from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
@@ -197,7 +197,7 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
     problems += [f"class {name!r} is named twice" for name, count in Counter(classes).items() if count > 1]
     if len(classes) != len(raw.classes):
         problems.append(f"{len(classes)} class names are given, the data has {len(raw.classes)} classes")
-    problems += [f"template {prompt!r} {problem}" for prompt in prompts if (problem := _template_problem(prompt))]
+    problems += [f"template {prompt!r} {problem}" for prompt in prompts if (problem := template_problem(prompt))]
     meant = raw.aliases if chosen.aliases is None else chosen.aliases
     problems += alias_problems(classes, meant)
     if not prompts:
@@ -283,11 +283,3 @@ def _background(colour: str | None) -> str | None:
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     """Indices of the first images of each class, of labels that are sorted."""
     return np.flatnonzero(np.arange(len(labels)) - np.searchsorted(labels, labels) < count)
-
-
-def _template_problem(template: str) -> str | None:
-    try:
-        said = template.format("x")
-    except (IndexError, KeyError, ValueError) as error:
-        return f"can't be filled in ({error}): it takes one {{}} and no other braces"
-    return None if "{}" in template and said != template else "has no {} for the class"

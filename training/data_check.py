@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from PIL import Image
 
 from fusion.answers.images import format_of
 from fusion.errors import DataError
+from training.contact_sheet import contact_sheet
 from training.data import TaskData
 from training.images import ImageSet, Sample
 
@@ -106,19 +107,17 @@ def check_data(data: TaskData) -> DataReport:
     return DataReport(data, counts, dict(formats.most_common()), tuple(findings))
 
 
-def contact_sheet(images: ImageSet, label: int, *, columns: int = 10, rows: int = 10, cell: int = 64) -> Image.Image:
+def class_sheet(images: ImageSet, label: int, *, most: int = 100, cell: int = 64) -> Image.Image:
     """The first images of one class side by side, RGB; a broken one is a grey cell."""
-    chosen = np.flatnonzero(images.labels == label)[: columns * rows].tolist()
-    height = max(1, -(-len(chosen) // columns))
-    sheet = Image.new("RGB", (columns * cell, height * cell), "white")
-    for place, index in enumerate(chosen):
-        try:
-            picture = images.image(index)
-            picture.thumbnail((cell - 2, cell - 2))
-        except DataError:
-            picture = Image.new("RGB", (cell - 2, cell - 2), "grey")
-        sheet.paste(picture, (place % columns * cell + 1, place // columns * cell + 1))
-    return sheet
+
+    def pictures() -> Iterator[Image.Image | None]:
+        for index in np.flatnonzero(images.labels == label)[:most].tolist():
+            try:
+                yield images.image(index)
+            except DataError:
+                yield None
+
+    return contact_sheet(pictures(), cell=cell)
 
 
 def _look(images: ImageSet) -> list[_Look]:

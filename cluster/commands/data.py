@@ -1,4 +1,4 @@
-"""`condu data`: what a task's data is, before anything is trained on it."""
+"""`condu data`: what a task's data is, before anything is trained on it; and which images to label."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.commands.data_select import select
 from cluster.commands.options import JsonOption
 from cluster.output import console, print_json, table
 from fusion.errors import ConfigError
@@ -15,14 +16,16 @@ from fusion.errors import ConfigError
 if TYPE_CHECKING:
     from training.data_check import DataReport, Finding
 
-app = typer.Typer(add_completion=False, help="A task's data: check it.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="A task's data: check it, choose what to label.", no_args_is_help=True)
+
+app.command()(select)
 
 _SHOWN = 5
 
 
 @app.callback()
 def _group() -> None:
-    """A task's data: check it."""
+    """A task's data: check it, choose what to label."""
 
 
 @app.command()
@@ -39,7 +42,7 @@ def check(
 ) -> None:
     """Show what is understood of a task's data, and what is wrong with it. Exit code 1 if something is."""
     from training.data import Reading, load_task_data, with_checked_texts
-    from training.data_check import check_data, contact_sheet
+    from training.data_check import check_data, class_sheet
 
     name = Path(source.rstrip("/")).name
     names = tuple(part.strip() for part in classes.split(",")) if classes is not None else None
@@ -60,7 +63,7 @@ def check(
             sheets.mkdir(parents=True, exist_ok=True)
             for label, called in enumerate(data.classes):
                 path = sheets / f"{label:03d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', called)[:60]}.png"
-                contact_sheet(data.train, label).save(path)
+                class_sheet(data.train, label).save(path)
                 written.append(str(path))
         except OSError as error:
             raise ConfigError(f"--sheets {sheets} can't be written: {error.strerror or error}") from error

@@ -9,13 +9,18 @@ from fusion.errors import LabelSpaceError
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
+def template_problem(template: str) -> str | None:
+    """What is wrong with a template, to follow its name in a sentence; None for one that can be filled in."""
+    if template.count("{}") == 1 and not any(brace in template.replace("{}", "", 1) for brace in "{}"):
+        return None
+    return "must have one '{}', where the class name goes, and no other braces"
+
+
 def check_templates(templates: Sequence[str]) -> None:
-    """Raises `LabelSpaceError` for a template that has other than one `{}`, or other braces."""
+    """Raises `LabelSpaceError` for a template that can't be filled in."""
     for template in templates:
-        if template.count("{}") != 1 or any(brace in template.replace("{}", "", 1) for brace in "{}"):
-            raise LabelSpaceError(
-                f"template {template!r} must have one '{{}}', where the class name goes, and no other braces"
-            )
+        if problem := template_problem(template):
+            raise LabelSpaceError(f"template {template!r} {problem}")
 
 
 def prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:

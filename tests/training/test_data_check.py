@@ -13,7 +13,7 @@ from PIL import Image
 from tests.e2e.project import Project
 from tests.tiny import picture, tiny_task
 from training.data import Reading, load_task_data
-from training.data_check import DataReport, check_data, contact_sheet
+from training.data_check import DataReport, check_data, class_sheet
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_contact_sheet_shows_the_images_of_its_class(source: Path) -> None:
     Image.new("RGB", (48, 48), "blue").save(source / "train/blue/0.png")
     (source / "train/blue/1.png").write_bytes(b"x")
     data = load_task_data("t", str(source), Reading(verify=False))
-    sheet = contact_sheet(data.train, data.classes.index("blue"), cell=20)
+    sheet = class_sheet(data.train, data.classes.index("blue"), cell=20)
     cells = {sheet.getpixel((20 * place + 10, 10)) for place in range(6)}
     assert sheet.size == (200, 20)
     assert {(0, 0, 255), (128, 128, 128)} <= cells
