@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fusion.answers.predictor import Predictor
     from fusion.answers.prototypes import class_prototypes
     from fusion.answers.view import TaskView, View
+    from fusion.checkpoints.expert import ExpertFile, open_expert
     from fusion.decouple import DecoupledExpert, read_record
     from fusion.errors import (
         BaseMismatchError,
@@ -46,13 +47,15 @@ if TYPE_CHECKING:
     from fusion.store.node_cache import NodeCache
     from fusion.versions.bases import Base, get_base, put_base
     from fusion.versions.edits import Edit, pin, remove_task, rollback, unpin
-    from fusion.versions.experts import put_expert_file
+    from fusion.versions.experts import ExpertRecord, put_expert_file
     from fusion.versions.gc import Collection, Policy, collect
     from fusion.versions.history import Versions
     from fusion.versions.manifest import Manifest
     from fusion.versions.state import FusedState, TaskEntry, TaskRecord
     from fusion.versions.verify import Finding, Verification, verify
     from serving.client import Answer, AsyncClient, Client, Embeddings, NamedImage, ServiceError
+    from training.data import TaskData, load_task_data
+    from training.imported import import_expert
 
     __version__: str
 
@@ -63,6 +66,7 @@ _HOMES = {
     "fusion.answers.predictor": ("Predictor",),
     "fusion.answers.prototypes": ("class_prototypes",),
     "fusion.answers.view": ("TaskView", "View"),
+    "fusion.checkpoints.expert": ("ExpertFile", "open_expert"),
     "fusion.decouple": ("DecoupledExpert", "read_record"),
     "fusion.errors": (
         "BaseMismatchError",
@@ -93,13 +97,15 @@ _HOMES = {
     "fusion.store.node_cache": ("NodeCache",),
     "fusion.versions.bases": ("Base", "get_base", "put_base"),
     "fusion.versions.edits": ("Edit", "pin", "remove_task", "rollback", "unpin"),
-    "fusion.versions.experts": ("put_expert_file",),
+    "fusion.versions.experts": ("ExpertRecord", "put_expert_file"),
     "fusion.versions.gc": ("Collection", "Policy", "collect"),
     "fusion.versions.history": ("Versions",),
     "fusion.versions.manifest": ("Manifest",),
     "fusion.versions.state": ("FusedState", "TaskEntry", "TaskRecord"),
     "fusion.versions.verify": ("Finding", "Verification", "verify"),
     "serving.client": ("Answer", "AsyncClient", "Client", "Embeddings", "NamedImage", "ServiceError"),
+    "training.data": ("TaskData", "load_task_data"),
+    "training.imported": ("import_expert",),
 }
 """Where each name lives, as in the imports above, which only type checkers read."""
 
@@ -124,6 +130,8 @@ __all__ = [
     "DiskError",
     "Edit",
     "Embeddings",
+    "ExpertFile",
+    "ExpertRecord",
     "ExpertToFuse",
     "FidelityReport",
     "Finding",
@@ -150,6 +158,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailableError",
     "StoreUrlError",
+    "TaskData",
     "TaskEntry",
     "TaskFidelity",
     "TaskNameError",
@@ -168,8 +177,11 @@ __all__ = [
     "describe_architecture",
     "fuse_experts",
     "get_base",
+    "import_expert",
     "load_config",
+    "load_task_data",
     "measure_fidelity",
+    "open_expert",
     "open_store",
     "pin",
     "put_base",

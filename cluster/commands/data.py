@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.commands.data_select import select
-from cluster.commands.options import JsonOption
+from cluster.commands.options import JsonOption, names_of
 from cluster.output import console, print_json, table
 from fusion.errors import ConfigError
 
@@ -45,12 +45,11 @@ def check(
     from training.data_check import check_data, class_sheet
 
     name = Path(source.rstrip("/")).name
-    names = tuple(part.strip() for part in classes.split(",")) if classes is not None else None
     data = load_task_data(
         name,
         source,
         Reading(verify=False),
-        classes=names,
+        classes=names_of(classes, "--classes"),
         image_column=image_column,
         label_column=label_column,
         background=background,

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cluster.commands.fuse import JsonOption, check_plausible, open_given
+from cluster.commands.options import names_of
 from cluster.commands.run import ConfigArgument, ReplaceOption, check_new_name, tell_report
 from cluster.config import TaskConfig, load_config
 from cluster.measure import measure
@@ -52,8 +53,7 @@ def import_task(
     """Publish a task from an expert that was trained elsewhere, and its images. Trains nothing and needs no cluster."""
     settings = load_config(config)
     check_new_name(settings, name, config)
-    names = tuple(part.strip() for part in classes.split(",")) if classes is not None else None
-    task = TaskConfig(name=name, data=absolute_source(data), classes=names)
+    task = TaskConfig(name=name, data=absolute_source(data), classes=names_of(classes, "--classes"))
     one = settings.model_copy(update={"tasks": (task,), "unseen": ()})
     (job,) = jobs(one)
     images = job.load(Reading(one.address))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -41,3 +42,22 @@ def duration(text: str, option: str) -> timedelta:
     if not found or int(found[1]) == 0:
         raise ConfigError(f"{option} {text!r} is no time: write it such as 90d, 12h or 30m")
     return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def names_of(text: str | None, option: str) -> tuple[str, ...] | None:
+    """The names in an option such as `cat,dog,"bird, flying"`: as in a line of CSV. None for None.
+
+    Raises `ConfigError` for an empty name, or a quotation mark that is not closed.
+    """
+    if text is None:
+        return None
+    try:
+        names = tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True, strict=True), []))
+    except csv.Error as error:
+        raise ConfigError(
+            f"{option} {text!r} can't be read ({error}): separate names by commas, and put one that holds a comma in "
+            "double quotes"
+        ) from error
+    if not names or not all(names):
+        raise ConfigError(f"{option} {text!r} has an empty name")
+    return names

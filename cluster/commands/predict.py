@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.commands.options import JsonOption
+from cluster.commands.options import JsonOption, names_of
 from cluster.output import console, errors, print_json, table
 from cluster.predict_inputs import images_of
 from fusion.errors import ConduError, ConfigError
@@ -83,9 +83,7 @@ def predict(
         raise ConfigError("--task and --labels contradict each other: give only one of them")
     if server is not None and store is not None:
         raise ConfigError("--server and --store contradict each other: give only one of them")
-    names = tuple(part.strip() for part in labels.split(",")) if labels is not None else ()
-    if labels is not None and not all(names):
-        raise ConfigError(f"--labels {labels!r} has an empty label")
+    names = names_of(labels, "--labels") or ()
     if template and labels is None:
         raise ConfigError("--template needs --labels: a task has its own templates")
     if token_file is not None and store is not None:
