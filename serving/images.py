@@ -10,12 +10,13 @@ Letters: B images, H x W pixels of the model's input.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from open_clip.transform import image_transform_v2
+from torchvision.transforms import Normalize, ToTensor
 
 from fusion.answers.clip import preprocess_config
 from fusion.answers.images import decode
@@ -40,15 +41,17 @@ class Cropper:
     def __init__(self, preprocess_cfg: Mapping[str, Any], *, max_pixels: int) -> None:
         self._cfg = preprocess_config(preprocess_cfg)
         self._max_pixels = max_pixels
-        unnormalised = replace(self._cfg, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-        self._transform = image_transform_v2(unnormalised, is_train=False)
+        whole: Any = image_transform_v2(self._cfg, is_train=False)
+        self._steps = [step for step in whole.transforms if not isinstance(step, ToTensor | Normalize)]
 
     def crop(self, upload: Upload, background: str | None = None) -> np.ndarray:
         """uint8 [H, W, 3]; `background`: see `decode`. Raises `ImageError` that names the upload."""
         image = decode(
             upload.encoded, upload.name, max_pixels=self._max_pixels, preprocess=self._cfg, background=background
         )
-        return self._transform(image).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        for step in self._steps:
+            image = step(image)
+        return np.array(image)
 
 
 class Normaliser:

@@ -243,7 +243,7 @@ def test_a_token_is_sent_and_comes_from_the_environment_where_none_is_given(monk
     ],
 )
 def test_something_else_that_answers_is_told(answer: Callable[[httpx.Request], httpx.Response], says: str) -> None:
-    client = Client("http://x", transport=httpx.MockTransport(answer))
+    client = Client("http://x", transport=httpx.MockTransport(answer), patience_s=0)
     with client, pytest.raises(ServiceError, match=says):
         client.predict([GOOD[0]])
 
