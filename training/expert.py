@@ -36,6 +36,7 @@ from training.held_out import head_temperature
 from training.identity import identity_of
 from training.methods import open_method
 from training.recipe import Recipe
+from training.state_saver import State
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ def _put_tensors(store: Store, identity: str, name: str, tensors: Mapping[str, t
         return put_expert_file(store, identity, path, name=name)
 
 
-def _put_state(store: Store, identity: str, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+def _put_state(store: Store, identity: str, step: int, tensors: State) -> None:
     with scratch_file(store) as path:
         write_tensors(path, tensors)
         put_training_state(store, identity, path, step=step)

@@ -32,6 +32,7 @@ from training.methods import open_method
 from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe
 from training.samplers import generator_for
+from training.state_saver import State, StateSaver
 from training.trained_weights import TrainedWeights
 from training.worker_group import WorkerGroup
 
@@ -75,7 +76,7 @@ def finetune(
     base_features: torch.Tensor | None = None,
     state: Path | None = None,
     on_progress: Callable[[int, float], None] | None = None,
-    on_state: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    on_state: Callable[[int, State], None] | None = None,
     workers: WorkerGroup | None = None,
     num_loader_threads: int = 0,
 ) -> FinetuneResult:
@@ -90,12 +91,13 @@ def finetune(
             None: computed where they are needed. Only rank 0's are used.
         state: tensors of `on_state` to resume from. Only rank 0's counts: the others receive it from there.
         on_progress: called after every step with the number of steps done and the global batch's loss.
-        on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to resume;
-            the tensors are the live ones, to be written before it returns.
+        on_state: makes a resumable state durable: called in rank 0 when a save is due, in a thread beside the steps,
+            with the steps done and a copy of all that is needed to resume. None is being written when this returns.
         workers: the workers that share every batch. Their process group has to exist.
         num_loader_threads: threads that decode the next batch during a step.
     Raises:
         TrainingDivergedError: the loss became NaN or infinite, in every rank at the same step.
+        whatever `on_state` raises, at a later step or at the end.
         DataError: an image can't be decoded.
         StateDictError: `state` belongs to another model.
     """
@@ -117,7 +119,8 @@ def finetune(
     objective = _Objective(clip, data, recipe, seed, workers)
     batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
     loss = math.nan
-    with _kept_in_eval_mode(clip.model), batches:
+    saver = StateSaver(recipe, on_state if workers.rank == 0 else None)
+    with _kept_in_eval_mode(clip.model), batches, saver:
         for step in range(done, recipe.steps):
             if step == recipe.held_out_steps and look.holds_out:
                 figures = look.measure()
@@ -131,8 +134,8 @@ def finetune(
             done = step + 1
             if on_progress:
                 on_progress(done, loss)
-            if on_state and workers.rank == 0 and done < recipe.steps and done % recipe.save_every_steps == 0:
-                on_state(done, weights.state(done) | look.state(figures))
+            if saver.due(done):
+                saver.begin(done, weights.state(done) | look.state(figures))
     weights.finish()
     expert = method.merge(clip.model)
     assert expert.keys() == names, f"method {recipe.method!r} gives other tensors than the base has"

@@ -17,7 +17,7 @@ Policy = Literal["none", "crop", "draw"]
 _ALGORITHM = 1
 """Goes up when the same settings train another expert, so that old experts are not taken for new ones."""
 
-_NOT_IN_IDENTITY = {"save_every_steps"}
+_NOT_IN_IDENTITY = {"save_every_seconds", "save_every_steps"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,11 @@ class Recipe(Options):
     """Train on the `first` template, or on a random one of `all` per step. Evaluation always takes the ensemble."""
     balanced: bool = False
     """Draw classes evenly, whatever their number of images. Otherwise every image is drawn once per epoch."""
-    save_every_steps: Annotated[int, Ge(1)] = 200
-    """Steps between resumable states. Does not change the result."""
+    save_every_seconds: Annotated[float, Ge(0)] = 120.0
+    """Seconds between resumable states, which are written beside the steps. None is saved near a task's end, where it
+    would cost more than it can spare. Does not change the result."""
+    save_every_steps: Annotated[int, Ge(1)] | None = None
+    """Steps between resumable states, in place of `save_every_seconds`. Does not change the result."""
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()

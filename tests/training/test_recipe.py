@@ -59,7 +59,7 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_almost_nothing() -> None:
 def test_only_what_changes_the_result_is_in_the_identity() -> None:
     settings = Recipe().to_json()
     assert settings == json.loads(json.dumps(settings))
-    assert Recipe(save_every_steps=7).to_json() == settings
+    assert Recipe(save_every_steps=7, save_every_seconds=1.0).to_json() == settings
     for name, value in OTHER.items():
         changed = Recipe(**{name: value}).to_json()
         assert changed == json.loads(json.dumps(changed))
@@ -67,7 +67,7 @@ def test_only_what_changes_the_result_is_in_the_identity() -> None:
 
 
 def test_every_option_but_the_interval_of_states_is_tried() -> None:
-    assert OTHER.keys() | {"save_every_steps", "method"} == asdict(Recipe()).keys()
+    assert OTHER.keys() | {"save_every_seconds", "save_every_steps", "method"} == asdict(Recipe()).keys()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,8 @@ def test_a_default_stays_what_it_is() -> None:
         "few_shot": None,
         "train_templates": "first",
         "balanced": False,
-        "save_every_steps": 200,
+        "save_every_seconds": 120.0,
+        "save_every_steps": None,
     }
 
 
