@@ -92,7 +92,7 @@ def _plan(folder: str, source: str) -> dict[str, Any]:
     address = StoreAddress((Path(folder) / "store").as_uri())
     base = _base(address)
     start = time.perf_counter()
-    (status,), _ = plan_tasks(address, base, [TaskJob("task", source, _STEADY)])
+    (status,) = plan_tasks(address, base, [TaskJob("task", source, _STEADY)]).statuses
     seconds = time.perf_counter() - start
     assert status.identity, status.reason
     nothing = BlobRef("none", "0" * 64, 0)
@@ -192,6 +192,7 @@ def _run(address: StoreAddress, base: Base, jobs: Sequence[TaskJob], num_lanes: 
     more or less."""
     from training.lanes.capacity import LaneOptions
     from training.lanes.driver import run_lanes
+    from training.lanes.plan import plan_tasks
 
     begun: list[float] = []
     seen = [0.0]
@@ -203,7 +204,7 @@ def _run(address: StoreAddress, base: Base, jobs: Sequence[TaskJob], num_lanes: 
         if not all(status.settled for status in statuses):
             seen[0] = time.perf_counter()
 
-    done = run_lanes(address, base, jobs, LaneOptions(lanes=num_lanes), note)
+    done = run_lanes(plan_tasks(address, base, jobs), LaneOptions(lanes=num_lanes), note)
     assert all(status.state == "done" for status in done), [status.reason for status in done]
     return done, seen[0] + _POLL_S - begun[0]
 
