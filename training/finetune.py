@@ -19,8 +19,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from fusion.answers.clip import Clip
 from fusion.errors import ConduError, ConfigError
@@ -29,8 +27,10 @@ from training.batches import Batches
 from training.data import TaskData
 from training.held_out import HeldOutFigures, held_out_images, measure_held_out
 from training.methods import open_method
+from training.objective import Objective
 from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe
+from training.recomputation import recomputed_activations
 from training.samplers import generator_for
 from training.state_saver import State, StateSaver
 from training.trained_weights import TrainedWeights
@@ -102,9 +102,11 @@ def finetune(
         StateDictError: `state` belongs to another model.
     """
     workers = workers or WorkerGroup()
-    if recipe.batch_size < workers.size:
+    if recipe.batch_size < workers.size * recipe.gradient_accumulation:
+        parts = f", {recipe.gradient_accumulation} parts each" if recipe.gradient_accumulation > 1 else ""
         raise ConfigError(
-            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers: each needs an image per step"
+            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers{parts}: each needs an image per "
+            "step"
         )
     started = time.monotonic()
     names = set(clip.model.state_dict())
@@ -116,21 +118,22 @@ def finetune(
     figures = look.resume(state)
     if done == 0:
         look.before(weights)
-    objective = _Objective(clip, data, recipe, seed, workers)
+    objective = Objective(clip, data, recipe, seed, workers)
     batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
     loss = math.nan
     saver = StateSaver(recipe, on_state if workers.rank == 0 else None)
-    with _kept_in_eval_mode(clip.model), batches, saver:
+    recomputed = recomputed_activations(clip.model, enabled=recipe.gradient_checkpointing)
+    with _kept_in_eval_mode(clip.model), recomputed, batches, saver:
         for step in range(done, recipe.steps):
             if step == recipe.held_out_steps and look.holds_out:
                 figures = look.measure()
                 if method.may_drop and workers.any(figures is not None and not figures.needed):
                     return FinetuneResult(None, loss, step, time.monotonic() - started, figures)
-            total = objective.loss(step, *batches.batch(step))
-            loss = workers.sum(float(total.detach())) / recipe.batch_size
+            weights.clear_gradients()
+            total = objective.add_gradients(step, *batches.batch(step))
+            loss = workers.sum(total) / recipe.batch_size
             _check_finite(loss, step, data.name, recipe)
-            share = workers.size / recipe.batch_size  # DDP divides by the number of workers
-            weights.update(total * share, step)
+            weights.update(step)
             done = step + 1
             if on_progress:
                 on_progress(done, loss)
@@ -202,61 +205,6 @@ class _Look:
     def state(self, figures: HeldOutFigures | None) -> dict[str, torch.Tensor]:
         """What a resumable state has to keep of the held-out images."""
         return {_HELD_OUT: figures.tensor()} if figures else {}
-
-
-class _Objective:
-    """The loss of a step, from its images: cross-entropy of the classes' prompts under the recipe's template."""
-
-    def __init__(self, clip: Clip, data: TaskData, recipe: Recipe, seed: int, workers: WorkerGroup) -> None:
-        templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
-        self._tokens = prompt_tokens(clip.tokenizer, data.classes, templates).to(clip.device)
-        self._texts = None
-        if not recipe.text_lr:  # frozen: encoded once
-            with torch.no_grad():
-                self._texts = [clip.model.encode_text(tokens, normalize=True) for tokens in self._tokens]  # type: ignore[operator]
-        self._logits = _wrap(_Logits(clip.model), clip.device, workers)
-        self._recipe = recipe
-        self._seed = seed
-
-    def loss(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum over this worker's share [B, 3, H, W] and [B] of the step's batch, a scalar with gradients."""
-        template = _template_of(self._seed, step, len(self._tokens))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            if self._texts:
-                logits = self._logits(images, texts=self._texts[template])
-            else:
-                logits = self._logits(images, tokens=self._tokens[template])
-        return cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing, reduction="sum")
-
-
-class _Logits(nn.Module):
-    """Images and the classes' texts to logits, in one forward call, which is what DDP hooks into."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, images: torch.Tensor, *, tokens: torch.Tensor | None = None, texts: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """[B, 3, H, W] and [C, L], or unit text features [C, D], to the model's scale x cosine, [B, C]."""
-        image_features = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
-        if texts is None:
-            texts = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        logits: torch.Tensor = self.model.logit_scale.exp() * image_features @ texts.T  # type: ignore[operator]
-        return logits
-
-
-def _wrap(logits: nn.Module, device: torch.device, workers: WorkerGroup) -> nn.Module:
-    if workers.size == 1:
-        return logits
-    return DistributedDataParallel(logits, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
-
-
-def _template_of(seed: int, step: int, num_templates: int) -> int:
-    if num_templates == 1:
-        return 0
-    return int(torch.randint(num_templates, (1,), generator=generator_for(seed, "template", step)))
 
 
 def _check_finite(loss: float, step: int, task: str, recipe: Recipe) -> None:

@@ -52,10 +52,12 @@ class TrainedWeights:
         self._recipe = recipe
         self._averages: dict[str, torch.Tensor] = {}
 
-    def update(self, loss: torch.Tensor, step: int) -> None:
-        """The step with this number, from 0, down the gradient of a scalar loss."""
+    def clear_gradients(self) -> None:
+        """Before a step's gradients are added."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def update(self, step: int) -> None:
+        """The step with this number, from 0, down the gradient that was added."""
         if self._recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip_grad)
         for group in self._optimizer.param_groups:

@@ -188,7 +188,10 @@ def test_balanced_draws_rare_classes_as_often_as_frequent_ones() -> None:
 
 
 @pytest.mark.processes
-def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_two_workers_train_to_the_weights_of_one(
+    new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path, parts: int
+) -> None:
     """Two real processes over gloo; one of them resumes, the other receives the state from it."""
     alone = new_clip()
     write_tensors(tmp_path / "base.safetensors", tensors_of(alone))
@@ -202,10 +205,11 @@ def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], d
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = {**os.environ, **group, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    data_folder = tmp_path / "colours"
     for name, state in (("whole", ""), ("resumed", str(tmp_path / "7.safetensors"))):
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.training.rank", str(tmp_path), str(tmp_path / "colours"), name, state],
+                [sys.executable, "-m", "tests.training.rank", *map(str, (tmp_path, data_folder, name, state, parts))],
                 env={**environment, "RANK": str(rank)},
             )
             for rank in range(2)
