@@ -67,7 +67,7 @@ def main() -> None:
         for part in options.only:
             folder = Path(name) / part
             folder.mkdir()
-            measured = _MEASURED[part](folder, options.gigabytes)
+            measured = _in_process("part", part, str(folder), str(options.gigabytes), as_lane=False)
             for what, number in measured.items():
                 print(f"{what:<24} {number:>9.3f}", flush=True)
             found |= measured
@@ -246,17 +246,22 @@ def _base(address: StoreAddress) -> Base:
     return put_base(open_store(address.url), demo / "condu-tiny.safetensors", architecture="condu-tiny", **described)
 
 
-def _in_process(worker: str, *arguments: str) -> dict[str, Any]:
-    """Run one of `_WORKERS` in a process of its own, with the settings of a lane's worker."""
+def _part(part: str, folder: str, gigabytes: str) -> dict[str, Any]:
+    """One part; Ray is imported in one session of a process alone."""
+    return _MEASURED[part](Path(folder), float(gigabytes))
+
+
+def _in_process(worker: str, *arguments: str, as_lane: bool = True) -> dict[str, Any]:
+    """Run one of `_WORKERS` in a process of its own; `as_lane`: with the settings of a lane's worker."""
     command = [sys.executable, "-m", "benchmarks.train_scale", "--worker", worker, *arguments]
-    environment = {**os.environ, **MALLOC_ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **MALLOC_ENVIRONMENT, "OMP_NUM_THREADS": "1"} if as_lane else None
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 _MEASURED = {"replan": _replan, "loader": _loader, "steady": _steady, "unequal": _unequal, "small": _small}
-_WORKERS = {"plan": _plan, "index": _index, "train": _train, "plain": _plain}
+_WORKERS = {"part": _part, "plan": _plan, "index": _index, "train": _train, "plain": _plain}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from fusion.answers.images import SUFFIXES
 from fusion.errors import DataError
 from training.images import Rows, raise_all
 from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
-from training.splits import choose, split_of
+from training.splits import Splits, choose, split_of
 from training.survey import Survey
 from training.tree import Tree, names, suffix_of
 
@@ -45,9 +45,9 @@ def read_class_folders(tree: Tree, survey: Survey) -> RawTask:
         beside = [folder for folder in top if folder not in splits]
         if beside:
             notes.append(f"left out what lies beside the splits: {names(f'{folder}/' for folder in beside)}")
-        chosen = choose(tree.root, {folder: _classes_in(tree, f"{folder}/", images) for folder in splits}, what="{}/")
-        notes += chosen.notes
-        return _of_splits(tree, survey, info, chosen.train, chosen.test, notes)
+        inside: dict[str, Folders] = {folder: _classes_in(tree, f"{folder}/", images) for folder in splits}
+        chosen = choose(tree.root, inside, what="{}/", validation=survey.validation)
+        return _of_splits(tree, survey, info, chosen, [*notes, *chosen.notes])
     folders = _classes_in(tree, "", images)
     classes, positions, dropped = _class_names(tree.root, folders, None, info.classes)
     notes += dropped
@@ -74,9 +74,8 @@ def enter(tree: Tree, survey: Survey) -> tuple[Tree, list[str]]:
     return tree, notes
 
 
-def _of_splits(
-    tree: Tree, survey: Survey, info: TaskJson, train: Folders | None, test: Folders | None, notes: list[str]
-) -> RawTask:
+def _of_splits(tree: Tree, survey: Survey, info: TaskJson, chosen: Splits[Folders], notes: list[str]) -> RawTask:
+    train, test = chosen.train, chosen.test
     first, second = (train, test) if train is not None else (test, None)
     assert first is not None, "choose() found a split"
     classes, positions, dropped = _class_names(tree.root, first, second, info.classes)
@@ -87,6 +86,7 @@ def _of_splits(
         None if train is None else _samples(tree, survey, train, positions),
         None if test is None else _samples(tree, survey, test, positions),
         [*notes, *dropped],
+        validation=None if chosen.validation is None else _samples(tree, survey, chosen.validation, positions),
     )
 
 
@@ -97,6 +97,8 @@ def _raw(
     train: Rows | None,
     test: Rows | None,
     notes: Sequence[str],
+    *,
+    validation: Rows | None = None,
 ) -> RawTask:
     folders = sorted(positions, key=positions.__getitem__)
     numbers = tuple(map(int, folders)) if all(re.fullmatch(r"\d+", folder) for folder in folders) else ()
@@ -105,6 +107,7 @@ def _raw(
         info.templates,
         train,
         test,
+        validation,
         info.aliases,
         info.background,
         layout="class folders",

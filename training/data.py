@@ -52,6 +52,7 @@ class TaskData:
         layout: how the source was read, such as `class folders`.
         notes: what was understood or left out, a sentence each.
         warnings: what is probably a mistake, a sentence each.
+        validation: images that say when training stops; None: none are wanted, or training images are held out.
     """
 
     name: str
@@ -64,6 +65,7 @@ class TaskData:
     layout: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    validation: ImageSet | None = None
 
     @cached_property
     def looked_at(self) -> np.ndarray:
@@ -97,6 +99,7 @@ class Choices:
         background: colour under transparent pixels; if neither this nor the source has one, white.
         image_column, label_column: of a table that has several which would do.
         few_shot: keep only this many training images per class, the first in the order of their hashes.
+        validation: read a validation split beside a test split, too.
     """
 
     classes: Sequence[str] | None = None
@@ -106,6 +109,7 @@ class Choices:
     image_column: str | None = None
     label_column: str | None = None
     few_shot: int | None = None
+    validation: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,14 +128,20 @@ class Reading:
     refresh: bool = False
     scan: Scan | None = None
 
-    def raw(self, source: str, columns: Columns) -> RawTask:
-        """What a source holds. Raises `DataError`."""
+    def raw(self, source: str, columns: Columns, *, validation: bool = False) -> RawTask:
+        """What a source holds. `validation`: see `Choices`. Raises `DataError`."""
         if source.startswith(PREFIX):
             return read_torchvision(source)
         tree = read_tree(source, self.address.options if self.address else None)
         index = DataIndex(self.address.open(), absolute_source(source), columns) if self.address else None
         with Survey(
-            tree, columns=columns, index=index, scan=self.scan, verify=self.verify, refresh=self.refresh
+            tree,
+            columns=columns,
+            index=index,
+            scan=self.scan,
+            verify=self.verify,
+            refresh=self.refresh,
+            validation=validation,
         ) as survey:
             raw = read_raw(tree, survey)
         return replace(raw, notes=(*raw.notes, *survey.notes))
@@ -150,7 +160,7 @@ def load_task_data(name: str, source: str, reading: Reading | None = None, **cho
         DataError: names the folder, class, file or row, and all problems of one kind at once.
     """
     reading, chosen = reading or Reading(), Choices(**choices)
-    raw = reading.raw(source, Columns(chosen.image_column, chosen.label_column))
+    raw = reading.raw(source, Columns(chosen.image_column, chosen.label_column), validation=chosen.validation)
     if raw.train is None:
         raise DataError(
             f"task {name!r}: {source} has a test split only: a task to train needs train/ (or train.parquet)"
@@ -163,7 +173,8 @@ def load_task_data(name: str, source: str, reading: Reading | None = None, **cho
             "class" + ("" if chosen.few_shot is None or chosen.few_shot > 0 else " (few_shot is 0)")
         )
     if reading.verify:
-        raise_all([f"task {name!r}: {problem}" for problem in data.train.broken() + data.test.broken()])
+        sets = [data.train, data.test, *([data.validation] if data.validation else [])]
+        raise_all([f"task {name!r}: {problem}" for images in sets for problem in images.broken()])
     return data
 
 
@@ -202,7 +213,7 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
     problems += alias_problems(classes, meant)
     if not prompts:
         problems.append("the list of templates is empty")
-    splits = [split for split in (raw.train, raw.test) if split is not None]
+    splits = [split for split in (raw.train, raw.test, raw.validation) if split is not None]
     for split in splits:
         wrong = np.flatnonzero((split.labels < 0) | (split.labels >= len(raw.classes)))
         problems += [f"{split[i].origin} has label {split.labels[i]} of {len(raw.classes)} classes" for i in wrong]
@@ -214,23 +225,32 @@ def _task_data(name: str, source: str, raw: RawTask, chosen: Choices) -> TaskDat
         train = train.take(_first_of_each_class(train.labels, chosen.few_shot))
     background = _background(chosen.background or raw.background)
     images = ImageSet(train, background=background)
+    asked = raw.validation.in_identity_order() if raw.validation else None
     return TaskData(
         name,
         classes,
         prompts,
         images,
         ImageSet(test, background=background),
-        _sha256(classes, prompts, background, train),
+        _sha256(classes, prompts, background, train, asked),
         {name: tuple(others) for name, others in meant.items()},
         raw.layout,
         (*raw.notes, *notes, *said_of_size(images)),
         tuple(doubts(classes, images, test)),
+        None if asked is None else ImageSet(asked, background=background),
     )
 
 
-def _sha256(classes: Sequence[str], templates: Sequence[str], background: str | None, train: Rows) -> str:
-    """Over the canonical JSON of all four. The images, which may be millions, are written a few at a time."""
-    rest = {"classes": classes, "templates": templates, **({"background": background} if background else {})}
+def _sha256(
+    classes: Sequence[str], templates: Sequence[str], background: str | None, train: Rows, validation: Rows | None
+) -> str:
+    """Over the canonical JSON of all that decides what is trained. The training images, which may be millions, are
+    written a few at a time; validation images, which decide where training stops, are one hash."""
+    rest: dict[str, Any] = {"classes": classes, "templates": templates}
+    if background:
+        rest["background"] = background
+    if validation is not None:
+        rest["validation"] = hashlib.sha256(b",".join(_as_json(validation))).hexdigest()
     mark = b'"images":[]'
     before, after = canonical_json({**rest, "images": []}).split(mark)  # in a text its quotes would be escaped
     digest = hashlib.sha256(before + mark[:-1])
@@ -256,10 +276,11 @@ def _named(raw: RawTask, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
     names = tuple(given)
     if raw.by_name and names != raw.classes and sorted(names) == sorted(raw.classes):
         place = np.array([names.index(name) for name in raw.classes])
-        train, test = (
-            None if samples is None else samples.labelled(place[samples.labels]) for samples in (raw.train, raw.test)
+        train, test, validation = (
+            None if samples is None else samples.labelled(place[samples.labels])
+            for samples in (raw.train, raw.test, raw.validation)
         )
-        return names, replace(raw, classes=names, train=train, test=test), [], []
+        return names, replace(raw, classes=names, train=train, test=test, validation=validation), [], []
     if not raw.by_name and not raw.unnamed and names != raw.classes and sorted(names) == sorted(raw.classes):
         return names, raw, [], ["`classes` lists the data's own names in another order: leave it out"]
     notes = []

@@ -199,8 +199,8 @@ def _metrics(data: TaskData, result: FinetuneResult | None) -> dict[str, float]:
         metrics |= {"steps": float(result.steps), "seconds": result.seconds}
         if math.isfinite(result.final_loss):
             metrics["final_loss"] = result.final_loss
-        if result.held_out:
-            metrics |= result.held_out.metrics()
+        for figures in (result.held_out, result.validation):
+            metrics |= figures.metrics() if figures else {}
     return metrics
 
 

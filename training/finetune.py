@@ -34,6 +34,7 @@ from training.recomputation import recomputed_activations
 from training.samplers import generator_for
 from training.state_saver import State, StateSaver
 from training.trained_weights import TrainedWeights
+from training.validation import Validation, ValidationFigures
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,9 @@ class FinetuneResult:
         expert: the full state dict under the base's names, floats in fp32. It may share the model's memory. None where
             the method drops an expert that is not needed.
         held_out: what the held-out images told; None where none were held out. In rank 0 only.
+        validation: the best evaluation; None without early stopping. In rank 0 only.
         final_loss: of the last step's batch; NaN if the state was past the last step.
-        steps: of the recipe.
+        steps: steps done: the recipe's, if training did not stop before.
         seconds: of this run alone.
     """
 
@@ -65,6 +67,7 @@ class FinetuneResult:
     steps: int
     seconds: float
     held_out: HeldOutFigures | None = None
+    validation: ValidationFigures | None = None
 
 
 def finetune(
@@ -111,15 +114,25 @@ def finetune(
     started = time.monotonic()
     names = set(clip.model.state_dict())
     look = _Look(clip, data, recipe, workers, base_features)
+    validation = Validation(clip, data, recipe, workers)
     method = open_method(recipe.method)
     method.prepare(clip.model, recipe, generator_for(seed, "method", 0))
     weights = TrainedWeights(method, clip.model, recipe)
     done = weights.resume(state, workers)
     figures = look.resume(state)
+    validation.resume(state)
     if done == 0:
         look.before(weights)
     objective = Objective(clip, data, recipe, seed, workers)
-    batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
+    batches = Batches(
+        clip,
+        data.train,
+        recipe,
+        seed=seed,
+        workers=workers,
+        held_out_steps=recipe.steps if validation.holds_out else recipe.held_out_steps,
+        num_threads=num_loader_threads,
+    )
     loss = math.nan
     saver = StateSaver(recipe, on_state if workers.rank == 0 else None)
     recomputed = recomputed_activations(clip.model, enabled=recipe.gradient_checkpointing)
@@ -137,12 +150,14 @@ def finetune(
             done = step + 1
             if on_progress:
                 on_progress(done, loss)
+            if validation.ends(done, weights):
+                break
             if saver.due(done):
-                saver.begin(done, weights.state(done) | look.state(figures))
+                saver.begin(done, weights.state(done) | look.state(figures) | validation.state())
     weights.finish()
     expert = method.merge(clip.model)
     assert expert.keys() == names, f"method {recipe.method!r} gives other tensors than the base has"
-    return FinetuneResult(expert, loss, recipe.steps, time.monotonic() - started, figures)
+    return FinetuneResult(expert, loss, done, time.monotonic() - started, figures, validation.figures)
 
 
 def image_features(clip: Clip, data: TaskData) -> torch.Tensor:

@@ -60,6 +60,7 @@ def read_listed(tree: Tree, keys: list[str], survey: Survey) -> RawTask:
         class_names=None,
         layout="a list of files",
         notes=[*tree.notes, note],
+        validation=survey.validation,
     )
 
 

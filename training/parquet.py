@@ -51,7 +51,15 @@ def read_parquet(tree: Tree, survey: Survey) -> RawTask:
         raise DataError(f"{tree.root}: task.json has the classes of the Parquet files in another order: drop one list")
     layout = "Parquet" if len(keys) <= 2 else f"{len(keys)} Parquet files"
     tables = survey.with_outside(tree, found).split(parts)
-    return task_of_rows(tree.root, tables, info, class_names=class_names, layout=layout, notes=tree.notes)
+    return task_of_rows(
+        tree.root,
+        tables,
+        info,
+        class_names=class_names,
+        layout=layout,
+        notes=tree.notes,
+        validation=survey.validation,
+    )
 
 
 class ParquetImages:

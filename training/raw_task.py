@@ -22,6 +22,7 @@ class RawTask:
     Attributes:
         classes, templates, aliases, background: as the source says; templates and background None where it does not.
         train, test: None: the split does not exist.
+        validation: a validation split beside a test split, where one is wanted.
         layout: how the source was read, in a few words, such as `class folders`.
         notes: what was understood or left out, a sentence each.
         by_name: whether labels come from names (of folders, of strings), which `classes` may put in another order;
@@ -34,6 +35,7 @@ class RawTask:
     templates: tuple[str, ...] | None
     train: Rows | None
     test: Rows | None
+    validation: Rows | None = None
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     background: str | None = None
     layout: str = ""

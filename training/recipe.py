@@ -83,6 +83,12 @@ class Recipe(Options):
     held_out: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the steps, the first ones, during which a fifth of the images is held out, to calibrate the expert and
     to tell whether it is needed. 0: never, and neither is known."""
+    early_stop: Annotated[int, Ge(1)] | None = None
+    """Evaluations in a row without a better one, after which training stops; the best one's weights count. Evaluated
+    on the data's validation split, or on a fifth of the training images, which no step then sees. Null: all `steps` are
+    trained, and the last one's weights count."""
+    validate_every_steps: Annotated[int, Ge(1)] = 50
+    """For `early_stop`: steps between evaluations."""
     few_shot: Annotated[int, Ge(1)] | None = None
     """Training images kept per class. Null: all."""
     train_templates: Literal["first", "all"] = "first"
@@ -99,6 +105,8 @@ class Recipe(Options):
         problems = super().contradictions()
         if 0 < self.steps <= self.warmup_steps:
             problems.append(f"warmup_steps is {self.warmup_steps}, it must be below steps, which is {self.steps}")
+        if self.early_stop is not None:
+            problems += self._against_early_stop()
         if self.gradient_accumulation > self.batch_size:
             problems.append(
                 f"gradient_accumulation is {self.gradient_accumulation} and batch_size {self.batch_size}: each part "
@@ -110,6 +118,25 @@ class Recipe(Options):
             problems.append("method is 'auto', which decides on held-out images: set held_out, such as 0.67")
         if self.method not in method_names():
             problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, method_names()))}")
+        return problems
+
+    def _against_early_stop(self) -> list[str]:
+        problems = []
+        if self.held_out:
+            problems.append(
+                f"early_stop is {self.early_stop} and held_out {self.held_out}: one holds out images to the end, the "
+                "other for a while. Leave one out"
+            )
+        if self.average:
+            problems.append(
+                f"early_stop is {self.early_stop} and average {self.average}: weights are those of the best step, or a "
+                "mean over the last ones. Leave one out"
+            )
+        if self.validate_every_steps >= self.steps:
+            problems.append(
+                f"validate_every_steps is {self.validate_every_steps}, it must be below steps, which is {self.steps}: "
+                "early_stop could never stop"
+            )
         return problems
 
     def learning_rate(self, step: int) -> float:

@@ -85,6 +85,7 @@ def task_of_rows(
     class_names: tuple[str, ...] | None,
     layout: str,
     notes: Sequence[str] = (),
+    validation: bool = False,
 ) -> RawTask:
     """One task from its tables.
 
@@ -92,6 +93,7 @@ def task_of_rows(
         parts: tables by the split's name, or under `WHOLE`.
         info: `task.json`.
         class_names: names of numbered labels, as the tables say.
+        validation: whether a validation split beside a test split is wanted.
     Raises:
         DataError: rows without image or with a label that is no class, all of them at once.
     """
@@ -112,15 +114,16 @@ def task_of_rows(
     said = list(notes)
     train: Rows | None
     test: Rows | None
+    asked: Rows | None = None
     if set(samples) == {WHOLE}:
         train, test = cut(samples[WHOLE])
         said.append(CUT_NOTE)
     else:
-        chosen = choose(root, samples, what="{}")
-        train, test = chosen.train, chosen.test
+        chosen = choose(root, samples, what="{}", validation=validation)
+        train, test, asked = chosen.train, chosen.test, chosen.validation
         said += chosen.notes
     return RawTask(
-        classes, info.templates, train, test, info.aliases, info.background,
+        classes, info.templates, train, test, asked, info.aliases, info.background,
         layout=layout, notes=tuple(said), by_name=texts, unnamed=unnamed,
     )  # fmt: skip
 

@@ -29,15 +29,17 @@ class Splits(Generic[Part]):
 
     train: Part | None
     test: Part | None
+    validation: Part | None
     notes: tuple[str, ...]
 
 
-def choose(root: str, parts: Mapping[str, Part], *, what: str) -> Splits[Part]:
-    """Which parts of a data set train and which test.
+def choose(root: str, parts: Mapping[str, Part], *, what: str, validation: bool = False) -> Splits[Part]:
+    """Which parts of a data set train, which test, and which say when training stops.
 
     Args:
         parts: by the name that the source gives them, such as `Training`; every name means a split.
         what: how messages write such a name, with `{}` in its place, such as `{}/`.
+        validation: whether a validation split beside a test split is wanted.
     Raises:
         DataError: two names mean one split, or there is nothing to test on.
     """
@@ -52,7 +54,9 @@ def choose(root: str, parts: Mapping[str, Part], *, what: str) -> Splits[Part]:
         found[split] = name
     notes = []
     test = found.get("test", found.get("validation"))
-    if "test" in found and "validation" in found:
+    if "test" in found and "validation" in found and validation:
+        notes.append(f"{what.format(found['validation'])} says when training stops")
+    elif "test" in found and "validation" in found:
         notes.append(f"{what.format(found['validation'])} is left out: {what.format(found['test'])} is the test split")
     elif "validation" in found:
         notes.append(f"{what.format(found['validation'])} is the test split")
@@ -63,7 +67,9 @@ def choose(root: str, parts: Mapping[str, Part], *, what: str) -> Splits[Part]:
     train = found.get("train")
     if train is not None and test is None:
         raise DataError(_without_test(root, what.format(train)))
-    return Splits(None if train is None else parts[train], None if test is None else parts[test], tuple(notes))
+    other = found.get("validation") if validation and "test" in found else None
+    first, second, third = (None if name is None else parts[name] for name in (train, test, other))
+    return Splits(first, second, third, tuple(notes))
 
 
 def _without_test(root: str, train: str) -> str:

@@ -89,6 +89,7 @@ class Survey:
         scan: reads many files; None: threads of this process.
         verify: decode every image that is read.
         refresh: read all files again, whatever the index says.
+        validation: whether a validation split beside a test split is wanted.
     """
 
     def __init__(
@@ -100,8 +101,10 @@ class Survey:
         scan: Scan | None = None,
         verify: bool = False,
         refresh: bool = False,
+        validation: bool = False,
     ) -> None:
         self.columns = columns or Columns()
+        self.validation = validation
         self.notes: list[str] = []
         self._paths = {tree.prefix + key for key in tree.files}
         self._index = index

@@ -31,7 +31,15 @@ def read_webdataset(tree: Tree, survey: Survey) -> RawTask:
     found = survey.look(tree, [key for keys in parts.values() for key in keys])
     tables = found.relabelled(_numbered(found)).split(parts)
     layout = f"{len(files)} WebDataset shards"
-    return task_of_rows(tree.root, tables, read_task_json(tree), class_names=None, layout=layout, notes=tree.notes)
+    return task_of_rows(
+        tree.root,
+        tables,
+        read_task_json(tree),
+        class_names=None,
+        layout=layout,
+        notes=tree.notes,
+        validation=survey.validation,
+    )
 
 
 def _numbered(found: Found) -> list[Any]:

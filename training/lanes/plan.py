@@ -13,9 +13,10 @@ from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
 from training.data import Reading, with_checked_texts
 from training.identity import identity_of
-from training.lanes.task_queue import PlannedTask, TaskJob, TaskStatus
+from training.lanes.task_queue import PlannedTask, TaskJob, TaskStatus, steps_of
 from training.scan import Scan
 from training.sources import absolute_source
+from training.validation import validation_images
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,14 @@ def plan_tasks(
                 data = job.load(reading)
             if base.model_cfg is not None:
                 data = with_checked_texts(data, base.model_cfg)
+            if job.recipe.early_stop is not None:
+                validation_images(data)
         except DataError as error:
             return TaskStatus(job.name, state="failed", steps=job.recipe.steps, reason=str(error))
         identity = identity_of(base, data, job.recipe, job.seed)
-        if find_expert(store, identity) is not None:
-            steps = job.recipe.steps
-            return TaskStatus(job.name, identity, "done", steps, steps, aliases=data.aliases, understood=data.summary())
+        if (record := find_expert(store, identity)) is not None:
+            step, steps = steps_of(record, job.recipe), job.recipe.steps
+            return TaskStatus(job.name, identity, "done", step, steps, aliases=data.aliases, understood=data.summary())
         return PlannedTask(job, identity, num_attempts(store, identity), data.aliases, data.summary())
 
     with ThreadPoolExecutor(4) as pool:

@@ -20,7 +20,7 @@ from training.data import Reading, TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.lanes.lane_config import LaneConfig
-from training.lanes.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob, steps_of
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def run_worker(lane: LaneConfig) -> None:
         if data is None:
             continue
         try:
-            train_expert(
+            record = train_expert(
                 cache.store,
                 cache,
                 lane.base,
@@ -71,7 +71,7 @@ def run_worker(lane: LaneConfig) -> None:
                 raise
             _call(lane, "failed", index, str(error))
         else:
-            _call(lane, "done", index)
+            _call(lane, "done", index, steps_of(record, job.recipe))
 
 
 def _load(lane: LaneConfig, job: TaskJob, index: int, workers: WorkerGroup) -> TaskData | None:
