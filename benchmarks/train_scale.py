@@ -43,7 +43,7 @@ from training.recipe import Recipe
 PARTS = ("replan", "loader", "steady", "unequal", "small")
 _INDEXED_IMAGES = 50_000
 _STREAMED = Recipe(steps=60, batch_size=64, lr=1e-4, warmup_steps=5, augment="none")
-_STEADY = Recipe(steps=120, batch_size=32, lr=1e-4, warmup_steps=5, augment="none", save_every_steps=1000)
+_STEADY = Recipe(steps=80, batch_size=32, lr=1e-4, warmup_steps=5, augment="none", save_every_steps=1000)
 _SAVED = replace(_STEADY, save_every_steps=20)
 _SMALL = Recipe(steps=4, batch_size=8, lr=1e-4, warmup_steps=1, augment="none")
 _NUM_UNEQUAL, _NUM_SMALL, _NUM_LANES = 20, 10, 2
