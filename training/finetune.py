@@ -105,16 +105,11 @@ def finetune(
         StateDictError: `state` belongs to another model.
     """
     workers = workers or WorkerGroup()
-    if recipe.batch_size < workers.size * recipe.gradient_accumulation:
-        parts = f", {recipe.gradient_accumulation} parts each" if recipe.gradient_accumulation > 1 else ""
-        raise ConfigError(
-            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers{parts}: each needs an image per "
-            "step"
-        )
+    _check_shares(recipe, workers)
     started = time.monotonic()
     names = set(clip.model.state_dict())
-    look = _Look(clip, data, recipe, workers, base_features)
     validation = Validation(clip, data, recipe, workers)
+    look = _Look(clip, data, recipe, workers, base_features, hides=validation.holds_out)
     method = open_method(recipe.method)
     method.prepare(clip.model, recipe, generator_for(seed, "method", 0))
     weights = TrainedWeights(method, clip.model, recipe)
@@ -124,27 +119,20 @@ def finetune(
     if done == 0:
         look.before(weights)
     objective = Objective(clip, data, recipe, seed, workers)
+    hidden = recipe.steps if validation.holds_out else recipe.held_out_steps
     batches = Batches(
-        clip,
-        data.train,
-        recipe,
-        seed=seed,
-        workers=workers,
-        held_out_steps=recipe.steps if validation.holds_out else recipe.held_out_steps,
-        num_threads=num_loader_threads,
+        clip, data.train, recipe, seed=seed, workers=workers, held_out_steps=hidden, num_threads=num_loader_threads
     )
-    loss = math.nan
     saver = StateSaver(recipe, on_state if workers.rank == 0 else None)
-    recomputed = recomputed_activations(clip.model, enabled=recipe.gradient_checkpointing)
-    with _kept_in_eval_mode(clip.model), recomputed, batches, saver:
+    loss = math.nan
+    with _ready_to_train(clip.model, recipe), batches, saver:
         for step in range(done, recipe.steps):
             if step == recipe.held_out_steps and look.holds_out:
                 figures = look.measure()
                 if method.may_drop and workers.any(figures is not None and not figures.needed):
                     return FinetuneResult(None, loss, step, time.monotonic() - started, figures)
             weights.clear_gradients()
-            total = objective.add_gradients(step, *batches.batch(step))
-            loss = workers.sum(total) / recipe.batch_size
+            loss = workers.sum(objective.add_gradients(step, *batches.batch(step))) / recipe.batch_size
             _check_finite(loss, step, data.name, recipe)
             weights.update(step)
             done = step + 1
@@ -173,16 +161,26 @@ def image_features(clip: Clip, data: TaskData) -> torch.Tensor:
 
 
 class _Look:
-    """What is seen of the training images as they are, before and between the steps: the probe, and held-out images."""
+    """What is seen of the training images as they are, before and between the steps: the probe, and held-out images.
+
+    `hides`: held-out images are not seen at all, since they validate.
+    """
 
     def __init__(
-        self, clip: Clip, data: TaskData, recipe: Recipe, workers: WorkerGroup, base_features: torch.Tensor | None
+        self,
+        clip: Clip,
+        data: TaskData,
+        recipe: Recipe,
+        workers: WorkerGroup,
+        base_features: torch.Tensor | None,
+        *,
+        hides: bool,
     ) -> None:
         self._clip, self._data, self._recipe, self._workers = clip, data, recipe, workers
         self._labels = torch.from_numpy(data.look.labels)
         out = held_out_images(torch.from_numpy(data.train.labels))[torch.from_numpy(data.looked_at)]
         self.holds_out = recipe.held_out_steps > 0 and bool(out.any())
-        self._shown = ~out if self.holds_out else torch.ones_like(out)
+        self._shown = ~out if self.holds_out or hides else torch.ones_like(out)
         wanted = workers.rank == 0 and (recipe.probe_steps > 0 or self.holds_out)
         self._features = image_features(clip, data) if wanted and base_features is None else base_features
 
@@ -230,12 +228,21 @@ def _check_finite(loss: float, step: int, task: str, recipe: Recipe) -> None:
         )
 
 
+def _check_shares(recipe: Recipe, workers: WorkerGroup) -> None:
+    if recipe.batch_size < workers.size * recipe.gradient_accumulation:
+        parts = f", {recipe.gradient_accumulation} parts each" if recipe.gradient_accumulation > 1 else ""
+        raise ConfigError(
+            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers{parts}: each needs an image per "
+            "step"
+        )
+
+
 @contextmanager
-def _kept_in_eval_mode(model: nn.Module) -> Iterator[None]:
+def _ready_to_train(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Eval mode: BatchNorm normalises by the base's statistics and leaves them alone. Gradients flow all the same."""
     model.eval()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), recomputed_activations(model, enabled=recipe.gradient_checkpointing):
             yield
     finally:
         model.zero_grad(set_to_none=True)

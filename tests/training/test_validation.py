@@ -22,7 +22,7 @@ from training import validation
 from training.batches import Batches
 from training.data import TaskData, load_task_data
 from training.expert import train_expert
-from training.finetune import finetune
+from training.finetune import finetune, image_features
 from training.held_out import held_out_images
 from training.lanes.plan import plan_tasks
 from training.lanes.task_queue import TaskJob
@@ -108,6 +108,17 @@ def test_no_step_sees_the_held_out_images(new_clip: Callable[[], Clip], data: Ta
     batches = Batches(new_clip(), data.train, RECIPE, seed=0, workers=WorkerGroup(), held_out_steps=RECIPE.steps)
     drawn = {index for step in range(RECIPE.steps) for index in batches._indices(step).tolist()}
     assert drawn == set(range(len(data.train))) - out
+
+
+def test_nor_does_the_probe(new_clip: Callable[[], Clip], data: TaskData) -> None:
+    recipe = replace(RECIPE, steps=5, probe_steps=5)
+    features = image_features(new_clip(), data)
+    spoiled = features.clone()
+    spoiled[held_out_images(torch.from_numpy(data.train.labels))] = torch.nan
+    one, other = new_clip(), new_clip()
+    finetune(one, data, recipe, seed=0, base_features=features)
+    finetune(other, data, recipe, seed=0, base_features=spoiled)
+    assert different(tensors_of(one), tensors_of(other)) == []
 
 
 @pytest.mark.parametrize("state_step", [3, 6, 24])
