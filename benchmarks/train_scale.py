@@ -3,7 +3,7 @@
 - `replan_s`: a second run on 50,000 images that are indexed knows within 5 s that there is nothing to train.
   `replan_process_s`: the same with the start of Python and its libraries, which a run has behind it by then.
 - `loader_gib`: a worker that trains on 10 GB of Parquet is at most 2 GiB larger than one with a handful of images.
-- `lane_vs_plain`: a lane that saves a state every 20 steps trains at 0.95 of the speed of the plain loop, which saves
+- `lane_vs_plain`: a lane that saves a state every 15 steps trains at 0.95 of the speed of the plain loop, which saves
   none, or more.
 - `makespan_ratio`: 20 unequal tasks on 2 lanes take the ideal time over 0.90, or less: half of all their seconds.
 - `overhead_per_task_s`: a further small task costs less than 1 s beside its steps.
@@ -43,8 +43,8 @@ from training.recipe import Recipe
 PARTS = ("replan", "loader", "steady", "unequal", "small")
 _INDEXED_IMAGES = 50_000
 _STREAMED = Recipe(steps=60, batch_size=64, lr=1e-4, warmup_steps=5, augment="none")
-_STEADY = Recipe(steps=80, batch_size=32, lr=1e-4, warmup_steps=5, augment="none", save_every_steps=1000)
-_SAVED = replace(_STEADY, save_every_steps=20)
+_STEADY = Recipe(steps=60, batch_size=32, lr=1e-4, warmup_steps=5, augment="none", save_every_steps=1000)
+_SAVED = replace(_STEADY, save_every_steps=15)
 _SMALL = Recipe(steps=4, batch_size=8, lr=1e-4, warmup_steps=1, augment="none")
 _NUM_UNEQUAL, _NUM_SMALL, _NUM_LANES = 20, 10, 2
 _REPEAT = 3
