@@ -68,7 +68,7 @@ def _measured(base: str, changes: dict[str, Any]) -> dict[str, float]:
     from fusion.answers.clip import build_clip, describe_architecture
     from fusion.store.blobs import BlobRef
     from fusion.versions.bases import Base
-    from training.data import load_task_data
+    from training.data.task_data import load_task_data
     from training.finetune import finetune
     from training.recipe import Recipe
 

@@ -120,7 +120,7 @@ def _loader(folder: Path, gigabytes: float) -> dict[str, float]:
 
 
 def _index(folder: str, source: str) -> dict[str, Any]:
-    from training.data import Reading, load_task_data
+    from training.data.task_data import Reading, load_task_data
 
     load_task_data("task", source, Reading(StoreAddress((Path(folder) / "store").as_uri())))
     return {}
@@ -130,8 +130,8 @@ def _train(folder: str, source: str, gigabytes: str) -> dict[str, Any]:
     """Train as a worker of a lane does: peak memory of the process, and images per second of its steps."""
     import torch
 
-    from training import images
-    from training.data import Reading, load_task_data
+    from training.data import images
+    from training.data.task_data import Reading, load_task_data
     from training.expert import train_expert
 
     torch.set_num_threads(1)
@@ -197,7 +197,7 @@ def _plain(folder: str, source: str) -> dict[str, Any]:
     """The plain loop on the task that the lane will train."""
     import torch
 
-    from training.data import load_task_data
+    from training.data.task_data import load_task_data
     from training.expert import train_expert
 
     torch.set_num_threads(1)

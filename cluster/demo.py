@@ -23,7 +23,7 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
-from training.data import Reading
+from training.data.task_data import Reading
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 

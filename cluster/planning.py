@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.run import Run, jobs
-from training.data import Reading, load_test_data
-from training.scan import Chunk
+from training.data.scan import Chunk
+from training.data.task_data import Reading, load_test_data
 
 if TYPE_CHECKING:  # it imports Ray, which must not be imported before the session is prepared
     import pyarrow as pa

@@ -20,8 +20,8 @@ from open_clip.transform import image_transform_v2
 
 from fusion.answers.clip import Clip, preprocess_config
 from training.augment import Augmentation
+from training.data.images import ImageSet
 from training.held_out import held_out_images
-from training.images import ImageSet
 from training.recipe import Recipe
 from training.samplers import Sampler, WindowSampler, generator_for
 from training.worker_group import WorkerGroup

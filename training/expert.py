@@ -32,7 +32,7 @@ from fusion.versions.experts import (
     put_training_state,
 )
 from training.base_model import BaseModel
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.finetune import FinetuneResult, finetune, image_features
 from training.held_out import head_temperature
 from training.identity import identity_of
@@ -112,7 +112,7 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
 class BaseView:
     """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence.
 
-    Of very many images a part is looked at (`training.look`).
+    Of very many images a part is looked at (`training.data.look`).
     """
 
     def __init__(self, clip: Clip, data: TaskData) -> None:

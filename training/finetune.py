@@ -24,7 +24,7 @@ from fusion.answers.clip import Clip
 from fusion.errors import ConduError, ConfigError
 from fusion.tensors import TensorFile
 from training.batches import Batches
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.held_out import HeldOutFigures, held_out_images, measure_held_out
 from training.methods import open_method
 from training.objective import Objective

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from fusion.answers.clip import Clip
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.probe import prompt_tokens
 from training.recipe import Recipe
 from training.samplers import generator_for

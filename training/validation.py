@@ -24,9 +24,9 @@ from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.errors import DataError
 from fusion.tensors import TensorFile
 from training.batches import Pixels, channel_statistics
-from training.data import TaskData
+from training.data.images import ImageSet
+from training.data.task_data import TaskData
 from training.held_out import held_out_images
-from training.images import ImageSet
 from training.recipe import Recipe
 from training.trained_weights import TrainedWeights
 from training.worker_group import WorkerGroup

@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from cluster.showcase import publish_showcase
 from fusion.errors import ConduError, TaskNameError
 from fusion.versions.manifest import check_task_name
-from training.sources import absolute_source
+from training.data.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow a new expert under a task name that is taken.")]

@@ -15,7 +15,7 @@ from fusion.tensors import TensorFile, write_tensors
 from fusion.versions.bases import Base
 from tests.tiny import MODEL_CFG, PREPROCESS_CFG
 from tests.training.test_finetune import SHARED_RECIPE
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.finetune import finetune
 from training.worker_group import WorkerGroup
 

@@ -13,7 +13,7 @@ from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from tests.tiny import BATCH_NORM_CFG, MODEL_CFG, SHAPES, tiny_base, tiny_task
 from training.base_model import BaseModel
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.recipe import Recipe

@@ -20,7 +20,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
 from training.augment import Policy
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Recipe
 from training.samplers import Sampler

@@ -16,7 +16,7 @@ from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
 from tests.tiny import tiny_base, tiny_task
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.finetune import finetune
 from training.recipe import Recipe
 from training.state_saver import State, StateSaver

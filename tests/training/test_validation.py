@@ -20,7 +20,7 @@ from fusion.tensors import write_tensors
 from tests.tiny import SHAPES, tiny_base, tiny_parquet, tiny_task
 from training import validation
 from training.batches import Batches
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.expert import train_expert
 from training.finetune import finetune, image_features
 from training.held_out import held_out_images

@@ -14,8 +14,8 @@ import ray
 from ray.exceptions import RayError
 
 from fusion.errors import DataError
-from training.contents import read_contents
-from training.scan import Chunk, scan_here
+from training.data.contents import read_contents
+from training.data.scan import Chunk, scan_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ _PATIENCE_S = 10.0
 def scan_on_cluster(
     chunks: Sequence[Chunk], verify: bool, *, has_session: Callable[[], bool] = ray.is_initialized
 ) -> Iterator[tuple[int, pa.Table]]:
-    """See `training.scan.Scan`. Few files are read here, and so are many where there is no Ray session.
+    """See `training.data.scan.Scan`. Few files are read here, and so are many where there is no Ray session.
 
     Args:
         has_session: asked if there are many files; it may wait for a session that is starting.

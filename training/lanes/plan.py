@@ -11,11 +11,11 @@ from fusion.errors import DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
-from training.data import Reading, with_checked_texts
+from training.data.scan import Scan
+from training.data.sources import absolute_source
+from training.data.task_data import Reading, with_checked_texts
 from training.identity import identity_of
 from training.lanes.task_queue import PlannedTask, TaskJob, TaskStatus, steps_of
-from training.scan import Scan
-from training.sources import absolute_source
 from training.validation import validation_images
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from fusion.store.address import StoreAddress
 from fusion.versions.experts import ExpertRecord, find_expert, num_attempts
-from training.data import Reading, TaskData, load_task_data
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.recipe import Recipe
 
 State = Literal["waiting", "training", "done", "failed"]

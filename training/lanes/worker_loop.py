@@ -16,7 +16,7 @@ import torch
 
 from fusion.errors import BaseMismatchError, ConfigError, DataError, StateDictError
 from training.base_model import BaseModel
-from training.data import Reading, TaskData
+from training.data.task_data import Reading, TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.lanes.lane_config import LaneConfig

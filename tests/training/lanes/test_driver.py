@@ -19,7 +19,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
 from tests.tiny import SHAPES, tiny_base, tiny_task
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.lanes.capacity import LaneOptions
 from training.lanes.driver import run_lanes

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from training.blocks import WINDOW_BYTES
-from training.images import ImageSet, Rows
+from training.data.blocks import WINDOW_BYTES
+from training.data.images import ImageSet, Rows
 
 
 def doubts(classes: Sequence[str], images: ImageSet, test: Rows) -> list[str]:

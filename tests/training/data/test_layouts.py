@@ -12,7 +12,7 @@ import pytest
 
 from fusion.errors import DataError
 from tests.tiny import picture
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 
 COLOURS = ("red", "green", "blue")
 

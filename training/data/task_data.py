@@ -2,7 +2,7 @@
 
 The identity of a data set does not depend on where it is stored: `TaskData.sha256` is over contents, training images
 are sorted by their hashes, and a missing test split is cut by content hash. So the same images in a folder, in Parquet
-or in a bucket give the same expert. Contents are read once: a store keeps an index of them (`training.index`).
+or in a bucket give the same expert. Contents are read once: a store keeps an index of them (`training.data.index`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fusion.answers.tokens import TextCheck, tokenizer_of
 from fusion.errors import ConfigError, DataError
 from fusion.store.address import StoreAddress
 from fusion.store.blobs import canonical_json
-from training.contents import Columns
-from training.doubts import doubts, said_of_size
-from training.images import ImageSet, Rows, raise_all
-from training.index import DataIndex
-from training.look import looked_at
-from training.raw_task import RawTask
-from training.scan import Scan
-from training.sources import absolute_source, read_raw
-from training.survey import Survey
-from training.tree import read_tree
-from training.zoo import PREFIX, read_torchvision
+from training.data.contents import Columns
+from training.data.doubts import doubts, said_of_size
+from training.data.images import ImageSet, Rows, raise_all
+from training.data.index import DataIndex
+from training.data.look import looked_at
+from training.data.raw_task import RawTask
+from training.data.scan import Scan
+from training.data.sources import absolute_source, read_raw
+from training.data.survey import Survey
+from training.data.tree import read_tree
+from training.data.zoo import PREFIX, read_torchvision
 
 _IMAGES_AT_ONCE = 10_000
 
@@ -69,7 +69,7 @@ class TaskData:
 
     @cached_property
     def looked_at(self) -> np.ndarray:
-        """Which training images prototypes and evidence come from: indices, ascending (`training.look`)."""
+        """Which training images prototypes and evidence come from: indices, ascending (`training.data.look`)."""
         return looked_at(self.train)
 
     @cached_property

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.contents import WHOLE_FILE, Columns, name_of
-from training.files import File
+from training.data.contents import WHOLE_FILE, Columns, name_of
+from training.data.files import File
 
 if TYPE_CHECKING:
-    from training.parquet import ParquetImages
+    from training.data.parquet import ParquetImages
 
 _OPEN_TABLES = 8
 _CONTAINERS = (".parquet", ".tar")
@@ -22,7 +22,7 @@ _DENSE = 2
 
 
 class FileReader:
-    """Images in files. Implements `training.blocks.Reader`.
+    """Images in files. Implements `training.data.blocks.Reader`.
 
     Args:
         files, origins: the files and what messages call them.
@@ -103,7 +103,7 @@ class FileReader:
         return [self._problems[key] for key in keys if key in self._problems]
 
     def _table(self, number: int) -> ParquetImages:
-        from training.parquet import ParquetImages
+        from training.data.parquet import ParquetImages
 
         with self._lock:
             if number not in self._tables:

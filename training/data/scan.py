@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fusion.errors import DataError, StoreError
-from training.contents import Unread, read_contents
+from training.data.contents import Unread, read_contents
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +65,7 @@ def _divided(unread: Sequence[Unread]) -> list[Unread]:
         if not (one.key.lower().endswith(".parquet") and one.size > _DIVIDED_BYTES):
             found.append(one)
             continue
-        from training.parquet import ParquetImages
+        from training.data.parquet import ParquetImages
 
         try:
             sizes = ParquetImages(one.file, one.origin, one.columns).group_bytes

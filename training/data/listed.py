@@ -9,13 +9,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from fusion.errors import DataError, StoreError
-from training.contents import Columns
-from training.files import File
-from training.raw_task import RawTask, read_task_json
-from training.rows import LABEL_COLUMNS, WHOLE, parts_of, pick, task_of_rows
-from training.splits import split_of
-from training.survey import Survey
-from training.tree import Tree, names, suffix_of
+from training.data.contents import Columns
+from training.data.files import File
+from training.data.raw_task import RawTask, read_task_json
+from training.data.rows import LABEL_COLUMNS, WHOLE, parts_of, pick, task_of_rows
+from training.data.splits import split_of
+from training.data.survey import Survey
+from training.data.tree import Tree, names, suffix_of
 
 PATH_COLUMNS = ("file_name", "filename", "path", "file", "image", "image_path", "filepath")
 _SPLIT_COLUMN = "split"

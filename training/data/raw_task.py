@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusion.errors import DataError, StoreError
-from training.images import Rows
-from training.tree import Tree
+from training.data.images import Rows
+from training.data.tree import Tree
 
 TEST_SHARE = 0.2
 """Fraction of the images that goes into the test split of a data set that has none."""

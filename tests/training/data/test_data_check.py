@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.e2e.project import Project
 from tests.tiny import picture, tiny_task
-from training.data import Reading, load_task_data
-from training.data_check import DataReport, check_data, contact_sheet
+from training.data.data_check import DataReport, check_data, contact_sheet
+from training.data.task_data import Reading, load_task_data
 
 
 @pytest.fixture

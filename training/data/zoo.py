@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from fusion.errors import DataError
-from training.images import Rows, Sample, made_rows, sha256_of
-from training.raw_task import RawTask, cut
+from training.data.images import Rows, Sample, made_rows, sha256_of
+from training.data.raw_task import RawTask, cut
 
 PREFIX = "torchvision:"
 

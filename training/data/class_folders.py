@@ -14,11 +14,11 @@ import numpy as np
 
 from fusion.answers.images import SUFFIXES
 from fusion.errors import DataError
-from training.images import Rows, raise_all
-from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
-from training.splits import Splits, choose, split_of
-from training.survey import Survey
-from training.tree import Tree, names, suffix_of
+from training.data.images import Rows, raise_all
+from training.data.raw_task import CUT_NOTE, RawTask, TaskJson, cut, read_task_json
+from training.data.splits import Splits, choose, split_of
+from training.data.survey import Survey
+from training.data.tree import Tree, names, suffix_of
 
 Folders = Mapping[str, Sequence[str]]
 """Class folder to the keys of its images."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from fusion.answers.images import decode
 from fusion.errors import DataError, StoreError
-from training.blocks import KEPT_BYTES, PLACE, Blocks, Reader
+from training.data.blocks import KEPT_BYTES, PLACE, Blocks, Reader
 
 _ERRORS_SHOWN = 8
 

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusion.errors import DataError, StoreError
-from training.blocks import PLACE
-from training.contents import Columns, Unread, merged, schema
-from training.file_reader import FileReader
-from training.files import starts_like_an_image
-from training.images import Rows
-from training.index import DataIndex
-from training.scan import Scan, chunks_of, scan_here
-from training.tree import Tree
+from training.data.blocks import PLACE
+from training.data.contents import Columns, Unread, merged, schema
+from training.data.file_reader import FileReader
+from training.data.files import starts_like_an_image
+from training.data.images import Rows
+from training.data.index import DataIndex
+from training.data.scan import Scan, chunks_of, scan_here
+from training.data.tree import Tree
 
 if TYPE_CHECKING:
     import pyarrow as pa

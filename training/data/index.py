@@ -1,8 +1,8 @@
 """What is known of a data set's files from earlier runs, kept in the store, so that no run reads them again.
 
 One object per data set, `data/<sha256 of the source>/<number>-<sha256>-<nonce>.parquet`: a table of contents
-(`training.contents`), in which a file is found by its path and its stamp. It only saves time: it may be deleted at any
-time, a damaged one is read as an empty one, and of two that are written at once the next run takes either.
+(`training.data.contents`), in which a file is found by its path and its stamp. It only saves time: it may be deleted
+at any time, a damaged one is read as an empty one, and of two that are written at once the next run takes either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fusion.errors import BlobNotFoundError, StoreError
 from fusion.store import Store
 from fusion.store.blobs import canonical_json, new_nonce, put_file, scratch_file
-from training.contents import Columns, schema
+from training.data.contents import Columns, schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

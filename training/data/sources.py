@@ -7,13 +7,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from training.class_folders import enter, read_class_folders
-from training.listed import read_listed, tables_in
-from training.parquet import read_parquet
-from training.raw_task import RawTask
-from training.survey import Survey
-from training.tree import Tree
-from training.webdataset import read_webdataset
+from training.data.class_folders import enter, read_class_folders
+from training.data.listed import read_listed, tables_in
+from training.data.parquet import read_parquet
+from training.data.raw_task import RawTask
+from training.data.survey import Survey
+from training.data.tree import Tree
+from training.data.webdataset import read_webdataset
 
 
 def absolute_source(source: str, folder: Path | None = None) -> str:

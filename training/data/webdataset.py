@@ -14,12 +14,12 @@ from typing import Any
 
 from fusion.answers.images import SUFFIXES
 from fusion.errors import DataError
-from training.contents import Columns, Held
-from training.files import File, FileStream
-from training.raw_task import RawTask, read_task_json
-from training.rows import LABEL_COLUMNS, parts_of, pick, task_of_rows
-from training.survey import Found, Survey
-from training.tree import Tree
+from training.data.contents import Columns, Held
+from training.data.files import File, FileStream
+from training.data.raw_task import RawTask, read_task_json
+from training.data.rows import LABEL_COLUMNS, parts_of, pick, task_of_rows
+from training.data.survey import Found, Survey
+from training.data.tree import Tree
 
 _READ_BYTES = 8 << 20
 

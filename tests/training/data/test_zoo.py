@@ -8,8 +8,8 @@ import pytest
 
 from fusion.errors import DataError
 from tests.tiny import picture
-from training.data import load_task_data
-from training.zoo import _spoken
+from training.data.task_data import load_task_data
+from training.data.zoo import _spoken
 
 
 @pytest.fixture

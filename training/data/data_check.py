@@ -20,8 +20,8 @@ from PIL import Image
 
 from fusion.answers.images import format_of
 from fusion.errors import DataError
-from training.data import TaskData
-from training.images import ImageSet, Sample
+from training.data.images import ImageSet, Sample
+from training.data.task_data import TaskData
 
 MIN_SIDE = 32
 """Pixels of the shorter side below which an image is called tiny: less than any CLIP has patches for."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusion.errors import DataError
-from training.images import Rows, raise_all
-from training.raw_task import CUT_NOTE, RawTask, TaskJson, cut
-from training.splits import choose, split_of
-from training.tree import names
+from training.data.images import Rows, raise_all
+from training.data.raw_task import CUT_NOTE, RawTask, TaskJson, cut
+from training.data.splits import choose, split_of
+from training.data.tree import names
 
 if TYPE_CHECKING:
-    from training.survey import Table
+    from training.data.survey import Table
 
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "picture", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "coarse_label")

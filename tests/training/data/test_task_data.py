@@ -16,7 +16,7 @@ from fusion.answers.images import decode
 from fusion.errors import DataError, ImageError
 from fusion.store.blobs import canonical_json
 from tests.tiny import tiny_parquet, tiny_task
-from training.data import Reading, TaskData, load_task_data, load_test_data
+from training.data.task_data import Reading, TaskData, load_task_data, load_test_data
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_identity_changes_with_images_labels_classes_and_templates(source: str, 
 @pytest.mark.parametrize("at_once", [1, 3, 10_000])
 def test_identity_is_that_of_the_canonical_json(source: str, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """Stores have experts under it: it never changes, however it is computed."""
-    monkeypatch.setattr("training.data._IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr("training.data.task_data._IMAGES_AT_ONCE", at_once)
     names = ["red", '"images":[]', ',"images":[],', "yellow"]
     data = load(source, classes=names, background="black")
     train = sorted((sample.label, sample.sha256) for sample in data.train.samples)
@@ -213,7 +213,7 @@ def test_an_image_that_vanished_is_named(source: str) -> None:
 
 def test_a_decompression_bomb_is_not_decoded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (64, 64)).save(Path(source) / "train" / "red" / "big.png")
-    monkeypatch.setattr("training.images.decode", functools.partial(decode, max_pixels=2000))
+    monkeypatch.setattr("training.data.images.decode", functools.partial(decode, max_pixels=2000))
     with pytest.raises(DataError, match=r"big.png has 64 x 64 pixels, more than the 2000"):
         load(source)
 

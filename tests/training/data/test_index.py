@@ -22,11 +22,11 @@ from fusion.errors import DataError
 from fusion.store import open_store
 from fusion.store.address import StoreAddress
 from tests.tiny import tiny_parquet, tiny_task
-from training.contents import Columns
-from training.data import Reading, TaskData, load_task_data
-from training.files import ObjectFile
-from training.index import DataIndex
-from training.sources import absolute_source
+from training.data.contents import Columns
+from training.data.files import ObjectFile
+from training.data.index import DataIndex
+from training.data.sources import absolute_source
+from training.data.task_data import Reading, TaskData, load_task_data
 
 
 def settle(folder: Path) -> None:

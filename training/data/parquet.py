@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusion.errors import DataError
-from training.contents import Columns, Held
-from training.files import File, FileStream
-from training.raw_task import RawTask, read_task_json
-from training.rows import IMAGE_COLUMNS, LABEL_COLUMNS, parts_of, pick, task_of_rows
-from training.survey import Survey
-from training.tree import Tree
+from training.data.contents import Columns, Held
+from training.data.files import File, FileStream
+from training.data.raw_task import RawTask, read_task_json
+from training.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS, parts_of, pick, task_of_rows
+from training.data.survey import Survey
+from training.data.tree import Tree
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from fusion.errors import DataError, StoreAccessError, StoreUrlError
 from fusion.store import S3Options
-from training.files import File, LocalFile, ObjectFile
+from training.data.files import File, LocalFile, ObjectFile
 
 _LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "ehthumbs.db", "icon\r"}
 """What file managers leave behind, in lower case. Names that begin with a dot are left out as well."""

@@ -1,7 +1,7 @@
 """What files of a data set hold: one row per file, with its images as a list. Made by reading a file once, whole.
 
 A file is an image, a Parquet table or a tar file; the suffix says which. The rows are Arrow, because a data set may
-have millions of images, and because they travel between processes and are kept in the store (`training.index`).
+have millions of images, and because they travel between processes and are kept in the store (`training.data.index`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fusion.errors import DataError, StoreError
-from training.files import File
-from training.images import problem_of
+from training.data.files import File
+from training.data.images import problem_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,14 +131,14 @@ def _read_image(one: Unread, verify: bool) -> _Read:
 
 
 def _read_table(one: Unread, verify: bool) -> _Read:
-    from training.parquet import ParquetImages
+    from training.data.parquet import ParquetImages
 
     table = ParquetImages(one.file, one.origin, one.columns)
     return table.class_names, [_described(one, held, verify) for held in table.rows(one.groups)]
 
 
 def _read_shard(one: Unread, verify: bool) -> _Read:
-    from training.webdataset import Shard
+    from training.data.webdataset import Shard
 
     shard = Shard(one.file, one.origin, one.columns)
     images = {held.called: _described(one, held, verify) for held in shard.images()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.images import ImageSet
+from training.data.images import ImageSet
 
 MOST = 1 << 17
 """Above this many images only about so many are looked at."""
