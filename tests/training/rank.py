@@ -1,7 +1,8 @@
-"""One of two workers of `test_finetune`: `python -m tests.training.rank FOLDER DATA NAME STATE PARTS`."""
+"""One of two workers of `test_finetune`: `python -m tests.training.rank FOLDER DATA NAME STATE CHANGES`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from training.finetune import finetune
 from training.worker_group import WorkerGroup
 
 
-def main(folder: Path, source: str, name: str, state: str, parts: str) -> None:
+def main(folder: Path, source: str, name: str, state: str, changes: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     workers = WorkerGroup(distributed.get_world_size(), distributed.get_rank())
@@ -29,7 +30,7 @@ def main(folder: Path, source: str, name: str, state: str, parts: str) -> None:
     assert workers.sum(workers.rank + 1) == 3
     assert workers.any(workers.rank == 1)
     known_to_first = Path(state) if state and workers.rank == 0 else None
-    recipe = replace(SHARED_RECIPE, gradient_accumulation=int(parts))
+    recipe = replace(SHARED_RECIPE, **json.loads(changes))
     finetune(clip, load_task_data("colours", source), recipe, seed=5, state=known_to_first, workers=workers)
     write_tensors(folder / f"{name}-{workers.rank}.safetensors", dict(clip.model.state_dict()))
     distributed.destroy_process_group()
