@@ -27,7 +27,7 @@ from fusion.answers.rules import RULES
 from fusion.answers.view import ViewLoader
 from fusion.versions.history import Versions
 from training.answer_measure import ALL_LEARNED, LABELS, SEEN, TASK, AnswerMeasure, every_way
-from training.data import Reading, load_task_data, load_test_data
+from training.data.task_data import Reading, load_task_data, load_test_data
 from training.evaluate import load_set, measure_together
 
 

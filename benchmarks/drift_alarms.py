@@ -28,7 +28,7 @@ from fusion.answers.router import Router
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import put_base
-from training.data import load_task_data, load_test_data
+from training.data.task_data import load_task_data, load_test_data
 from training.finetune import image_features
 
 DEMO = Path("demo")

@@ -14,7 +14,7 @@ from fusion.tensors import TensorFile
 from fusion.versions.bases import Base
 from fusion.versions.experts import ExpertRecord, find_expert
 from fusion.versions.history import Versions
-from training.data import Reading, TaskData
+from training.data.task_data import Reading, TaskData
 from training.identity import identity_of
 
 

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from cluster.config import load_config
-from training.data import Reading, TaskData, load_task_data
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.held_out import held_out_images
 
 

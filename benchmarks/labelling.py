@@ -27,7 +27,7 @@ from fusion.answers.class_sums import Discriminant, sum_classes
 from fusion.answers.clip import Clip, build_clip
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
-from training.data import Reading, TaskData, load_task_data
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.finetune import image_features
 from training.selection import answer_by_labelled, entropy, select
 

@@ -39,7 +39,7 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.versions.history import Versions
 from serving.client import Client
 from serving.schemas import ImagePrediction, PredictResponse
-from training.data import Reading, TaskData, load_task_data, load_test_data
+from training.data.task_data import Reading, TaskData, load_task_data, load_test_data
 
 _LARGEST_GROUP = 16
 _CLIENTS = 4

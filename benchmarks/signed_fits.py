@@ -30,7 +30,7 @@ from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.evaluate import load_pixels, right_of
 
 _NUM_IMAGES, _NUM_STEPS, _BATCH, _RATE = 128, 30, 32, 0.02

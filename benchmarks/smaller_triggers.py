@@ -35,7 +35,7 @@ from fusion.factors.algebra import open_algebra
 from fusion.factors.components import Components, encode
 from fusion.factors.symbols import SymbolWriter
 from fusion.tensors import TensorFile
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.evaluate import load_pixels, logits_with
 from training.kept import Kept, kept
 

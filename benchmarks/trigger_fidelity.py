@@ -32,7 +32,7 @@ from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.bases import put_base
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.evaluate import load_pixels, logits_with, right_in
 from training.kept import Kept, kept
 

@@ -26,7 +26,7 @@ from cluster.showcase import spread
 from fusion.answers.label_spaces import VIEWS, Query
 from fusion.answers.predictor import Predictor
 from fusion.store.node_cache import NodeCache
-from training.data import Reading, TaskData
+from training.data.task_data import Reading, TaskData
 
 Objects = list[tuple[int, list[Image.Image]]]
 """Labels and views."""

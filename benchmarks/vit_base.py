@@ -32,7 +32,7 @@ from fusion.answers.clip import Clip, build_clip
 from fusion.answers.predictor import ExpertModel
 from fusion.store.blobs import BlobRef
 from fusion.versions.bases import Base
-from training.data import Reading, TaskData, load_task_data
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.evaluate import load_pixels, right_of
 
 _VISION = {"image_size": 96, "patch_size": 32, "layers": 12, "width": 384, "head_width": 64}

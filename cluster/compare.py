@@ -33,7 +33,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from fusion.versions.experts import ExpertRecord
 from fusion.versions.manifest import Manifest
-from training.data import Reading, TaskData, load_test_data
+from training.data.task_data import Reading, TaskData, load_test_data
 from training.evaluate import load_pixels, load_set, measure_set, right_of
 from training.finetune import image_features
 from training.frozen import DISCRIMINANT, LINEAR_PROBE, NEAREST_MEAN, frozen_right

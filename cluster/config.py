@@ -28,9 +28,9 @@ from fusion.store import S3Options
 from fusion.store.address import StoreAddress
 from fusion.versions.manifest import check_task_name
 from serving.options import ServeOptions
+from training.data.sources import absolute_source
 from training.lanes.capacity import LaneOptions
 from training.recipe import Recipe
-from training.sources import absolute_source
 
 
 class Section(BaseModel):

@@ -23,7 +23,7 @@ from fusion.errors import ConduError, ConfigError, DataError
 from fusion.store.address import StoreAddress
 from fusion.versions.history import Versions
 from serving.client.images import NamedImage
-from training.data import Reading, load_task_data
+from training.data.task_data import Reading, load_task_data
 from training.finetune import image_features
 from training.selection import answer_by_labelled, entropy, select
 

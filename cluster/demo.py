@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.measure import MeasuredSet
 from cluster.output import console
@@ -23,16 +23,19 @@ from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base, put_base
 from training.continual import continual_finetuning
-from training.data import Reading
+from training.data.task_data import Reading
 from training.lanes.task_queue import TaskJob
 from training.malloc import MALLOC_ENVIRONMENT
 
+if TYPE_CHECKING:  # it imports what only a run needs
+    from training.lanes.plan import Plan
 
-def run_demo(run: Run, scratch: Path, ray: Any) -> RunReport:
+
+def run_demo(run: Run, plan: Plan, scratch: Path, ray: Any) -> RunReport:
     """Train, fuse, compare and measure. Returns the report without the answers over HTTP."""
     console.rule("1. Fine-tune the experts and fuse them as they finish")
     baseline = _start_baseline(run, ray)
-    train_and_fuse(run, ray)
+    train_and_fuse(run, ray, plan)
     console.print(f"version {run.newest().version} in {run.config.store}: {', '.join(run.fused())}")
     console.rule("2. Fuse the same experts in the other modes, measure everything")
     with run.stage("fuse"):

@@ -11,7 +11,7 @@ from cluster.serving_config import service_options, start_service
 from cluster.showcase import spread
 from serving.client import Client
 from serving.client.talk import Question
-from training.data import Reading, TaskData, load_test_data
+from training.data.task_data import Reading, TaskData, load_test_data
 
 _FALSE_ALARM = 0.05
 """How many of the learned tasks' own images may be called unknown, where an image of no task is asked about."""

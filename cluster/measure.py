@@ -23,7 +23,7 @@ from fusion.versions.bases import Base
 from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from training.answer_measure import AnswerMeasure, every_way
-from training.data import Reading, load_test_data
+from training.data.task_data import Reading, load_test_data
 from training.evaluate import (
     LoadedSet,
     SetMeasure,

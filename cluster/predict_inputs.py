@@ -53,7 +53,7 @@ def _images_of(argument: str, column: str | None) -> Iterator[NamedImage]:
 
 
 def _in_folder(argument: str) -> Iterator[NamedImage]:
-    from training.tree import read_tree
+    from training.data.tree import read_tree
 
     tree = read_tree(argument, None)
     found = [key for key in sorted(tree.files) if _is_image(key)]
@@ -120,7 +120,7 @@ def _paths_of_parquet(table: str, body: bytes, column: str | None) -> list[str]:
 
 
 def _pick(table: str, present: Sequence[str], column: str | None) -> str:
-    from training.listed import PATH_COLUMNS
+    from training.data.listed import PATH_COLUMNS
 
     if column is not None and column not in present:
         raise ConfigError(f"--column {column!r}: {table} has the columns {', '.join(present) or '(none)'}")

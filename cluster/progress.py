@@ -68,7 +68,8 @@ class TaskProgress:
         if status.state == "training":
             return f"training (attempt {status.attempts})" if status.attempts > 1 else "training"
         if status.state == "done":
-            return f"trained in {status.seconds:.0f} s" if status.seconds else "trained before"
+            stopped = f", stopped after {status.step} of {status.steps} steps" if status.step < status.steps else ""
+            return (f"trained in {status.seconds:.0f} s" if status.seconds else "trained before") + stopped
         return f"failed: {status.reason}" if status.state == "failed" else None
 
     def _table(self) -> Table:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.base_source import resolve_base
 from cluster.config import Config
@@ -33,6 +33,9 @@ from fusion.versions.history import Versions
 from fusion.versions.manifest import Manifest
 from training.evaluate import KINDS
 from training.lanes.task_queue import TaskJob, TaskStatus
+
+if TYPE_CHECKING:  # it imports what only a run needs
+    from training.lanes.plan import Plan
 
 
 @dataclass
@@ -117,12 +120,11 @@ def open_run(config: Config, *, readd: bool = False) -> Run:
 
 
 def train_and_fuse(
-    run: Run, ray: Any, *, replace: bool = False, readd: bool = False, verify: bool = False, show: bool = True
+    run: Run, ray: Any, plan: Plan, *, replace: bool = False, readd: bool = False, show: bool = True
 ) -> None:
     """Train every task that has no expert on the lanes and fuse in the configured order. Needs a Ray session.
 
-    A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on. `verify` reads all
-    data again, also what earlier runs have read.
+    A task that is removed from the store meanwhile is trained but not fused, unless `readd` is on.
 
     Raises: ConfigError if lanes and fusion actor can never run at the same time, or if nodes do not see the store or
         the data; TaskNameError if a configured name holds another expert and `replace` is off; whatever fusing raises.
@@ -167,15 +169,7 @@ def train_and_fuse(
             fuser.update(statuses)
 
         with run.stage("train"):
-            run.statuses = run_lanes(
-                config.address,
-                run.base,
-                jobs(config),
-                lanes,
-                on_status,
-                reserved=reserved,
-                verify=verify,
-            )
+            run.statuses = run_lanes(plan, lanes, on_status, reserved=reserved)
         with run.stage("fuse"):
             fuser.update(run.statuses)
             run.versions = fuser.finish()

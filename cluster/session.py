@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -46,13 +46,20 @@ class RayOptions(Options):
 
 
 @contextmanager
-def ray_session(options: RayOptions, *, store: str | None = None, joined: bool = False) -> Iterator[Any]:
+def ray_session(
+    options: RayOptions,
+    *,
+    store: str | None = None,
+    joined: bool = False,
+    beside: Callable[[], None] = lambda: None,
+) -> Iterator[Any]:
     """Connect to Ray for the duration of a block. Yields the `ray` module.
 
     Args:
         options: where Ray is, and how much of it is heard.
         store: the store that the session works for. A local session is then announced to `condu status`.
         joined: the address is that of another process's local session, whose token is in the environment.
+        beside: called just before Ray starts, once it may be imported: begins what goes on meanwhile, in a thread.
     Raises: ConfigError when the address does not answer, or `local` would start a second Ray inside a Ray job.
     """
     local = options.address == "local"
@@ -69,6 +76,7 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
     import ray
 
     if ray.is_initialized():  # the caller's session, which the caller ends
+        beside()
         yield ray
         return
     settings: dict[str, Any] = {
@@ -89,6 +97,7 @@ def ray_session(options: RayOptions, *, store: str | None = None, joined: bool =
         settings["_node_ip_address"] = _LOOPBACK
     try:
         _check_reachable(options.address)
+        beside()
         ray.init(**settings)
         interrupt_on_sigterm()  # Ray set its own handler, which ends the process with its exit code in mid-air
     except SystemExit as ended:  # from that handler, while Ray was starting

@@ -11,8 +11,8 @@ from cluster.report.records import RunReport
 from cluster.run import Run, jobs
 from fusion.errors import DataError
 from fusion.versions.showcase import Sample, Showcase, Shown, show_in
-from training.data import Reading, TaskData
-from training.images import ImageSet
+from training.data.images import ImageSet
+from training.data.task_data import Reading, TaskData
 
 _SHOWN_AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp"}
 """What every browser shows."""

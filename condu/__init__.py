@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from fusion.versions.state import FusedState, TaskEntry, TaskRecord
     from fusion.versions.verify import Finding, Verification, verify
     from serving.client import Answer, AsyncClient, Client, Embeddings, NamedImage, ServiceError
-    from training.data import TaskData, load_task_data
+    from training.data.task_data import TaskData, load_task_data
     from training.imported import import_expert
 
     __version__: str
@@ -104,7 +104,7 @@ _HOMES = {
     "fusion.versions.state": ("FusedState", "TaskEntry", "TaskRecord"),
     "fusion.versions.verify": ("Finding", "Verification", "verify"),
     "serving.client": ("Answer", "AsyncClient", "Client", "Embeddings", "NamedImage", "ServiceError"),
-    "training.data": ("TaskData", "load_task_data"),
+    "training.data.task_data": ("TaskData", "load_task_data"),
     "training.imported": ("import_expert",),
 }
 """Where each name lives, as in the imports above, which only type checkers read."""

@@ -10,9 +10,9 @@ import pytest
 
 import condu
 from fusion.answers.images import FORMATS
-from training.listed import PATH_COLUMNS
-from training.rows import IMAGE_COLUMNS, LABEL_COLUMNS
-from training.splits import split_of
+from training.data.listed import PATH_COLUMNS
+from training.data.rows import IMAGE_COLUMNS, LABEL_COLUMNS
+from training.data.splits import split_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_PAGE = ROOT / "docs" / "python.md"

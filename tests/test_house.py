@@ -115,7 +115,7 @@ def test_the_maths_the_loop_and_the_predictor_run_without_ray() -> None:
     imports_without(
         "ray",
         *("fusion.answers.predictor", "fusion.fuse", "training.finetune", "training.evaluate"),
-        *("training.data", "training.continual"),
+        *("training.data.task_data", "training.continual"),
     )
 
 

@@ -20,8 +20,8 @@ from open_clip.transform import image_transform_v2
 
 from fusion.answers.clip import Clip, preprocess_config
 from training.augment import Augmentation
+from training.data.images import ImageSet
 from training.held_out import held_out_images
-from training.images import ImageSet
 from training.recipe import Recipe
 from training.samplers import Sampler, WindowSampler, generator_for
 from training.worker_group import WorkerGroup
@@ -85,10 +85,21 @@ class Batches:
     """This worker's share of every step's batch, augmented and normalised, on the model's device.
 
     Every random number is drawn for the whole batch, so all workers together see what one worker would.
+
+    Args:
+        held_out_steps: the first steps, which do not see held-out images.
     """
 
     def __init__(
-        self, clip: Clip, images: ImageSet, recipe: Recipe, *, seed: int, workers: WorkerGroup, num_threads: int = 0
+        self,
+        clip: Clip,
+        images: ImageSet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        workers: WorkerGroup,
+        held_out_steps: int = 0,
+        num_threads: int = 0,
     ) -> None:
         self._augmentation = Augmentation(recipe.augment, recipe.flip, clip.image_size)
         everything = np.arange(len(images))
@@ -101,6 +112,7 @@ class Batches:
         self._mean, self._std = (statistic.to(clip.device) for statistic in channel_statistics(clip))
         self._recipe = recipe
         self._seed = seed
+        self._held_out_steps = held_out_steps
         self._share = slice(workers.rank, None, workers.size)
 
     def __enter__(self) -> Batches:
@@ -133,7 +145,7 @@ class Batches:
 
     def _sampler(self, step: int) -> tuple[np.ndarray, Sampler | WindowSampler]:
         """The images that a step may draw, and who draws them."""
-        return self._samplers[step >= self._recipe.held_out_steps]
+        return self._samplers[step >= self._held_out_steps]
 
 
 def _sampler(images: ImageSet, chosen: np.ndarray, recipe: Recipe, seed: int) -> Sampler | WindowSampler:

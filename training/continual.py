@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fusion.answers.clip import Clip
 from fusion.answers.predictor import ExpertModel
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.evaluate import load_pixels, right_of
 from training.finetune import finetune
 from training.methods import open_method

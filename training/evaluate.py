@@ -26,7 +26,7 @@ from fusion.answers.view import View
 from fusion.decouple import decoupled_tensors
 from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import NodeCache
-from training.data import TaskData
+from training.data.task_data import TaskData
 
 KINDS = ("known", "unknown", "union")
 """The three matrices: `known` (label space `task`, and `labels` before the task is learned), `unknown` (`labels` for

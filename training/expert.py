@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from fusion.answers.class_sums import sum_classes
-from fusion.answers.clip import Clip, build_clip
+from fusion.answers.clip import Clip
 from fusion.answers.evidence import Evidence, measure_evidence
 from fusion.answers.prototypes import class_prototypes
 from fusion.errors import DamagedBlobError
@@ -30,12 +31,14 @@ from fusion.versions.experts import (
     put_expert_file,
     put_training_state,
 )
-from training.data import TaskData
+from training.base_model import BaseModel
+from training.data.task_data import TaskData
 from training.finetune import FinetuneResult, finetune, image_features
 from training.held_out import head_temperature
 from training.identity import identity_of
 from training.methods import open_method
 from training.recipe import Recipe
+from training.state_saver import State
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ def train_expert(
     seed: int,
     workers: WorkerGroup | None = None,
     progress: Callable[[int, float], None] | None = None,
-    device: str = "cpu",
+    model: BaseModel | None = None,
     num_loader_threads: int = 0,
 ) -> ExpertRecord:
     """Train one expert and return its record; only return the record if it exists.
@@ -64,7 +67,7 @@ def train_expert(
         base, data, recipe, seed: what makes the expert.
         workers: the workers that share the training.
         progress: called after every step with steps done and loss, in every rank.
-        device: to train on.
+        model: the base's model, to train on its device; None: a new one, on the CPU.
         num_loader_threads: threads that decode images ahead.
     Raises:
         DataError, TrainingDivergedError: the task's own fault; another attempt would end the same way.
@@ -78,24 +81,24 @@ def train_expert(
         return record or _existing_record(store, identity)
     if first:
         count_attempt(store, identity)
-    clip = build_clip(base, cache.tensors(base.weights), device=device)
-    view = BaseView(clip, data) if first else None  # needs the base, so before training
-    result = None
-    if open_method(recipe.method).trains:
-        result = finetune(
-            clip,
-            data,
-            recipe,
-            seed=seed,
-            base_features=view.features if view else None,
-            state=_state_path(store, cache, identity) if first else None,
-            on_progress=progress,
-            on_state=lambda step, tensors: _put_state(store, identity, step, tensors),
-            workers=workers,
-            num_loader_threads=num_loader_threads,
-        )
-    if view:
-        record = _put_trained(store, identity, base, data, view, result, clip)
+    with (model or BaseModel(base, cache)).borrowed() as clip:
+        view = BaseView(clip, data) if first else None  # needs the base, so before training
+        result = None
+        if open_method(recipe.method).trains:
+            result = finetune(
+                clip,
+                data,
+                recipe,
+                seed=seed,
+                base_features=view.features if view else None,
+                state=_state_path(store, cache, identity) if first else None,
+                on_progress=progress,
+                on_state=lambda step, tensors: _put_state(store, identity, step, tensors),
+                workers=workers,
+                num_loader_threads=num_loader_threads,
+            )
+        if view:
+            record = _put_trained(store, identity, base, data, view, result, clip)
     workers.from_first(0)  # a barrier: every rank finds the record
     return record or _existing_record(store, identity)
 
@@ -109,7 +112,7 @@ def _existing_record(store: Store, identity: str) -> ExpertRecord:
 class BaseView:
     """What a task looks like to the base: features of its un-augmented training images, prototypes, and evidence.
 
-    Of very many images a part is looked at (`training.look`).
+    Of very many images a part is looked at (`training.data.look`).
     """
 
     def __init__(self, clip: Clip, data: TaskData) -> None:
@@ -148,10 +151,12 @@ def _put_trained(
     weights = result.expert if result else None
     held_out = result.held_out if result else None
     if weights is None:
-        evidence = view.evidence_alone()
+        expert, evidence = None, view.evidence_alone()
     else:
-        evidence = view.evidence_beside(image_features(clip, data), held_out.temperature if held_out else 1.0)
-    expert = _put_tensors(store, identity, "expert", weights) if weights is not None else None
+        with ThreadPoolExecutor(1) as pool:  # one waits for the store, the other computes
+            putting = pool.submit(_put_tensors, store, identity, "expert", weights)
+            evidence = view.evidence_beside(image_features(clip, data), held_out.temperature if held_out else 1.0)
+            expert = putting.result()
     record = put_record(store, identity, base, data, view, expert, evidence, _metrics(data, result))
     drop_training_state(store, identity)
     seconds = record.metrics.get("seconds", 0.0)
@@ -194,8 +199,8 @@ def _metrics(data: TaskData, result: FinetuneResult | None) -> dict[str, float]:
         metrics |= {"steps": float(result.steps), "seconds": result.seconds}
         if math.isfinite(result.final_loss):
             metrics["final_loss"] = result.final_loss
-        if result.held_out:
-            metrics |= result.held_out.metrics()
+        for figures in (result.held_out, result.validation):
+            metrics |= figures.metrics() if figures else {}
     return metrics
 
 
@@ -205,7 +210,7 @@ def _put_tensors(store: Store, identity: str, name: str, tensors: Mapping[str, t
         return put_expert_file(store, identity, path, name=name)
 
 
-def _put_state(store: Store, identity: str, step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+def _put_state(store: Store, identity: str, step: int, tensors: State) -> None:
     with scratch_file(store) as path:
         write_tensors(path, tensors)
         put_training_state(store, identity, path, step=step)

@@ -19,20 +19,22 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
 from fusion.answers.clip import Clip
 from fusion.errors import ConduError, ConfigError
 from fusion.tensors import TensorFile
 from training.batches import Batches
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.held_out import HeldOutFigures, held_out_images, measure_held_out
 from training.methods import open_method
+from training.objective import Objective
 from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe
+from training.recomputation import recomputed_activations
 from training.samplers import generator_for
+from training.state_saver import State, StateSaver
 from training.trained_weights import TrainedWeights
+from training.validation import Validation, ValidationFigures
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,9 @@ class FinetuneResult:
         expert: the full state dict under the base's names, floats in fp32. It may share the model's memory. None where
             the method drops an expert that is not needed.
         held_out: what the held-out images told; None where none were held out. In rank 0 only.
+        validation: the best evaluation; None without early stopping. In rank 0 only.
         final_loss: of the last step's batch; NaN if the state was past the last step.
-        steps: of the recipe.
+        steps: steps done: the recipe's, if training did not stop before.
         seconds: of this run alone.
     """
 
@@ -64,6 +67,7 @@ class FinetuneResult:
     steps: int
     seconds: float
     held_out: HeldOutFigures | None = None
+    validation: ValidationFigures | None = None
 
 
 def finetune(
@@ -75,7 +79,7 @@ def finetune(
     base_features: torch.Tensor | None = None,
     state: Path | None = None,
     on_progress: Callable[[int, float], None] | None = None,
-    on_state: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    on_state: Callable[[int, State], None] | None = None,
     workers: WorkerGroup | None = None,
     num_loader_threads: int = 0,
 ) -> FinetuneResult:
@@ -90,53 +94,58 @@ def finetune(
             None: computed where they are needed. Only rank 0's are used.
         state: tensors of `on_state` to resume from. Only rank 0's counts: the others receive it from there.
         on_progress: called after every step with the number of steps done and the global batch's loss.
-        on_state: called in rank 0 every `recipe.save_every_steps` with the steps done and all that is needed to resume;
-            the tensors are the live ones, to be written before it returns.
+        on_state: makes a resumable state durable: called in rank 0 when a save is due, in a thread beside the steps,
+            with the steps done and a copy of all that is needed to resume. None is being written when this returns.
         workers: the workers that share every batch. Their process group has to exist.
         num_loader_threads: threads that decode the next batch during a step.
     Raises:
         TrainingDivergedError: the loss became NaN or infinite, in every rank at the same step.
+        whatever `on_state` raises, at a later step or at the end.
         DataError: an image can't be decoded.
         StateDictError: `state` belongs to another model.
     """
     workers = workers or WorkerGroup()
-    if recipe.batch_size < workers.size:
-        raise ConfigError(
-            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers: each needs an image per step"
-        )
+    _check_shares(recipe, workers)
     started = time.monotonic()
     names = set(clip.model.state_dict())
-    look = _Look(clip, data, recipe, workers, base_features)
+    validation = Validation(clip, data, recipe, workers)
+    look = _Look(clip, data, recipe, workers, base_features, hides=validation.holds_out)
     method = open_method(recipe.method)
     method.prepare(clip.model, recipe, generator_for(seed, "method", 0))
     weights = TrainedWeights(method, clip.model, recipe)
     done = weights.resume(state, workers)
     figures = look.resume(state)
+    validation.resume(state)
     if done == 0:
         look.before(weights)
-    objective = _Objective(clip, data, recipe, seed, workers)
-    batches = Batches(clip, data.train, recipe, seed=seed, workers=workers, num_threads=num_loader_threads)
+    objective = Objective(clip, data, recipe, seed, workers)
+    hidden = recipe.steps if validation.holds_out else recipe.held_out_steps
+    batches = Batches(
+        clip, data.train, recipe, seed=seed, workers=workers, held_out_steps=hidden, num_threads=num_loader_threads
+    )
+    saver = StateSaver(recipe, on_state if workers.rank == 0 else None)
     loss = math.nan
-    with _kept_in_eval_mode(clip.model), batches:
+    with _ready_to_train(clip.model, recipe), batches, saver:
         for step in range(done, recipe.steps):
             if step == recipe.held_out_steps and look.holds_out:
                 figures = look.measure()
                 if method.may_drop and workers.any(figures is not None and not figures.needed):
                     return FinetuneResult(None, loss, step, time.monotonic() - started, figures)
-            total = objective.loss(step, *batches.batch(step))
-            loss = workers.sum(float(total.detach())) / recipe.batch_size
+            weights.clear_gradients()
+            loss = workers.sum(objective.add_gradients(step, *batches.batch(step))) / recipe.batch_size
             _check_finite(loss, step, data.name, recipe)
-            share = workers.size / recipe.batch_size  # DDP divides by the number of workers
-            weights.update(total * share, step)
+            weights.update(step)
             done = step + 1
             if on_progress:
                 on_progress(done, loss)
-            if on_state and workers.rank == 0 and done < recipe.steps and done % recipe.save_every_steps == 0:
-                on_state(done, weights.state(done) | look.state(figures))
+            if validation.ends(done, weights):
+                break
+            if saver.due(done):
+                saver.begin(done, weights.state(done) | look.state(figures) | validation.state())
     weights.finish()
     expert = method.merge(clip.model)
     assert expert.keys() == names, f"method {recipe.method!r} gives other tensors than the base has"
-    return FinetuneResult(expert, loss, recipe.steps, time.monotonic() - started, figures)
+    return FinetuneResult(expert, loss, done, time.monotonic() - started, figures, validation.figures)
 
 
 def image_features(clip: Clip, data: TaskData) -> torch.Tensor:
@@ -152,16 +161,26 @@ def image_features(clip: Clip, data: TaskData) -> torch.Tensor:
 
 
 class _Look:
-    """What is seen of the training images as they are, before and between the steps: the probe, and held-out images."""
+    """What is seen of the training images as they are, before and between the steps: the probe, and held-out images.
+
+    `hides`: held-out images are not seen at all, since they validate.
+    """
 
     def __init__(
-        self, clip: Clip, data: TaskData, recipe: Recipe, workers: WorkerGroup, base_features: torch.Tensor | None
+        self,
+        clip: Clip,
+        data: TaskData,
+        recipe: Recipe,
+        workers: WorkerGroup,
+        base_features: torch.Tensor | None,
+        *,
+        hides: bool,
     ) -> None:
         self._clip, self._data, self._recipe, self._workers = clip, data, recipe, workers
         self._labels = torch.from_numpy(data.look.labels)
         out = held_out_images(torch.from_numpy(data.train.labels))[torch.from_numpy(data.looked_at)]
         self.holds_out = recipe.held_out_steps > 0 and bool(out.any())
-        self._shown = ~out if self.holds_out else torch.ones_like(out)
+        self._shown = ~out if self.holds_out or hides else torch.ones_like(out)
         wanted = workers.rank == 0 and (recipe.probe_steps > 0 or self.holds_out)
         self._features = image_features(clip, data) if wanted and base_features is None else base_features
 
@@ -201,61 +220,6 @@ class _Look:
         return {_HELD_OUT: figures.tensor()} if figures else {}
 
 
-class _Objective:
-    """The loss of a step, from its images: cross-entropy of the classes' prompts under the recipe's template."""
-
-    def __init__(self, clip: Clip, data: TaskData, recipe: Recipe, seed: int, workers: WorkerGroup) -> None:
-        templates = data.templates[:1] if recipe.train_templates == "first" else data.templates
-        self._tokens = prompt_tokens(clip.tokenizer, data.classes, templates).to(clip.device)
-        self._texts = None
-        if not recipe.text_lr:  # frozen: encoded once
-            with torch.no_grad():
-                self._texts = [clip.model.encode_text(tokens, normalize=True) for tokens in self._tokens]  # type: ignore[operator]
-        self._logits = _wrap(_Logits(clip.model), clip.device, workers)
-        self._recipe = recipe
-        self._seed = seed
-
-    def loss(self, step: int, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Sum over this worker's share [B, 3, H, W] and [B] of the step's batch, a scalar with gradients."""
-        template = _template_of(self._seed, step, len(self._tokens))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._recipe.precision == "bf16"):
-            if self._texts:
-                logits = self._logits(images, texts=self._texts[template])
-            else:
-                logits = self._logits(images, tokens=self._tokens[template])
-        return cross_entropy(logits.float(), labels, label_smoothing=self._recipe.label_smoothing, reduction="sum")
-
-
-class _Logits(nn.Module):
-    """Images and the classes' texts to logits, in one forward call, which is what DDP hooks into."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, images: torch.Tensor, *, tokens: torch.Tensor | None = None, texts: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """[B, 3, H, W] and [C, L], or unit text features [C, D], to the model's scale x cosine, [B, C]."""
-        image_features = self.model.encode_image(images, normalize=True)  # type: ignore[operator]
-        if texts is None:
-            texts = self.model.encode_text(tokens, normalize=True)  # type: ignore[operator]
-        logits: torch.Tensor = self.model.logit_scale.exp() * image_features @ texts.T  # type: ignore[operator]
-        return logits
-
-
-def _wrap(logits: nn.Module, device: torch.device, workers: WorkerGroup) -> nn.Module:
-    if workers.size == 1:
-        return logits
-    return DistributedDataParallel(logits, device_ids=[device] if device.type == "cuda" else None, static_graph=True)
-
-
-def _template_of(seed: int, step: int, num_templates: int) -> int:
-    if num_templates == 1:
-        return 0
-    return int(torch.randint(num_templates, (1,), generator=generator_for(seed, "template", step)))
-
-
 def _check_finite(loss: float, step: int, task: str, recipe: Recipe) -> None:
     if not math.isfinite(loss):
         raise TrainingDivergedError(
@@ -264,12 +228,21 @@ def _check_finite(loss: float, step: int, task: str, recipe: Recipe) -> None:
         )
 
 
+def _check_shares(recipe: Recipe, workers: WorkerGroup) -> None:
+    if recipe.batch_size < workers.size * recipe.gradient_accumulation:
+        parts = f", {recipe.gradient_accumulation} parts each" if recipe.gradient_accumulation > 1 else ""
+        raise ConfigError(
+            f"batch_size {recipe.batch_size} is smaller than {workers.size} workers{parts}: each needs an image per "
+            "step"
+        )
+
+
 @contextmanager
-def _kept_in_eval_mode(model: nn.Module) -> Iterator[None]:
+def _ready_to_train(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Eval mode: BatchNorm normalises by the base's statistics and leaves them alone. Gradients flow all the same."""
     model.eval()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), recomputed_activations(model, enabled=recipe.gradient_checkpointing):
             yield
     finally:
         model.zero_grad(set_to_none=True)

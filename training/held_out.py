@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from fusion.answers.class_sums import Discriminant, sum_classes
 from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.answers.evidence import NUM_FOLDS, cross_fitted, folds, joined_logits
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.metrics import Z_95
 
 _METRIC = "held_out_"

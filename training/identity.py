@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fusion.versions.bases import Base
 from fusion.versions.experts import expert_identity
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.recipe import Recipe
 
 

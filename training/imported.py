@@ -11,7 +11,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions.bases import Base
 from fusion.versions.experts import ExpertRecord, expert_identity, find_expert, put_expert_file
-from training.data import TaskData
+from training.data.task_data import TaskData
 from training.expert import BaseView, put_record
 from training.finetune import image_features
 

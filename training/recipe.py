@@ -17,7 +17,7 @@ Policy = Literal["none", "crop", "draw"]
 _ALGORITHM = 1
 """Goes up when the same settings train another expert, so that old experts are not taken for new ones."""
 
-_NOT_IN_IDENTITY = {"save_every_steps"}
+_NOT_IN_IDENTITY = {"gradient_checkpointing", "save_every_seconds", "save_every_steps"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,14 @@ class Recipe(Options):
     clip_grad: Annotated[float, Gt(0)] | None = None
     """Largest norm of the gradient. Null: not clipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`fp32`, or `bf16`: the forward pass under autocast; weights and optimizer stay fp32."""
+    """`fp32`, or `bf16`: the forward pass under autocast; weights and optimizer stay fp32. Faster on GPUs since Ampere
+    and on CPUs with AMX; slower elsewhere."""
+    gradient_accumulation: Annotated[int, Ge(1)] = 1
+    """Parts of a worker's share of the batch that go through the model one after the other. The same gradient up to
+    rounding, with the activations of one part."""
+    gradient_checkpointing: bool = False
+    """Compute activations of transformer blocks again in the backward pass instead of keeping them. Does not change the
+    result."""
     augment: Policy = "crop"
     """`none`, `crop` (90-100 % of the area) or `draw` (for drawings and glyphs on white)."""
     flip: bool = True
@@ -69,31 +76,67 @@ class Recipe(Options):
     probe_lr: Annotated[float, Gt(0)] = 1e-3
     """Peak learning rate of these steps."""
     text_lr: Annotated[float, Ge(0)] = 1.0
-    """Learning rate of the text encoder, as a multiple of `lr`. 0: frozen, which makes steps cheaper."""
+    """Learning rate of the text encoder, as a multiple of `lr`. 0: frozen, which makes steps cheaper; without
+    `probe_steps` the image encoder alone is trained."""
     average: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the steps, the last ones, whose weights are averaged. 0: the last step's weights count."""
     held_out: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     """Share of the steps, the first ones, during which a fifth of the images is held out, to calibrate the expert and
     to tell whether it is needed. 0: never, and neither is known."""
+    early_stop: Annotated[int, Ge(1)] | None = None
+    """Evaluations in a row without a better one, after which training stops; the best one's weights count. Evaluated
+    on the data's validation split, or on a fifth of the training images, which no step then sees. Null: all `steps` are
+    trained, and the last one's weights count."""
+    validate_every_steps: Annotated[int, Ge(1)] = 50
+    """For `early_stop`: steps between evaluations."""
     few_shot: Annotated[int, Ge(1)] | None = None
     """Training images kept per class. Null: all."""
     train_templates: Literal["first", "all"] = "first"
     """Train on the `first` template, or on a random one of `all` per step. Evaluation always takes the ensemble."""
     balanced: bool = False
     """Draw classes evenly, whatever their number of images. Otherwise every image is drawn once per epoch."""
-    save_every_steps: Annotated[int, Ge(1)] = 200
-    """Steps between resumable states. Does not change the result."""
+    save_every_seconds: Annotated[float, Ge(0)] = 120.0
+    """Seconds between resumable states, which are written beside the steps. None is saved near a task's end, where it
+    would cost more than it can spare. Does not change the result."""
+    save_every_steps: Annotated[int, Ge(1)] | None = None
+    """Steps between resumable states, in place of `save_every_seconds`. Does not change the result."""
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
         if 0 < self.steps <= self.warmup_steps:
             problems.append(f"warmup_steps is {self.warmup_steps}, it must be below steps, which is {self.steps}")
+        if self.early_stop is not None:
+            problems += self._against_early_stop()
+        if self.gradient_accumulation > self.batch_size:
+            problems.append(
+                f"gradient_accumulation is {self.gradient_accumulation} and batch_size {self.batch_size}: each part "
+                "needs an image"
+            )
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             problems.append(f"betas is {self.betas}, it must be two numbers in [0, 1)")
         if self.method == "auto" and not self.held_out:
             problems.append("method is 'auto', which decides on held-out images: set held_out, such as 0.67")
         if self.method not in method_names():
             problems.append(f"method is {self.method!r}, it must be {' or '.join(map(repr, method_names()))}")
+        return problems
+
+    def _against_early_stop(self) -> list[str]:
+        problems = []
+        if self.held_out:
+            problems.append(
+                f"early_stop is {self.early_stop} and held_out {self.held_out}: one holds out images to the end, the "
+                "other for a while. Leave one out"
+            )
+        if self.average:
+            problems.append(
+                f"early_stop is {self.early_stop} and average {self.average}: weights are those of the best step, or a "
+                "mean over the last ones. Leave one out"
+            )
+        if self.validate_every_steps >= self.steps:
+            problems.append(
+                f"validate_every_steps is {self.validate_every_steps}, it must be below steps, which is {self.steps}: "
+                "early_stop could never stop"
+            )
         return problems
 
     def learning_rate(self, step: int) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from training.blocks import WINDOW_BYTES
+from training.data.blocks import WINDOW_BYTES
 
 
 def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:

@@ -29,7 +29,7 @@ class TrainedWeights:
 
     A state holds `step` (int64 [1]), `model/NAME` for each resumable tensor of the method, `exp_avg/NAME` and
     `exp_avg_sq/NAME`, AdamW's moments, for each parameter that the steps move, and `average/NAME` for each of these
-    once weights are averaged.
+    once weights are averaged, and `best/NAME` once weights were kept.
     """
 
     def __init__(self, method: Method, model: nn.Module, recipe: Recipe) -> None:
@@ -51,11 +51,14 @@ class TrainedWeights:
         self._optimizer = _optimizer(self._parameters, recipe)
         self._recipe = recipe
         self._averages: dict[str, torch.Tensor] = {}
+        self._best: dict[str, torch.Tensor] = {}
 
-    def update(self, loss: torch.Tensor, step: int) -> None:
-        """The step with this number, from 0, down the gradient of a scalar loss."""
+    def clear_gradients(self) -> None:
+        """Before a step's gradients are added."""
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def update(self, step: int) -> None:
+        """The step with this number, from 0, down the gradient that was added."""
         if self._recipe.clip_grad is not None:
             nn.utils.clip_grad_norm_(self._parameters.values(), self._recipe.clip_grad)
         for group in self._optimizer.param_groups:
@@ -75,10 +78,15 @@ class TrainedWeights:
             for parameter in self.text_parameters:
                 parameter.requires_grad_(id(parameter) in moved)
 
+    def keep(self) -> None:
+        """These weights are the best so far: `finish` puts them back."""
+        for name, parameter in self._parameters.items():
+            self._best[name] = parameter.detach().clone(memory_format=torch.preserve_format)
+
     def finish(self) -> None:
-        """Put the averaged weights in place, where the recipe asks for them."""
-        for name, average in self._averages.items():
-            self._parameters[name].detach().copy_(average)
+        """Put the averaged or the best weights in place, where the recipe asks for them."""
+        for name, tensor in (self._averages | self._best).items():
+            self._parameters[name].detach().copy_(tensor)
 
     def _average(self, step: int) -> None:
         """Running mean of the weights after each of the last steps."""
@@ -101,6 +109,7 @@ class TrainedWeights:
                 if moment in self._optimizer.state[parameter]:
                     tensors[f"{moment}/{name}"] = self._optimizer.state[parameter][moment]
         tensors |= {f"average/{name}": average for name, average in self._averages.items()}
+        tensors |= {f"best/{name}": best for name, best in self._best.items()}
         return tensors
 
     def resume(self, state: Path | None, workers: WorkerGroup) -> int:
@@ -113,6 +122,7 @@ class TrainedWeights:
         step = workers.from_first(int(file.tensor("step")[0]) if file else 0)
         if step == 0:
             return 0
+        has_best = bool(workers.from_first(any(name.startswith("best/") for name in file.specs) if file else 0))
         for name, tensor in self._resumable.items():
             _fill(tensor.detach(), file, f"model/{name}", workers)
         for name, parameter in self._parameters.items():
@@ -124,6 +134,9 @@ class TrainedWeights:
             if step > self._recipe.averaged_from:
                 self._averages[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
                 _fill(self._averages[name], file, f"average/{name}", workers)
+            if has_best:
+                self._best[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                _fill(self._best[name], file, f"best/{name}", workers)
         logger.info("resumed step=%d", step)
         return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,12 @@ class WorkerGroup:
         tensor = torch.tensor([number], dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor)
         return float(tensor.item())
+
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Overwrite each tensor with its sum over the ranks. All are on `device`, alike in all ranks."""
+        if self.size > 1:
+            for summing in [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                summing.wait()
 
     def copy_from_first(self, tensor: torch.Tensor) -> None:
         """Overwrite a tensor with rank 0's. Shape and dtype are the same in all ranks; the device may be any."""

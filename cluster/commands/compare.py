@@ -24,7 +24,7 @@ from cluster.session import ray_session
 from fusion.disk import replace_file
 from fusion.errors import ConduError, ConfigError, own_cause
 from fusion.versions.experts import ExpertRecord, find_expert
-from training.data import Reading
+from training.data.task_data import Reading
 from training.identity import identity_of
 from training.lanes.task_queue import TaskJob
 

@@ -14,7 +14,7 @@ from cluster.output import console, print_json, table
 from fusion.errors import ConfigError
 
 if TYPE_CHECKING:
-    from training.data_check import DataReport, Finding
+    from training.data.data_check import DataReport, Finding
 
 app = typer.Typer(add_completion=False, help="A task's data: check it, choose what to label.", no_args_is_help=True)
 
@@ -41,8 +41,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is understood of a task's data, and what is wrong with it. Exit code 1 if something is."""
-    from training.data import Reading, load_task_data, with_checked_texts
-    from training.data_check import check_data, class_sheet
+    from training.data.data_check import check_data, class_sheet
+    from training.data.task_data import Reading, load_task_data, with_checked_texts
 
     name = Path(source.rstrip("/")).name
     data = load_task_data(

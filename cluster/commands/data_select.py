@@ -154,7 +154,7 @@ def _records(selection: Selection) -> list[dict[str, object]]:
 
 def _png(selection: Selection) -> bytes:
     from fusion.answers.images import decode
-    from training.contact_sheet import contact_sheet
+    from training.data.contact_sheet import contact_sheet
 
     def pictures() -> Iterator[Image.Image]:
         for one in selection.chosen:

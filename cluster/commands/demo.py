@@ -15,6 +15,7 @@ from cluster.config import Config, load_config
 from cluster.demo import run_demo
 from cluster.demo_service import ask_held_out_images, free_port
 from cluster.output import console, table
+from cluster.planning import Planning
 from cluster.report.page import write_report
 from cluster.report.records import RunReport, ServedAnswer
 from cluster.report.tables import report_tables
@@ -41,8 +42,11 @@ def demo(
         raise ConfigError(f"{config}: no such file. The demo's data is part of the repository: run it from a clone")
     settings, written = _into_folder(load_config(config), output.resolve())
     run = open_run(settings)
-    with ray_session(settings.ray, store=settings.store) as ray:
-        report = run_demo(run, output.resolve() / "scratch", ray)
+    with (
+        Planning(run) as planning,
+        ray_session(settings.ray, store=settings.store, beside=planning.start) as ray,
+    ):
+        report = run_demo(run, planning.result().plan, output.resolve() / "scratch", ray)
         publish_showcase(run, report)
         for part in report_tables(report):
             console.print(part, "")

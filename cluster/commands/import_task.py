@@ -23,11 +23,11 @@ from fusion.fuse import ExpertToFuse, fuse_experts
 from fusion.task_vectors import check_expert_finite
 from fusion.tensors import TensorFile, sha256_file
 from fusion.versions.history import Versions
-from training.data import Reading, TaskData, with_checked_texts
+from training.data.raw_task import CUT_NOTE
+from training.data.sources import absolute_source
+from training.data.task_data import Reading, TaskData, with_checked_texts
 from training.imported import import_expert
 from training.lanes.task_queue import TaskStatus
-from training.raw_task import CUT_NOTE
-from training.sources import absolute_source
 
 _SEEN = "If the expert was trained on them as well, its figures are too good"
 

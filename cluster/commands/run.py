@@ -11,6 +11,7 @@ from rich.markup import escape
 from cluster.commands.options import JsonOption
 from cluster.config import Config, TaskConfig, load_config
 from cluster.output import console, errors, print_json
+from cluster.planning import Planning
 from cluster.report.figures import build_report
 from cluster.report.page import write_report
 from cluster.report.records import RunReport
@@ -20,8 +21,7 @@ from cluster.session import ray_session
 from cluster.showcase import publish_showcase
 from fusion.errors import ConduError, TaskNameError
 from fusion.versions.manifest import check_task_name
-from training.data import Reading, load_test_data
-from training.sources import absolute_source
+from training.data.sources import absolute_source
 
 ConfigArgument = Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")]
 ReplaceOption = Annotated[bool, typer.Option("--replace", help="Allow a new expert under a task name that is taken.")]
@@ -88,20 +88,6 @@ def tell_report(run: Run, report: RunReport | None, *, as_json: bool) -> None:
     console.print(f"version [bold]{max(run.versions.values())}[/] in {run.config.store}")
 
 
-def _check_unseen(config: Config, *, verify: bool, show: bool) -> None:
-    """Read the test sets that are only measured, so that what is wrong with one does not end a run after its training.
-
-    Raises `DataError`.
-    """
-    from training.lanes.cluster_scan import scan_on_cluster
-
-    reading = Reading(config.address, refresh=verify, scan=scan_on_cluster)
-    for one in config.unseen:
-        data = load_test_data(one.name, one.data, reading)
-        if show:
-            console.print(f"{one.name:<16} {data.summary()}", markup=False, soft_wrap=True)
-
-
 def _run(
     config: Config,
     *,
@@ -116,10 +102,14 @@ def _run(
     this = open_run(config, readd=readd)
     for name in this.removed:
         errors.print(f"skipped {name}: it was removed from {config.store}; --readd brings it back", markup=False)
-    with ray_session(config.ray, store=config.store) as ray:
-        if evaluate:
-            _check_unseen(config, verify=verify, show=not as_json)
-        train_and_fuse(this, ray, replace=replace, readd=readd, verify=verify, show=not as_json)
+    with (
+        Planning(this, unseen=evaluate, verify=verify) as planning,
+        ray_session(config.ray, store=config.store, beside=planning.start) as ray,
+    ):
+        planned = planning.result()
+        for name, understood in planned.unseen.items() if not as_json else ():
+            console.print(f"{name:<16} {understood}", markup=False, soft_wrap=True)
+        train_and_fuse(this, ray, planned.plan, replace=replace, readd=readd, show=not as_json)
         failed = [status for status in this.statuses if status.state == "failed"]
         if not this.versions:
             reasons = "\n".join(f"  {status.name}: {status.reason}" for status in failed)

@@ -8,10 +8,20 @@ import numpy as np
 
 from cluster.measure import MeasuredSet
 from cluster.report.estimates import paired, percent
-from cluster.report.records import Abstention, Answers, Calibration, CalibrationBin, Estimate, HeldOut, OneRequest
+from cluster.report.records import (
+    Abstention,
+    Answers,
+    Calibration,
+    CalibrationBin,
+    EarlyStop,
+    Estimate,
+    HeldOut,
+    OneRequest,
+)
 from training.answer_measure import ALL_LEARNED, EVERYTHING, LABELS, SEEN, TASK, Asked
 from training.frozen import DISCRIMINANT
 from training.held_out import HeldOutFigures
+from training.validation import ValidationFigures
 
 NUM_BINS = 15
 FALSE_ALARM = 0.05
@@ -61,6 +71,14 @@ def held_out(metrics: Mapping[str, float]) -> HeldOut | None:
         gain=Estimate(mean=gain, low=gain - error, high=gain + error),
         needed=found.needed,
     )
+
+
+def early_stop(metrics: Mapping[str, float]) -> EarlyStop | None:
+    """What an expert's record says of validation."""
+    found = ValidationFigures.from_metrics(metrics)
+    if found is None:
+        return None
+    return EarlyStop(int(metrics["steps"]), int(found.best_step), int(found.num_images), 100 * found.accuracy)
 
 
 def calibration(asked: Sequence[Asked]) -> Calibration:

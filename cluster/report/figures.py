@@ -13,7 +13,7 @@ from dataclasses import astuple
 import numpy as np
 
 from cluster.measure import MeasuredSet
-from cluster.report.answer_figures import answer_figures, held_out
+from cluster.report.answer_figures import answer_figures, early_stop, held_out
 from cluster.report.estimates import interval, paired, percent
 from cluster.report.records import (
     BaseFigures,
@@ -124,6 +124,7 @@ def _fidelity(run: Run) -> dict[str, Fidelity]:
 def _task(run: Run, item: MeasuredSet, mode: str) -> TaskFigures:
     sessions, answered = item.sessions, item.answers.asked[TASK].right
     modes = sorted({*item.modes, mode})
+    metrics = run.record(sessions.name).metrics
     return TaskFigures(
         name=sessions.name,
         classes=sessions.num_classes,
@@ -138,7 +139,8 @@ def _task(run: Run, item: MeasuredSet, mode: str) -> TaskFigures:
         kept={name: KeptFigures(100 * one.agreement, one.divergence) for name, one in sorted(item.kept.items())},
         answered=percent(answered),
         answered_interval=interval(answered),
-        held_out=held_out(run.record(sessions.name).metrics),
+        held_out=held_out(metrics),
+        early_stop=early_stop(metrics),
     )
 
 

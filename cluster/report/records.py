@@ -45,6 +45,23 @@ class BaseFigures(Record):
 
 
 @dataclass(frozen=True)
+class EarlyStop(Record):
+    """Where a training stopped.
+
+    Attributes:
+        steps: that were trained.
+        best_step: whose weights are the expert's.
+        images: validation images.
+        accuracy: of the expert on them, in percent.
+    """
+
+    steps: int
+    best_step: int
+    images: int
+    accuracy: float
+
+
+@dataclass(frozen=True)
 class HeldOut(Record):
     """Held-out training images, before the last steps of training saw them too.
 
@@ -171,6 +188,7 @@ class TaskFigures(Record):
             `expert` is None.
         answered, answered_interval: of the answers by the configured rule.
         held_out: what images that training had not seen told of the expert; None where none were held out.
+        early_stop: where training stopped; None where it was not asked to before its last step.
     """
 
     name: str
@@ -187,6 +205,7 @@ class TaskFigures(Record):
     answered: float
     answered_interval: Interval
     held_out: HeldOut | None
+    early_stop: EarlyStop | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from cluster.output import human_bytes, table
-from cluster.report.records import Estimate, Fidelity, HeldOut, Interval, KeptFigures, RunReport
+from cluster.report.records import EarlyStop, Estimate, Fidelity, HeldOut, Interval, KeptFigures, RunReport
 
 METHOD_NAMES = {
     "condu": "condu",
@@ -145,6 +145,10 @@ def _unseen(report: RunReport) -> Table:
     )
 
 
+def _stopped(found: EarlyStop) -> str:
+    return f"{found.steps}, best after {found.best_step}: {found.accuracy:.1f} % of {found.images} validation images"
+
+
 def _cost(report: RunReport) -> Table:
     routing = report.routing_accuracy
     rows: list[list[Any]] = [
@@ -154,6 +158,7 @@ def _cost(report: RunReport) -> Table:
         ["stored per task", human_bytes(report.bytes_per_task)],
         ["stored once for all", human_bytes(report.shared_bytes)],
         ["a checkpoint per task", human_bytes(report.checkpoint_bytes)],
+        *([f"steps of {task.name}", _stopped(task.early_stop)] for task in report.tasks if task.early_stop),
         *([f"time: {name}", f"{seconds:.0f} s"] for name, seconds in report.seconds.items()),
     ]
     return table("Cost", ["what", "figure"], rows)

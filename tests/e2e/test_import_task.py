@@ -24,7 +24,7 @@ from tests.e2e.test_mistakes import refused
 from tests.fusion.checkpoints.forms import adapter, factors, saved
 from tests.fusion.checkpoints.hugging_face import Tensors, to_hugging_face
 from tests.tiny import COLOURS, tiny_base
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.recipe import Recipe
 

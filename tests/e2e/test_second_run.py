@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.project import Project
-from tests.training.test_index import settle, spoil
+from tests.training.data.test_index import settle, spoil
 
 pytestmark = pytest.mark.ray
 

@@ -16,9 +16,10 @@ from fusion.answers.clip import build_clip
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
 from tests.tiny import tiny_base
-from training import blocks, images, samplers
+from training import samplers
 from training.batches import Batches
-from training.data import Reading, load_task_data
+from training.data import blocks, images
+from training.data.task_data import Reading, load_task_data
 from training.expert import train_expert
 from training.recipe import Recipe
 from training.worker_group import WorkerGroup

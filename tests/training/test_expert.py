@@ -12,7 +12,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import check_same_layout
 from fusion.versions.experts import find_expert, find_training_state, num_attempts
 from tests.tiny import tiny_base, tiny_task
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.identity import identity_of
 from training.recipe import Recipe

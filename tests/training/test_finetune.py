@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
 from training.augment import Policy
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
 from training.recipe import Recipe
 from training.samplers import Sampler
@@ -32,6 +33,7 @@ RECIPE = Recipe(
 SHARED_RECIPE = replace(RECIPE, batch_size=15, save_every_steps=7, eps=1e-3)
 """For two workers: shares of 8 and 7. With a small eps AdamW makes full steps for gradients that are only rounding
 errors (an attention's key bias has no others), and then another order of summation gives other weights."""
+SMALLER = {"gradient_accumulation": 2, "gradient_checkpointing": True, "early_stop": 9, "validate_every_steps": 3}
 ROOT = Path(__file__).parents[2]
 
 
@@ -188,7 +190,10 @@ def test_balanced_draws_rare_classes_as_often_as_frequent_ones() -> None:
 
 
 @pytest.mark.processes
-def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, SMALLER], ids=["plain", "in parts"])
+def test_two_workers_train_to_the_weights_of_one(
+    new_clip: Callable[[], Clip], data: TaskData, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     """Two real processes over gloo; one of them resumes, the other receives the state from it."""
     alone = new_clip()
     write_tensors(tmp_path / "base.safetensors", tensors_of(alone))
@@ -196,16 +201,17 @@ def test_two_workers_train_to_the_weights_of_one(new_clip: Callable[[], Clip], d
     def save(step: int, tensors: dict[str, torch.Tensor]) -> None:
         write_tensors(tmp_path / f"{step}.safetensors", tensors)
 
-    finetune(alone, data, SHARED_RECIPE, seed=5, on_state=save)
+    finetune(alone, data, replace(SHARED_RECIPE, **changes), seed=5, on_state=save)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environment = {**os.environ, **group, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    data_folder, changed = str(tmp_path / "colours"), json.dumps(changes)
     for name, state in (("whole", ""), ("resumed", str(tmp_path / "7.safetensors"))):
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.training.rank", str(tmp_path), str(tmp_path / "colours"), name, state],
+                [sys.executable, "-m", "tests.training.rank", str(tmp_path), data_folder, name, state, changed],
                 env={**environment, "RANK": str(rank)},
             )
             for rank in range(2)

@@ -18,7 +18,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.experts import find_training_state
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.expert import train_expert
 from training.identity import identity_of
 from training.recipe import Recipe

@@ -21,7 +21,7 @@ from fusion.tensors import TensorFile, check_same_layout
 from fusion.versions.experts import ExpertRecord, find_training_state
 from tests.tiny import tiny_base, tiny_task
 from training.continual import continual_finetuning
-from training.data import TaskData, load_task_data
+from training.data.task_data import TaskData, load_task_data
 from training.expert import train_expert
 from training.finetune import finetune
 from training.held_out import HeldOutFigures

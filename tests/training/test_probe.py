@@ -15,7 +15,7 @@ from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
 from tests.tiny import tiny_base, tiny_task
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.finetune import finetune, image_features
 from training.probe import class_directions, fit_texts, prompt_tokens
 from training.recipe import Recipe

@@ -21,6 +21,7 @@ OTHER: dict[str, Any] = {
     "label_smoothing": 0.0,
     "clip_grad": 1.0,
     "precision": "bf16",
+    "gradient_accumulation": 2,
     "augment": "none",
     "flip": False,
     "few_shot": 16,
@@ -31,6 +32,8 @@ OTHER: dict[str, Any] = {
     "text_lr": 0.0,
     "average": 0.33,
     "held_out": 0.67,
+    "early_stop": 3,
+    "validate_every_steps": 25,
     "lora_rank": 4,
     "lora_alpha": 8.0,
     "lora_targets": "all",
@@ -59,15 +62,17 @@ def test_the_rate_warms_up_to_its_peak_and_falls_to_almost_nothing() -> None:
 def test_only_what_changes_the_result_is_in_the_identity() -> None:
     settings = Recipe().to_json()
     assert settings == json.loads(json.dumps(settings))
-    assert Recipe(save_every_steps=7).to_json() == settings
+    same = Recipe(save_every_steps=7, save_every_seconds=1.0, gradient_checkpointing=True)
+    assert same.to_json() == settings
     for name, value in OTHER.items():
         changed = Recipe(**{name: value}).to_json()
         assert changed == json.loads(json.dumps(changed))
         assert changed.keys() - settings.keys() == {name}
 
 
-def test_every_option_but_the_interval_of_states_is_tried() -> None:
-    assert OTHER.keys() | {"save_every_steps", "method"} == asdict(Recipe()).keys()
+def test_every_option_but_those_that_change_no_result_is_tried() -> None:
+    without = {"save_every_seconds", "save_every_steps", "gradient_checkpointing", "method"}
+    assert OTHER.keys() | without == asdict(Recipe()).keys()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,8 @@ def test_a_default_stays_what_it_is() -> None:
         "label_smoothing": 0.2,
         "clip_grad": None,
         "precision": "fp32",
+        "gradient_accumulation": 1,
+        "gradient_checkpointing": False,
         "augment": "crop",
         "flip": True,
         "method": "full",
@@ -120,10 +127,13 @@ def test_a_default_stays_what_it_is() -> None:
         "text_lr": 1.0,
         "average": 0.0,
         "held_out": 0.0,
+        "early_stop": None,
+        "validate_every_steps": 50,
         "few_shot": None,
         "train_templates": "first",
         "balanced": False,
-        "save_every_steps": 200,
+        "save_every_seconds": 120.0,
+        "save_every_steps": None,
     }
 
 

@@ -20,7 +20,7 @@ from fusion.store.node_cache import NodeCache
 from serving.images import Cropper, Normaliser, Upload
 from tests.fusion.answers.pictures import cmyk, cmyk_jpeg_without_adobe, encoded, on_transparency, sixteen_bits, turned
 from tests.tiny import PREPROCESS_CFG, SHAPES, picture, tiny_base
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.recipe import Recipe
 

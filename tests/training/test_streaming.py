@@ -24,8 +24,9 @@ from fusion.errors import DataError
 from fusion.store import open_store
 from fusion.versions.experts import find_expert, survey_experts
 from tests.tiny import COLOURS, tiny_parquet, tiny_task
-from training import blocks, images, look, samplers
-from training.data import Reading, TaskData, load_task_data
+from training import samplers
+from training.data import blocks, images, look
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.samplers import WindowSampler
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +158,7 @@ def test_what_is_done_with_large_data_is_said_and_sorted_rows_are_a_warning(sour
 def test_rows_that_lie_sorted_by_class_are_a_warning(
     tmp_path: Path, folders: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.doubts.WINDOW_BYTES", 1)
+    monkeypatch.setattr("training.data.doubts.WINDOW_BYTES", 1)
     said = load_task_data("t", in_shards(tmp_path / "tar", folders)).summary()
     assert "WARNING: the rows are sorted by class: the 1 blocks" in said
 

@@ -7,15 +7,15 @@ chunk that another node can't read, or that nobody has begun for a while, is rea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 
 from fusion.errors import DataError
-from training.contents import read_contents
-from training.scan import Chunk, scan_here
+from training.data.contents import read_contents
+from training.data.scan import Chunk, scan_here
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,11 +28,17 @@ _TASK_CPUS = 0.25
 _PATIENCE_S = 10.0
 
 
-def scan_on_cluster(chunks: Sequence[Chunk], verify: bool) -> Iterator[tuple[int, pa.Table]]:
-    """See `training.scan.Scan`. Needs a Ray session, unless there are few files."""
+def scan_on_cluster(
+    chunks: Sequence[Chunk], verify: bool, *, has_session: Callable[[], bool] = ray.is_initialized
+) -> Iterator[tuple[int, pa.Table]]:
+    """See `training.data.scan.Scan`. Few files are read here, and so are many where there is no Ray session.
+
+    Args:
+        has_session: asked if there are many files; it may wait for a session that is starting.
+    """
     files = [one for chunk in chunks for one in chunk]
     few = len(files) < _FEW_FILES and sum(one.size for one in files) < _FEW_BYTES
-    if few or not ray.is_initialized():
+    if few or not has_session():
         yield from scan_here(chunks, verify)
         return
     read: Any = ray.remote(num_cpus=_TASK_CPUS, scheduling_strategy="SPREAD")(_read)

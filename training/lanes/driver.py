@@ -28,15 +28,13 @@ from fusion.actor_names import NAMESPACE
 from fusion.disk import scratch_folder
 from fusion.errors import BlobNotFoundError
 from fusion.store.address import StoreAddress
-from fusion.versions.bases import Base
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
-from training.lanes.plan import plan_tasks
+from training.lanes.plan import Plan
 from training.lanes.status_query import queue_prefix
-from training.lanes.task_queue import PlannedTask, TaskJob, TaskQueue, TaskStatus
+from training.lanes.task_queue import PlannedTask, TaskQueue, TaskStatus
 from training.malloc import MALLOC_ENVIRONMENT
-from training.sources import absolute_source
 
 logger = logging.getLogger(__name__)
 
@@ -52,26 +50,20 @@ _TRAIN_SETTINGS = {
 
 
 def run_lanes(
-    address: StoreAddress,
-    base: Base,
-    jobs: Sequence[TaskJob],
+    plan: Plan,
     options: LaneOptions | None = None,
     on_status: Callable[[list[TaskStatus]], None] | None = None,
     *,
     reserved: Mapping[str, float] | None = None,
-    verify: bool = False,
 ) -> list[TaskStatus]:
     """Train all tasks that have no expert yet, in parallel. Needs `ray.init` unless there is nothing to train.
 
     Args:
-        address: of the store that has the base and receives the experts.
-        base: what to fine-tune.
-        jobs: the tasks, in the order in which they are wanted.
+        plan: the tasks.
         options: lanes and their resources.
-        on_status: called about twice a second, and once at the end, with all tasks in the order of `jobs`. A task that
+        on_status: called about twice a second, and once at the end, with all tasks in the plan's order. A task that
             is `done` has its record in the store (`find_expert(store, status.identity)`), so fusing can start.
         reserved: what the caller's own actor holds of the cluster: `auto` does not count it.
-        verify: read all data again, also what the store's indices know.
     Returns:
         The last statuses, each `done` or `failed`.
     Raises:
@@ -80,10 +72,9 @@ def run_lanes(
         LaneError: no lane ran within `startup_timeout_s`.
     """
     options = options or LaneOptions()
-    address = address.resolved()  # workers have another working directory
-    jobs = [replace(job, source=absolute_source(job.source)) for job in jobs]
     report = on_status or (lambda _: None)
-    statuses, planned = plan_tasks(address, base, jobs, verify=verify)
+    address, base, planned = plan.address, plan.base, plan.to_train
+    statuses = list(plan.statuses)
     report(list(statuses))
     if not planned:
         return statuses
@@ -91,7 +82,7 @@ def run_lanes(
         raise BlobNotFoundError(f"{address.url} has no base {base.sha256[:12]}… to train from: put it there first")
     num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
     queue = _start_queue(address, list(planned.values()), options)
-    lanes = _Lanes(queue, num_lanes, options, base, address, planned)
+    lanes = _Lanes(queue, num_lanes, options, plan)
 
     def merged() -> list[TaskStatus]:
         for index, status in zip(planned, ray.get(queue.statuses.remote()), strict=True):
@@ -121,9 +112,7 @@ class _Lanes:
         queue: Any,
         num_lanes: int,
         options: LaneOptions,
-        base: Base,
-        address: StoreAddress,
-        planned: dict[int, PlannedTask],
+        plan: Plan,
     ) -> None:
         self.errors: list[str] = []
         self._queue = queue
@@ -141,9 +130,9 @@ class _Lanes:
             config = LaneConfig(
                 lane=name,
                 queue=queue,
-                jobs=tuple(task.job for task in planned.values()),
-                base=base,
-                address=address,
+                jobs=tuple(task.job for task in plan.to_train.values()),
+                base=plan.base,
+                address=plan.address,
                 num_threads=max(1, int(options.num_cpus)),
                 num_loader_threads=options.num_loader_threads,
                 gpu_share=options.num_gpus or 1.0,
@@ -152,7 +141,7 @@ class _Lanes:
             thread = threading.Thread(target=self._drive, args=(name, trainer), name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
-        logger.info("lanes started lanes=%d tasks=%d workers=%d", num_lanes, len(planned), options.workers)
+        logger.info("lanes started lanes=%d tasks=%d workers=%d", num_lanes, len(plan.to_train), options.workers)
 
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from fusion.store.address import StoreAddress
-from fusion.versions.experts import find_expert, num_attempts
-from training.data import Reading, TaskData, load_task_data
+from fusion.versions.experts import ExpertRecord, find_expert, num_attempts
+from training.data.task_data import Reading, TaskData, load_task_data
 from training.recipe import Recipe
 
 State = Literal["waiting", "training", "done", "failed"]
@@ -47,6 +47,7 @@ class TaskJob:
             image_column=self.image_column,
             label_column=self.label_column,
             few_shot=self.recipe.few_shot,
+            validation=self.recipe.early_stop is not None,
         )
 
 
@@ -97,6 +98,11 @@ class TaskStatus:
         return self.state in ("done", "failed")
 
 
+def steps_of(record: ExpertRecord, recipe: Recipe) -> int:
+    """The steps after which an expert's training stopped."""
+    return int(record.metrics.get("steps", recipe.steps))
+
+
 class TaskQueue:
     """Hands tasks to lanes in the configured order, and knows how each stands.
 
@@ -126,8 +132,8 @@ class TaskQueue:
             if self._closed:
                 break
             task = self._tasks[index]
-            if find_expert(self._store, task.identity) is not None:
-                self.done(lane, index)
+            if (record := find_expert(self._store, task.identity)) is not None:
+                self.done(lane, index, steps_of(record, task.job.recipe))
                 continue
             counted = num_attempts(self._store, task.identity) - task.attempts_before
             attempts = max(counted, self._handed.get(index, 0))  # a worker may die before it counts itself
@@ -148,12 +154,11 @@ class TaskQueue:
             self._set(index, state="training", lane=lane, worker=worker, step=step, loss=loss)
         return not self._closed
 
-    def done(self, lane: str, index: int) -> None:
-        """The task's record is in the store."""
+    def done(self, lane: str, index: int, step: int) -> None:
+        """The task's record is in the store, after so many steps."""
         self._crashes.pop(lane, None)
         if self._statuses[index].state != "done":
-            steps = self._statuses[index].steps
-            self._set(index, state="done", step=steps, reason=None, seconds=self._seconds(index))
+            self._set(index, state="done", step=step, reason=None, seconds=self._seconds(index))
 
     def failed(self, lane: str, index: int, reason: str) -> None:
         """The task can't be trained; the lane continues with the next. The first reason is kept."""

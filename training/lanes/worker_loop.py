@@ -14,12 +14,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-from fusion.errors import BaseMismatchError, DataError, StateDictError
-from training.data import Reading, TaskData
+from fusion.errors import BaseMismatchError, ConfigError, DataError, StateDictError
+from training.base_model import BaseModel
+from training.data.task_data import Reading, TaskData
 from training.expert import train_expert
 from training.finetune import TrainingDivergedError
 from training.lanes.lane_config import LaneConfig
-from training.lanes.task_queue import TaskJob
+from training.lanes.task_queue import TaskJob, steps_of
 from training.worker_group import WorkerGroup
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def run_worker(lane: LaneConfig) -> None:
     workers = WorkerGroup(context.get_world_size(), context.get_world_rank(), str(device))
     worker = f"{socket.gethostname()}:{os.getpid()}"
     cache = lane.address.open_cache()
+    model = BaseModel(lane.base, cache, device=str(device))
     while True:
         index = workers.from_first(_call(lane, "take", worker) if workers.rank == 0 else 0)
         if index < 0:
@@ -50,7 +52,7 @@ def run_worker(lane: LaneConfig) -> None:
         if data is None:
             continue
         try:
-            train_expert(
+            record = train_expert(
                 cache.store,
                 cache,
                 lane.base,
@@ -59,17 +61,17 @@ def run_worker(lane: LaneConfig) -> None:
                 seed=job.seed,
                 workers=workers,
                 progress=_reporter(lane, worker, index, job) if workers.rank == 0 else None,
-                device=str(device),
+                model=model,
                 num_loader_threads=lane.num_loader_threads,
             )
-        except (TrainingDivergedError, BaseMismatchError, StateDictError) as error:  # in every rank alike
+        except (TrainingDivergedError, BaseMismatchError, ConfigError, StateDictError) as error:  # in every rank alike
             _call(lane, "failed", index, str(error))
         except DataError as error:
             if workers.size > 1:  # the others wait for this rank: only a restart frees them, and attempts are counted
                 raise
             _call(lane, "failed", index, str(error))
         else:
-            _call(lane, "done", index)
+            _call(lane, "done", index, steps_of(record, job.recipe))
 
 
 def _load(lane: LaneConfig, job: TaskJob, index: int, workers: WorkerGroup) -> TaskData | None:

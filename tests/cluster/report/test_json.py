@@ -41,7 +41,7 @@ KEYS = """
 """
 TASK_KEYS = """
     name classes n_test zero_shot zero_shot_interval frozen expert expert_interval fused fused_interval kept answered
-    answered_interval held_out
+    answered_interval held_out early_stop
 """
 ANSWERS_KEYS = """
     rule known unknown seen over_experts over_discriminant forwards one_request calibration abstention
@@ -49,6 +49,12 @@ ANSWERS_KEYS = """
 UNSEEN_KEYS = "name classes n_test zero_shot zero_shot_interval aggregated aggregated_interval"
 FIDELITY_KEYS = "version mode tasks shared_bytes seconds peak_bytes extra_bytes written_bytes rounding"
 TASK_FIDELITY_KEYS = "task session bits_set bits_lost cosine relative_error trigger_bytes archive_bytes trigger"
+
+
+def test_a_training_that_stopped_early_says_where_and_how_good_it_was(values: dict[str, Any]) -> None:
+    pets, food = values["tasks"]
+    assert pets["early_stop"] is None
+    assert food["early_stop"] == {"steps": 250, "best_step": 150, "images": 16, "accuracy": 75.0}
 
 
 def test_the_keys_stand_in_this_order(values: dict[str, Any]) -> None:

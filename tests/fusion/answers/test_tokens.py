@@ -15,7 +15,7 @@ from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from tests.fusion.published import publish_tasks
 from tests.tiny import MODEL_CFG, picture, tiny_task
-from training.data import load_task_data, with_checked_texts
+from training.data.task_data import load_task_data, with_checked_texts
 
 TOKENIZER = tokenizer_of(MODEL_CFG)
 """It reads 16 tokens: a start, 14 of the text, an end."""

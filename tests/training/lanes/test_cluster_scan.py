@@ -9,12 +9,12 @@ import pytest
 from fusion.errors import DataError
 from fusion.store.address import StoreAddress
 from tests.tiny import tiny_parquet, tiny_task
-from training.contents import Unread
-from training.data import Reading, load_task_data
-from training.files import LocalFile
+from training.data.contents import Unread
+from training.data.files import LocalFile
+from training.data.scan import scan_here
+from training.data.task_data import Reading, load_task_data
 from training.lanes import cluster_scan
 from training.lanes.cluster_scan import scan_on_cluster
-from training.scan import scan_here
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def many(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few files count as many, in chunks of two."""
     monkeypatch.setattr("training.lanes.cluster_scan._FEW_FILES", 0)
-    monkeypatch.setattr("training.scan._CHUNK_FILES", 2)
+    monkeypatch.setattr("training.data.scan._CHUNK_FILES", 2)
 
 
 def test_tasks_find_what_one_process_finds_and_name_what_is_broken(tmp_path: Path) -> None:

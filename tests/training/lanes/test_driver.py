@@ -19,10 +19,11 @@ from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
 from fusion.versions.experts import find_expert, num_attempts
 from tests.tiny import SHAPES, tiny_base, tiny_task
-from training.data import load_task_data
+from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.lanes.capacity import LaneOptions
 from training.lanes.driver import run_lanes
+from training.lanes.plan import plan_tasks
 from training.lanes.task_queue import TaskJob, TaskStatus
 from training.recipe import Recipe
 
@@ -46,7 +47,8 @@ class Site:
     def run(
         self, jobs: list[TaskJob], options: LaneOptions, on_status: Callable[[list[TaskStatus]], None] | None = None
     ) -> dict[str, TaskStatus]:
-        return {s.name: s for s in run_lanes(StoreAddress(self.store.url), self.base, jobs, options, on_status)}
+        plan = plan_tasks(StoreAddress(self.store.url), self.base, jobs)
+        return {status.name: status for status in run_lanes(plan, options, on_status)}
 
 
 def site_in(folder: Path) -> Site:

@@ -82,7 +82,7 @@ def test_a_lane_that_dies_without_progress_is_given_up_and_its_task_goes_to_anot
 def test_a_finished_task_resets_the_count_of_crashes(queue: TaskQueue) -> None:
     queue.take("a", "host:1")
     assert [queue.crashed("a", "x") for _ in range(2)] == [False, False]
-    queue.done("a", 0)
+    queue.done("a", 0, 20)
     assert not queue.crashed("a", "x")
 
 
@@ -92,7 +92,7 @@ def test_the_first_reason_is_kept_and_done_is_never_undone(queue: TaskQueue) -> 
     queue.failed("a", 0, "two")
     assert queue.statuses()[0].reason == "one"
     queue.take("a", "host:1")
-    queue.done("a", 1)
+    queue.done("a", 1, 20)
     queue.failed("a", 1, "late")
     queue.progress("a", "host:1", 1, 3, 0.5)
     assert states(queue) == ["failed", "done", "waiting"]
