@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.soak.machines import SOURCE, Machines, why_not
+from tests.soak.results import Results
+
+
+@pytest.fixture(scope="session")
+def results() -> Results:
+    """What the suite finds, in `soak-results/` or the folder that CONDU_SOAK_RESULTS names."""
+    return Results(Path(os.environ.get("CONDU_SOAK_RESULTS", SOURCE / "soak-results")))
 
 
 @pytest.fixture

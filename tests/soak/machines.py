@@ -153,6 +153,13 @@ class Machine:
         os.kill(self._init, signal.SIGKILL)
         self._holder.wait()
 
+    def fill_disk(self) -> None:
+        """Let its home, with the node cache, and its scratch folder be on a disk without room."""
+        for name in ("home", "tmp"):
+            place = f"{self.local}/{name}"
+            self.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place)
+            self.run("bash", "-c", f"head -c 2m /dev/zero > {place}/full 2> /dev/null", check=False)
+
     def unplug(self) -> None:
         self.lab.switch("link", "set", self._link, "down")
 
@@ -205,6 +212,7 @@ class Machines:
         (folder / "hosts").write_text("127.0.0.1 localhost\n")
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.machines: list[Machine] = []
+        self.gate: S3Gate
 
     def __enter__(self) -> Machines:
         self._holder = subprocess.Popen(
@@ -253,8 +261,14 @@ class Machines:
             "-volume.max=20", "-master.volumeSizeLimitMB=256", "-volume.preStopSeconds=0", "-master.telemetry=false",
             "-s3.autoCreateBucket=false", "-master.electionTimeout=1s", log=self.folder / "s3.log",
         )  # fmt: skip
+        (machine.disk / "gate").mkdir()
+        machine.start(
+            "python", "-m", "tests.soak.gate", machine.ip, "8334", "8333", machine.local / "gate",
+            log=self.folder / "gate.log",
+        )  # fmt: skip
+        self.gate = S3Gate(machine.disk / "gate")
         self.env |= {
-            "AWS_ENDPOINT_URL_S3": f"http://{machine.ip}:8333",
+            "AWS_ENDPOINT_URL_S3": f"http://{machine.ip}:8334",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -263,6 +277,30 @@ class Machines:
         machine.env |= self.env
         machine.python(_MAKE_BUCKET)
         return machine
+
+
+class S3Gate:
+    """The controls of the gate before the S3 server, see `tests.soak.gate`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def hold(self, pattern: str) -> None:
+        """Let the next request that matches get half of its body through, and no further."""
+        (self._folder / "hold.new").write_text(pattern)
+        (self._folder / "hold.new").rename(self._folder / "hold")
+
+    def held(self) -> tuple[str, str] | None:
+        """From which address the request came, and its first line; None until it is held."""
+        try:
+            address, _, line = (self._folder / "held").read_text().partition(" ")
+        except FileNotFoundError:
+            return None
+        return address, line
+
+    def slow(self, *, before_s: float, bytes_per_s: float) -> None:
+        """Wait before each request, and carry what is sent no faster than this, a connection."""
+        (self._folder / "slow").write_text(f"{before_s} {bytes_per_s}")
 
 
 def real(process: subprocess.Popen[bytes]) -> int:
