@@ -109,6 +109,7 @@ class Machine:
             "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.second_try:middlewares",  # as in the image
             **lab.env,
         }
 
