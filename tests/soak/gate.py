@@ -33,7 +33,11 @@ class Gate:
         """Until the process is killed."""
         while True:
             client, (address, *_) = listener.accept()
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # it is still starting
+                _close(client)
+                continue
             threading.Thread(target=self._requests, args=(client, server, address), daemon=True).start()
             threading.Thread(target=_replies, args=(server, client), daemon=True).start()
 
