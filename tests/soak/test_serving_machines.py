@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -93,7 +94,16 @@ class Service:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        assert "0.0.0.0" not in log.read_text(), "the printed addresses can be asked"
+        assert "on http://0.0.0.0" not in log.read_text(), "the printed addresses can be asked"
+        nodes = {self.head.ip, *(worker.ip for worker in self.workers)}
+        while set(self.addresses()) != nodes:  # a proxy on each node with a replica: they are on two nodes
+            assert time.monotonic() < deadline, f"{self.addresses()} answer, not {nodes}"
+
+    def addresses(self) -> list[str]:
+        """Where the service says that it answers."""
+        told = json.loads(self.head.run("condu", "status", self.project.config, "--json").stdout)
+        found = [session["service"]["urls"] for session in told["sessions"] if session.get("service")]
+        return [str(urlsplit(url).hostname) for url in found[0]] if found else []
 
 
 def nothing(service: Service) -> None:
