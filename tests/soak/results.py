@@ -27,6 +27,7 @@ COLUMNS = {
         "slowest": "slowest with retries, s",
         "how": "how they failed",
     },
+    "scale": {"scenario": "run", "seconds": "start to end, s"},
     "image": {"scenario": "step", "seconds": "s", "how": "what it said"},
 }
 
