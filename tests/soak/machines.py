@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,7 +151,8 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
 
     def power_off(self) -> None:
-        """Everything on it dies at once, and its link goes: no connection is closed."""
+        """Its link goes, and then everything on it: dying processes close their connections, and nobody may hear it."""
+        self.unplug()
         os.kill(self._init, signal.SIGKILL)
         self._holder.wait()
 
@@ -236,6 +238,16 @@ class Machines:
 
     def switch(self, *words: str) -> None:
         _run(["nsenter", "-t", str(self._switch), "-n", "ip", *words])
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what was logged: by commands, and by Ray on every machine."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in self.folder.glob("*.log"):
+            shutil.copy(path, folder)
+        for machine in self.machines:
+            for logs in machine.disk.glob("ray/session_2*/logs"):
+                shutil.copytree(logs, folder / machine.name, symlinks=True, dirs_exist_ok=True)
 
     def add(self, name: str) -> Machine:
         number = 1 + len(self.machines)

@@ -36,6 +36,7 @@ class Results:
     """The rows of one folder."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._json, self._tables = folder / "machines.json", folder / "machines.md"
         folder.mkdir(parents=True, exist_ok=True)
         self.rows: dict[str, dict[str, Any]] = json.loads(self._json.read_text()) if self._json.exists() else {}

@@ -27,8 +27,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fusion.actor_names import NAMESPACE
 from fusion.disk import scratch_folder
 from fusion.errors import BlobNotFoundError
+from fusion.store import Store
 from fusion.store.address import StoreAddress
 from fusion.versions.bases import Base
+from fusion.versions.experts import find_expert
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
@@ -42,6 +44,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
+_LOST_MACHINE_S = 120.0
+"""How long a lane may take to notice that its machine is gone. A run that is complete waits for it, because Ray ends a
+process of which a thread uses it after its shutdown, with exit code 1."""
 _CLEAN_UP_S = 20.0
 _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # default 2 s: most of a lane's start-up is waiting for this poll
@@ -87,7 +92,8 @@ def run_lanes(
     report(list(statuses))
     if not planned:
         return statuses
-    if address.open().head(base.weights.key) is None:
+    store = address.open()
+    if store.head(base.weights.key) is None:
         raise BlobNotFoundError(f"{address.url} has no base {base.sha256[:12]}… to train from: put it there first")
     num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
     queue = _start_queue(address, list(planned.values()), options)
@@ -100,17 +106,23 @@ def run_lanes(
 
     try:
         _watch(lanes, queue, options, merged, report)
-    finally:
-        lanes.close()
-    reasons = "; ".join(lanes.errors) or "its lane ended"
-    final = [
-        status
-        if status.settled
-        else TaskStatus(status.name, status.identity, "failed", status.step, status.steps, reason=reasons)
-        for status in merged()
-    ]
+    except BaseException:
+        lanes.close(_WIND_DOWN_S)
+        raise
+    lanes.close(_LOST_MACHINE_S if len(ray.nodes()) > 1 else _WIND_DOWN_S)
+    final = [_settled(store, status, lanes.errors) for status in merged()]
     report(final)
     return final
+
+
+def _settled(store: Store, status: TaskStatus, errors: Sequence[str]) -> TaskStatus:
+    """What became of a task, now that no lane is left. The store knows those that the queue forgot with its machine."""
+    if status.settled:
+        return status
+    if status.identity and find_expert(store, status.identity) is not None:
+        return replace(status, state="done", step=status.steps)
+    reason = "; ".join(errors) or "its lane ended"
+    return TaskStatus(status.name, status.identity, "failed", status.step, status.steps, reason=reason)
 
 
 class _Lanes:
@@ -157,11 +169,11 @@ class _Lanes:
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
-    def close(self) -> None:
+    def close(self, timeout_s: float) -> None:
         """Let lanes end, without waiting for those that still wait for resources: they will find the queue closed."""
         ray.get(self._queue.close.remote())
         seen = ray.get(self._queue.lanes_seen.remote())
-        deadline = time.monotonic() + _WIND_DOWN_S
+        deadline = time.monotonic() + timeout_s
         for thread in self._threads:
             if thread.name in seen:
                 thread.join(max(0.0, deadline - time.monotonic()))

@@ -15,14 +15,15 @@ import torch
 from fusion.errors import BlobNotFoundError, ConfigError
 from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
+from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
-from fusion.versions.experts import find_expert, num_attempts
+from fusion.versions.experts import ExpertRecord, find_expert, num_attempts, put_expert
 from tests.tiny import SHAPES, tiny_base, tiny_task
 from training.data import load_task_data
 from training.expert import train_expert
 from training.lanes.capacity import LaneOptions
-from training.lanes.driver import run_lanes
+from training.lanes.driver import _settled, run_lanes
 from training.lanes.task_queue import TaskJob, TaskStatus
 from training.recipe import Recipe
 
@@ -115,6 +116,13 @@ def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(
     assert record is not None
     assert record.expert.sha256 == undisturbed.expert.sha256
     assert record.metrics["final_loss"] == undisturbed.metrics["final_loss"]
+
+
+def test_a_task_that_a_restarted_queue_knows_nothing_of_is_done_if_its_record_exists(local_store: Store) -> None:
+    put_expert(local_store, ExpertRecord("id", "pets", ("a",), ("{}",), "base", BlobRef("x", "0" * 64, 1)))
+    assert _settled(local_store, TaskStatus("pets", "id", steps=20), []).state == "done"
+    lost = _settled(local_store, TaskStatus("cars", "other", steps=20), ["no room"])
+    assert (lost.state, lost.reason) == ("failed", "no room")
 
 
 def test_workers_of_one_lane_share_a_task(tmp_path: Path) -> None:
