@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -156,6 +157,13 @@ class Machine:
         os.kill(self._init, signal.SIGKILL)
         self._holder.wait()
 
+    def kill_all(self) -> None:
+        """SIGKILL of all that runs on it; the machine stays."""
+        for pid, _ in self._processes():
+            if pid != self._init:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
     def fill_disk(self) -> None:
         """Let its home, with the node cache, and its scratch folder be on a disk without room."""
         for name in ("home", "tmp"):
@@ -175,6 +183,7 @@ class Machine:
 
     def _ray(self, *arguments: str, cpus: int) -> None:
         log = self.lab.folder / f"ray-{self.name}.log"
+        log.unlink(missing_ok=True)
         process = self.start(
             "ray", "start", "--block", "--node-ip-address", self.ip, "--num-cpus", str(cpus), "--object-store-memory",
             str(100 << 20), "--disable-usage-stats", *arguments, log=log,
@@ -255,6 +264,15 @@ class Machines:
             file.write(f"{_NET}{number} {name}\n")
         self.machines.append(Machine(self, name, number))
         return self.machines[-1]
+
+    def redis(self, machine: Machine) -> dict[str, str]:
+        """Redis on a machine, for the state of a head. Returns what the head has to have in its environment."""
+        machine.start(
+            "redis-server", "--bind", machine.ip, "--protected-mode", "no", "--save", "", "--port", "6390",
+            log=self.folder / "redis.log",
+        )  # fmt: skip
+        self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "300"}  # nodes wait so long for a head, as on Kubernetes
+        return {"RAY_REDIS_ADDRESS": f"{machine.ip}:6390"}
 
     def s3(self) -> Machine:
         """A machine with an S3 server. Every machine that is added later finds it in its environment."""
