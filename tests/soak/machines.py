@@ -164,12 +164,15 @@ class Machine:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def fill_disk(self) -> None:
-        """Let its home, with the node cache, and its scratch folder be on a disk without room."""
+    def small_disk(self, *, mib: int) -> None:
+        """Let its home, with the node cache, and its scratch folder be on small disks. Before anything runs there."""
         for name in ("home", "tmp"):
-            place = f"{self.local}/{name}"
-            self.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place)
-            self.run("bash", "-c", f"head -c 2m /dev/zero > {place}/full 2> /dev/null", check=False)
+            self.run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", f"{self.local}/{name}")
+
+    def fill_disk(self) -> None:
+        """Leave no room on its small disks."""
+        for name in ("home", "tmp"):
+            self.run("bash", "-c", f"cat /dev/zero > {self.local}/{name}/full", check=False)
 
     def unplug(self) -> None:
         self.lab.switch("link", "set", self._link, "down")

@@ -69,9 +69,11 @@ class Site:
     def log(self) -> Path:
         return self.lab.folder / "run.log"
 
-    def join(self, name: str) -> Machine:
+    def join(self, name: str, *, disk_mib: int | None = None) -> Machine:
         """A new worker of two cores: room for a lane and the fusion actor."""
         worker = self.lab.add(name)
+        if disk_mib:
+            worker.small_disk(mib=disk_mib)
         worker.ray_worker(self.head, num_cpus=2)
         self.workers.append(worker)
         return worker
@@ -113,15 +115,15 @@ class Site:
 
 @pytest.fixture
 def new_site(new_lab: Callable[[], Machines], tmp_path: Path) -> Callable[..., Site]:
-    def make(*workers: str) -> Site:
+    def make(*workers: str, train: dict[str, object] = TRAIN, disk_mib: int | None = None) -> Site:
         lab = new_lab()
         url = f"s3://{BUCKET}/soak"
         project = Project(tmp_path / f"project-{lab.folder.parent.name}", store=url)
-        project.write_config(train=TRAIN, unseen=None, ray={"address": "auto"}, fusion={"num_cpus": 1})
+        project.write_config(train=train, unseen=None, ray={"address": "auto"}, fusion={"num_cpus": 1})
         site = Site(lab, lab.add("head"), [], project, url)
         site.head.ray_head(num_cpus=0)
         for name in workers or ("one", "two"):
-            site.join(name)
+            site.join(name, disk_mib=disk_mib)
         return site
 
     return make
@@ -303,10 +305,15 @@ def test_a_full_disk_on_one_node_costs_no_task(
 ) -> None:
     scenario = "full disk on one node"
     results.begin("training", scenario)
-    site = new_site()
+    site = new_site(disk_mib=200)
     began = time.monotonic()
-    site.workers[0].fill_disk()
-    keep(results, scenario, "scratch folder and cache of a worker", began, site.end(site.start()), same)
+    process = site.start()
+    site.wait_for_key(STEPS, process)
+    (fuses,) = hosts_of(site, "FusionActor")
+    full = next(machine for machine in site.workers if machine is not fuses)
+    full.fill_disk()
+    keep(results, scenario, "scratch folder and node cache of a worker", began, site.end(process), same)
+    assert "the disk is full" in site.log.read_text(), "its lane was given up, and says why"
 
 
 def test_a_node_that_joins_late_gets_work(
@@ -314,7 +321,7 @@ def test_a_node_that_joins_late_gets_work(
 ) -> None:
     scenario = "a node joins late"
     results.begin("training", scenario)
-    site = new_site("one")
+    site = new_site("one", train={**TRAIN, "autoscaling": True})
     began = time.monotonic()
     process = site.start()
     site.wait_for_key(STEPS, process)
