@@ -258,7 +258,7 @@ class Machines:
         for path in self.folder.glob("*.log"):
             shutil.copy(path, folder)
         for machine in self.machines:
-            for logs in machine.disk.glob("ray/session_2*/logs"):
+            for logs in machine.disk.glob("ray/ray/session_2*/logs"):
                 shutil.copytree(logs, folder / machine.name, symlinks=True, dirs_exist_ok=True)
 
     def add(self, name: str) -> Machine:

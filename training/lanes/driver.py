@@ -138,6 +138,7 @@ class _Lanes:
         planned: dict[int, PlannedTask],
     ) -> None:
         self.errors: list[str] = []
+        self.seen: set[str] = set()
         self._queue = queue
         self._folder = scratch_folder("condu-lanes-")
         for name, value in _TRAIN_SETTINGS.items():
@@ -169,13 +170,17 @@ class _Lanes:
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
+    def look(self) -> None:
+        """Note the lanes that have asked for a task. A queue that lost its machine forgets those of before."""
+        self.seen |= ray.get(self._queue.lanes_seen.remote())
+
     def close(self, timeout_s: float) -> None:
         """Let lanes end, without waiting for those that still wait for resources: they will find the queue closed."""
         ray.get(self._queue.close.remote())
-        seen = ray.get(self._queue.lanes_seen.remote())
+        self.look()
         deadline = time.monotonic() + timeout_s
         for thread in self._threads:
-            if thread.name in seen:
+            if thread.name in self.seen:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if not self.alive():
             _remove_everywhere(self._folder)
@@ -217,14 +222,14 @@ def _watch(
     report: Callable[[list[TaskStatus]], None],
 ) -> None:
     """Report about twice a second until all tasks are settled or no lane is left."""
-    started, seen = time.monotonic(), False
+    started = time.monotonic()
     while lanes.alive():
         statuses = merged()
         if all(status.settled for status in statuses):
             return
         report(statuses)
-        seen = seen or bool(ray.get(queue.lanes_seen.remote()))
-        if not seen and time.monotonic() - started > options.startup_timeout_s:
+        lanes.look()
+        if not lanes.seen and time.monotonic() - started > options.startup_timeout_s:
             available = ray.available_resources()
             free = {name: available.get(name, 0.0) for name in options.demand()}
             raise LaneError(
