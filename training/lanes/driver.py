@@ -8,6 +8,7 @@ started again and finds what is done.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -44,9 +46,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
-_LOST_MACHINE_S = 120.0
-"""How long a lane may take to notice that its machine is gone. A run that is complete waits for it, because Ray ends a
-process of which a thread uses it after its shutdown, with exit code 1."""
+_KILL_S = 15.0
 _CLEAN_UP_S = 20.0
 _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # default 2 s: most of a lane's start-up is waiting for this poll
@@ -106,10 +106,8 @@ def run_lanes(
 
     try:
         _watch(lanes, queue, options, merged, report)
-    except BaseException:
-        lanes.close(_WIND_DOWN_S)
-        raise
-    lanes.close(_LOST_MACHINE_S if len(ray.nodes()) > 1 else _WIND_DOWN_S)
+    finally:
+        lanes.close()
     final = [_settled(store, status, lanes.errors) for status in merged()]
     report(final)
     return final
@@ -138,7 +136,7 @@ class _Lanes:
         planned: dict[int, PlannedTask],
     ) -> None:
         self.errors: list[str] = []
-        self.seen: set[str] = set()
+        self._closing = False
         self._queue = queue
         self._folder = scratch_folder("condu-lanes-")
         for name, value in _TRAIN_SETTINGS.items():
@@ -170,20 +168,21 @@ class _Lanes:
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
-    def look(self) -> None:
-        """Note the lanes that have asked for a task. A queue that lost its machine forgets those of before."""
-        self.seen |= ray.get(self._queue.lanes_seen.remote())
-
-    def close(self, timeout_s: float) -> None:
-        """Let lanes end, without waiting for those that still wait for resources: they will find the queue closed."""
+    def close(self) -> None:
+        """Let lanes end, and end those that don't: they wait for resources, perhaps of a machine that is gone."""
+        self._closing = True
         ray.get(self._queue.close.remote())
-        self.look()
-        deadline = time.monotonic() + timeout_s
+        seen = ray.get(self._queue.lanes_seen.remote())
+        deadline = time.monotonic() + _WIND_DOWN_S
         for thread in self._threads:
-            if thread.name in self.seen:
+            if thread.name in seen:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        if not self.alive():
-            _remove_everywhere(self._folder)
+        if self.alive():
+            _kill_controllers()
+            deadline = time.monotonic() + _KILL_S
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        _remove_everywhere(self._folder)
 
     def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
         return TorchTrainer(
@@ -210,7 +209,8 @@ class _Lanes:
         try:
             trainer.fit()
         except Exception as error:  # a lane that gave up: its tasks go to the others, or fail with this reason
-            logger.warning("lane ended lane=%s: %s", name, one_line(error))
+            if not self._closing:
+                logger.warning("lane ended lane=%s: %s", name, one_line(error))
             self.errors.append(one_line(error))
 
 
@@ -222,14 +222,14 @@ def _watch(
     report: Callable[[list[TaskStatus]], None],
 ) -> None:
     """Report about twice a second until all tasks are settled or no lane is left."""
-    started = time.monotonic()
+    started, seen = time.monotonic(), False
     while lanes.alive():
         statuses = merged()
         if all(status.settled for status in statuses):
             return
         report(statuses)
-        lanes.look()
-        if not lanes.seen and time.monotonic() - started > options.startup_timeout_s:
+        seen = seen or bool(ray.get(queue.lanes_seen.remote()))
+        if not seen and time.monotonic() - started > options.startup_timeout_s:
             available = ray.available_resources()
             free = {name: available.get(name, 0.0) for name in options.demand()}
             raise LaneError(
@@ -237,6 +237,17 @@ def _watch(
                 f"free in the cluster are {free}. Stop what holds the rest, or raise startup_timeout_s"
             )
         time.sleep(_POLL_S)
+
+
+def _kill_controllers() -> None:
+    """End the lanes that still run, with whatever they hold or wait for.
+
+    A thread that is left in `fit` would use Ray after its shutdown, for which Ray ends the whole process with exit code
+    1. Ray Train shows nobody its controllers, so they are looked for among all objects.
+    """
+    for found in gc.get_objects():
+        if type(found) is ActorHandle and repr(found).startswith("Actor(TrainController"):
+            ray.kill(found)
 
 
 def _remove_everywhere(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,15 @@ def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(
     assert record is not None
     assert record.expert.sha256 == undisturbed.expert.sha256
     assert record.metrics["final_loss"] == undisturbed.metrics["final_loss"]
+
+
+def test_a_lane_that_waits_for_resources_ends_with_the_run(tmp_path: Path) -> None:
+    """Left in its thread it would use Ray after the session, for which Ray ends the process with exit code 1."""
+    site = site_in(tmp_path)
+    jobs = [site.job(name, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+    done = site.run(jobs, LaneOptions(lanes=3, num_cpus=2, autoscaling=True))
+    assert {status.state for status in done.values()} == {"done"}
+    assert [thread.name for thread in threading.enumerate() if "-lane-" in thread.name] == []
 
 
 def test_a_task_that_a_restarted_queue_knows_nothing_of_is_done_if_its_record_exists(local_store: Store) -> None:
