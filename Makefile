@@ -93,5 +93,5 @@ $(BUILD_READY): $(READY) demo/build/requirements.txt
 	@touch $@
 
 clean:  ## Remove what the demo and the tools left (not .venv)
-	@rm -rf demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf demo-output soak-results build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

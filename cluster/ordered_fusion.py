@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fusion.errors import BlobNotFoundError
+from fusion.errors import BlobNotFoundError, ConduError
 from fusion.fuse import ExpertToFuse
 from fusion.store import Store
 from fusion.versions.aliases import set_aliases
@@ -23,9 +24,15 @@ if TYPE_CHECKING:  # it imports Ray, which must not be imported before the sessi
 
 _logger = logging.getLogger(__name__)
 
+_LARGEST_BATCH = 16
+"""Experts of one version: the node that fuses has all of their files in its cache, and starts over if it dies."""
+
 
 class OrderedFuser:
     """Passes experts to the fusion actor in order, one session per expert; failed tasks are skipped.
+
+    While the actor makes a version, experts wait. Those that wait are fused into one version or one by one, see
+    `FusionOptions.publish`.
 
     Args:
         client: client of the store's fusion actor.
@@ -34,6 +41,7 @@ class OrderedFuser:
         options: `mode`, `archive`, `replace` and `created` for `FusionClient.fuse`.
         on_fused: called with a task and the version that holds it.
         readd: also fuse tasks that were removed from the store; otherwise they are left out.
+        batch: fuse all that wait into one version.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class OrderedFuser:
         on_fused: Callable[[str, int], None],
         *,
         readd: bool = False,
+        batch: bool = False,
     ) -> None:
         self._client = client
         self._store = store
@@ -53,8 +62,12 @@ class OrderedFuser:
         self._options = dict(options)
         self._on_fused = on_fused
         self._readd = readd
+        self._most = _LARGEST_BATCH if batch else 1
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fuser")
-        self._submitted: dict[str, Future[int | None]] = {}
+        self._submitted: set[str] = set()
+        self._waiting: deque[TaskStatus] = deque()
+        self._turns: list[Future[None]] = []
+        self._fused: dict[str, int] = {}
 
     def update(self, statuses: Sequence[TaskStatus]) -> None:
         """Submit the tasks that became ready. Raises the error of an earlier fuse, if there is one."""
@@ -62,20 +75,46 @@ class OrderedFuser:
             if not status.settled:
                 break
             if status.state == "done" and status.name not in self._submitted:
-                self._submitted[status.name] = self._pool.submit(self._fuse, status)
-        for future in self._submitted.values():
-            if future.done():
-                future.result()
+                self._submitted.add(status.name)
+                self._waiting.append(status)
+                self._turns.append(self._pool.submit(self._next))
+        for turn in self._turns:
+            if turn.done():
+                turn.result()
 
     def finish(self) -> dict[str, int]:
         """Wait for all submitted tasks. Returns the version that holds each."""
         try:
-            versions = {name: future.result() for name, future in self._submitted.items()}
-            return {name: version for name, version in versions.items() if version is not None}
+            for turn in self._turns:
+                turn.result()
+            return dict(self._fused)
         finally:
             self._pool.shutdown(cancel_futures=True)
 
-    def _fuse(self, status: TaskStatus) -> int | None:
+    def _next(self) -> None:
+        """Fuse what waits, or the next of it. A turn whose task went with an earlier one finds nothing to do."""
+        taken = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+        ready: list[tuple[TaskStatus, ExpertToFuse]] = []
+        problem: ConduError | None = None
+        for status in taken:
+            try:
+                if expert := self._expert(status):
+                    ready.append((status, expert))
+            except ConduError as error:
+                problem = error
+                break
+        try:
+            self._fuse(ready)
+        except ConduError:
+            if len(ready) == 1:
+                raise
+            for one in ready:  # those before the one that can't be fused are fused, as without batches
+                self._fuse([one])
+        if problem:
+            raise problem
+
+    def _expert(self, status: TaskStatus) -> ExpertToFuse | None:
+        """What is to be fused for a task that is done; None where there is nothing to fuse."""
         record = find_expert(self._store, status.identity)
         assert isinstance(record, ExpertRecord), "a task that is done has a record"
         newest = self._versions.newest()
@@ -85,13 +124,20 @@ class OrderedFuser:
         entry = newest.state.tasks.get(status.name) if newest else None
         if newest and entry and entry.expert_sha256 == record.content.sha256:
             # fused by an earlier run: the actor is not needed
-            version = set_aliases(self._versions, status.name, status.aliases).version
-        else:
-            self._check_weights(record, status)
-            expert = replace(ExpertToFuse.from_record(record), task=status.name, aliases=status.aliases)
-            version = self._client.fuse(self._base, [expert], **self._options)
+            self._note(status, set_aliases(self._versions, status.name, status.aliases).version)
+            return None
+        self._check_weights(record, status)
+        return replace(ExpertToFuse.from_record(record), task=status.name, aliases=status.aliases)
+
+    def _fuse(self, ready: Sequence[tuple[TaskStatus, ExpertToFuse]]) -> None:
+        if ready:
+            version = self._client.fuse(self._base, [expert for _, expert in ready], **self._options)
+            for status, _ in ready:
+                self._note(status, version)
+
+    def _note(self, status: TaskStatus, version: int) -> None:
+        self._fused[status.name] = version
         self._on_fused(status.name, version)
-        return version
 
     def _check_weights(self, record: ExpertRecord, status: TaskStatus) -> None:
         if self._store.head(record.content.key) is None:

@@ -150,7 +150,8 @@ def train_and_fuse(
         "created": {"config": config_hash(config)},
     }
     with TaskProgress(enabled=show) as progress:
-        fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd)
+        batch = config.fusion.publish == "batch"
+        fuser = OrderedFuser(client, run.store, run.base, options, progress.fused, readd=readd, batch=batch)
         metrics = RunMetrics()
         first = True
 

@@ -15,6 +15,9 @@ from fusion.options import Options
 class FusionOptions(Options):
     """What is kept of the experts, and where the arithmetic is done. Raises `OptionsError`."""
 
+    publish: Literal["each", "batch"] = "each"
+    """`each`: a version per expert. `batch`: experts that became ready while the last version was made are fused into
+    one, up to 16 at a time and in the configured order: the same triggers, fewer versions. For hundreds of tasks."""
     archive_experts: bool = False
     """Keep each original task vector, named by the task's record. Always on in a mode that reads them again.
     `condu fuse --from-archive` needs it."""

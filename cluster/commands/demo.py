@@ -24,14 +24,15 @@ from cluster.session import ray_session
 from cluster.showcase import publish_showcase
 from fusion.errors import ConfigError
 
-_ROOT = Path(__file__).resolve().parents[2]
+_CONFIG = Path("configs", "demo.yaml")
+_CLONE = Path(__file__).resolve().parents[2]
+_DEFAULT = _CLONE / _CONFIG if (_CLONE / _CONFIG).is_file() else _CONFIG
+"""In a clone, wherever it is called from; where condu is installed, as in the image, in the working folder."""
 _NUM_IMAGES_PER_SET = 1
 
 
 def demo(
-    config: Annotated[Path, typer.Option(help="Another configuration for the demo.", metavar="FILE")] = _ROOT
-    / "configs"
-    / "demo.yaml",
+    config: Annotated[Path, typer.Option(help="Another configuration for the demo.", metavar="FILE")] = _DEFAULT,
     output: Annotated[Path, typer.Option(help="Folder for the store and the report.", metavar="FOLDER")] = Path(
         "demo-output"
     ),
@@ -102,7 +103,7 @@ def _print_goodbye(report: RunReport, output: Path, written: Path) -> None:
     console.print(f"\nreport: {output / 'report.html'} and report.json (total {report.seconds['total']:.0f} s)")
     console.print("next steps:")
     console.print(f"  .venv/bin/condu serve {shown}")
-    more = sorted((_ROOT / "demo" / "more").glob("*/"))
+    more = sorted((_CLONE / "demo" / "more").glob("*/"))
     if more:
         data = more[0].relative_to(Path.cwd()) if more[0].is_relative_to(Path.cwd()) else more[0]
         console.print(f"  .venv/bin/condu add-task {shown} {more[0].name} --data {data}")

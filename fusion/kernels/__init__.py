@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from fusion.errors import ConfigError
+from fusion.errors import ConfigError, DiskError
 
 StateDtype = Literal["float32", "float16", "bfloat16"]
 """The dtype in which tau is kept. Arithmetic is always float32; tau is rounded before anything is derived from it."""
@@ -164,8 +164,18 @@ def open_kernels(device: str = "cpu") -> Kernels:
 
 
 def load_kernels(device: str = "cpu") -> None:
-    """Load the kernels of a device: the first call costs a process a quarter of a second."""
-    open_kernels(device).sum_abs(np.zeros(1, np.float32), np.array([0, 1]))
+    """Load the kernels of a device: the first call costs a process a quarter of a second.
+
+    Raises `DiskError` where they are compiled and can't be kept.
+    """
+    kernels = open_kernels(device)
+    try:
+        kernels.sum_abs(np.zeros(1, np.float32), np.array([0, 1]))
+    except OSError as error:
+        raise DiskError(
+            f"the compiled kernels can't be kept ({error}): free space in numba's cache folder, or name one with "
+            "NUMBA_CACHE_DIR"
+        ) from error
 
 
 def available_cores() -> int:

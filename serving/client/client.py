@@ -34,8 +34,8 @@ TOKEN_VARIABLE = "CONDU_TOKEN"
 class Client:
     """A client of one service. May be shared between threads; close it, or use it as a context manager.
 
-    Every call repeats its request after 429, 502, 503 and 504 and after a lost connection or replica: it waits as long
-    as the service asks, else for a growing random time, and gives up after `patience_s`. A service that has never
+    Every call repeats its request after 408, 429, 502, 503, 504 and after a lost connection or replica: it waits as
+    long as the service asks, else for a growing random time, and gives up after `patience_s`. A service that has never
     answered is not waited for. What fails raises `ServiceError`.
 
     Args:

@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 MAX_BATCH_BYTES = 16 << 20
 """Encoded images in one request of a batch, half of what a service takes by default; an image above it goes alone."""
-_AGAIN = (429, 502, 503, 504)
+_AGAIN = (408, 429, 502, 503, 504)
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 

@@ -73,9 +73,10 @@ def test_a_mistake_in_a_call_comes_back_as_the_plain_error(
     assert "choose another name" in str(caught.value)
 
 
+@pytest.mark.parametrize("num_experts", [1, 3])
 @pytest.mark.parametrize("moment", ["at once", "first blob", "trigger", "manifest"])
-def test_an_actor_killed_during_a_call_fuses_the_expert_once(
-    moment: str, client: FusionClient, local_store: Store, tmp_path: Path
+def test_an_actor_killed_during_a_call_fuses_each_expert_once(
+    moment: str, num_experts: int, client: FusionClient, local_store: Store, tmp_path: Path
 ) -> None:
     base, path = random_base(tmp_path, local_store)
     assert client.fuse(base, [random_expert(tmp_path, path, "before", seed=1)], mode=ITERATIVE) == 1
@@ -87,15 +88,18 @@ def test_an_actor_killed_during_a_call_fuses_the_expert_once(
         "manifest": lambda: count(local_store, "versions/") > 1,
     }[moment]
     killer = killing(client, reached)
-    version = client.fuse(base, [random_expert(tmp_path, path, "after", seed=2)], mode=ITERATIVE)
+    names = ["after", "then", "last"][:num_experts]
+    experts = [random_expert(tmp_path, path, name, seed=2 + i) for i, name in enumerate(names)]
+    version = client.fuse(base, experts, mode=ITERATIVE)
     killer.join()
     assert version == 2
     newest = Versions(local_store).newest()
     assert newest is not None
     assert newest.version == 2, "published once"
-    assert {task: entry.session for task, entry in newest.state.tasks.items()} == {"before": 1, "after": 2}
-    assert dict(decoupled_tensors(cache_of(local_store, tmp_path), newest, "after"))
-    assert client.fuse(base, [random_expert(tmp_path, path, "last", seed=3)], mode=ITERATIVE) == 3
+    sessions = {task: entry.session for task, entry in newest.state.tasks.items()}
+    assert sessions == {name: session for session, name in enumerate(["before", *names], 1)}
+    assert all(dict(decoupled_tensors(cache_of(local_store, tmp_path), newest, name)) for name in names)
+    assert client.fuse(base, [random_expert(tmp_path, path, "next", seed=9)], mode=ITERATIVE) == 3
 
 
 def test_simultaneous_callers_are_all_served(client: FusionClient, local_store: Store, tmp_path: Path) -> None:

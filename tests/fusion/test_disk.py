@@ -1,14 +1,19 @@
-"""Replacing a file in one step."""
+"""Replacing a file in one step, and disks without room."""
 
 from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fusion.disk import replace_file, replacing
+from tests.plugins.disk import SmallDisk
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path: Path) -> None:
@@ -58,3 +63,12 @@ def test_a_file_is_replaced_by_its_new_content(tmp_path: Path) -> None:
         replace_file(tmp_path / "report.json", content)
         assert (tmp_path / "report.json").read_bytes() == content
         assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_kernels_that_cannot_be_kept_are_an_error_that_names_the_folder(small_disk: SmallDisk) -> None:
+    small_disk.fill()
+    code = "from fusion.kernels import load_kernels; load_kernels()"
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(small_disk.folder)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert "DiskError: the compiled kernels can't be kept" in done.stderr
+    assert "NUMBA_CACHE_DIR" in done.stderr

@@ -155,7 +155,7 @@ def test_a_batch_stays_on_the_version_that_answered_first(local_store: Store) ->
 
 @pytest.mark.parametrize(
     "refusal",
-    [429, 502, 503, 504, "Internal Server Error", httpx.ReadError("cut"), httpx.ConnectError("gone")],
+    [408, 429, 502, 503, 504, "Internal Server Error", httpx.ReadError("cut"), httpx.ConnectError("gone")],
     ids=repr,
 )
 def test_what_passes_is_repeated(refusal: Any) -> None:

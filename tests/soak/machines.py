@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -109,6 +111,7 @@ class Machine:
             "COLUMNS": "200",
             "OMP_NUM_THREADS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.second_try:middlewares",  # as in the image
             **lab.env,
         }
 
@@ -149,9 +152,27 @@ class Machine:
             os.kill(pid, signal.SIGKILL)
 
     def power_off(self) -> None:
-        """Everything on it dies at once, and its link goes: no connection is closed."""
+        """Its link goes, and then everything on it: dying processes close their connections, and nobody may hear it."""
+        self.unplug()
         os.kill(self._init, signal.SIGKILL)
         self._holder.wait()
+
+    def kill_all(self) -> None:
+        """SIGKILL of all that runs on it; the machine stays."""
+        for pid, _ in self._processes():
+            if pid != self._init:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def small_disk(self, *, mib: int) -> None:
+        """Let its home, with the node cache, and its scratch folder be on small disks. Before anything runs there."""
+        for name in ("home", "tmp"):
+            self.run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", f"{self.local}/{name}")
+
+    def fill_disk(self) -> None:
+        """Leave no room on its small disks."""
+        for name in ("home", "tmp"):
+            self.run("bash", "-c", f"cat /dev/zero > {self.local}/{name}/full", check=False)
 
     def unplug(self) -> None:
         self.lab.switch("link", "set", self._link, "down")
@@ -165,6 +186,7 @@ class Machine:
 
     def _ray(self, *arguments: str, cpus: int) -> None:
         log = self.lab.folder / f"ray-{self.name}.log"
+        log.unlink(missing_ok=True)
         process = self.start(
             "ray", "start", "--block", "--node-ip-address", self.ip, "--num-cpus", str(cpus), "--object-store-memory",
             str(100 << 20), "--disable-usage-stats", *arguments, log=log,
@@ -205,6 +227,7 @@ class Machines:
         (folder / "hosts").write_text("127.0.0.1 localhost\n")
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.machines: list[Machine] = []
+        self.gate: S3Gate
 
     def __enter__(self) -> Machines:
         self._holder = subprocess.Popen(
@@ -228,12 +251,31 @@ class Machines:
     def switch(self, *words: str) -> None:
         _run(["nsenter", "-t", str(self._switch), "-n", "ip", *words])
 
+    def keep_logs(self, folder: Path) -> None:
+        """Copy what was logged: by commands, and by Ray on every machine."""
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in self.folder.glob("*.log"):
+            shutil.copy(path, folder)
+        for machine in self.machines:
+            for logs in machine.disk.glob("ray/ray/session_2*/logs"):
+                shutil.copytree(logs, folder / machine.name, symlinks=True, dirs_exist_ok=True)
+
     def add(self, name: str) -> Machine:
         number = 1 + len(self.machines)
         with (self.folder / "hosts").open("a") as file:
             file.write(f"{_NET}{number} {name}\n")
         self.machines.append(Machine(self, name, number))
         return self.machines[-1]
+
+    def redis(self, machine: Machine) -> dict[str, str]:
+        """Redis on a machine, for the state of a head. Returns what the head has to have in its environment."""
+        machine.start(
+            "redis-server", "--bind", machine.ip, "--protected-mode", "no", "--save", "", "--port", "6390",
+            log=self.folder / "redis.log",
+        )  # fmt: skip
+        self.env |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "300"}  # nodes wait so long for a head, as on Kubernetes
+        return {"RAY_REDIS_ADDRESS": f"{machine.ip}:6390"}
 
     def s3(self) -> Machine:
         """A machine with an S3 server. Every machine that is added later finds it in its environment."""
@@ -253,8 +295,14 @@ class Machines:
             "-volume.max=20", "-master.volumeSizeLimitMB=256", "-volume.preStopSeconds=0", "-master.telemetry=false",
             "-s3.autoCreateBucket=false", "-master.electionTimeout=1s", log=self.folder / "s3.log",
         )  # fmt: skip
+        (machine.disk / "gate").mkdir()
+        machine.start(
+            "python", "-m", "tests.soak.gate", machine.ip, "8334", "8333", machine.local / "gate",
+            log=self.folder / "gate.log",
+        )  # fmt: skip
+        self.gate = S3Gate(machine.disk / "gate")
         self.env |= {
-            "AWS_ENDPOINT_URL_S3": f"http://{machine.ip}:8333",
+            "AWS_ENDPOINT_URL_S3": f"http://{machine.ip}:8334",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -263,6 +311,30 @@ class Machines:
         machine.env |= self.env
         machine.python(_MAKE_BUCKET)
         return machine
+
+
+class S3Gate:
+    """The controls of the gate before the S3 server, see `tests.soak.gate`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def hold(self, pattern: str) -> None:
+        """Let the next request that matches get half of its body through, and no further."""
+        (self._folder / "hold.new").write_text(pattern)
+        (self._folder / "hold.new").rename(self._folder / "hold")
+
+    def held(self) -> tuple[str, str] | None:
+        """From which address the request came, and its first line; None until it is held."""
+        try:
+            address, _, line = (self._folder / "held").read_text().partition(" ")
+        except FileNotFoundError:
+            return None
+        return address, line
+
+    def slow(self, *, before_s: float, bytes_per_s: float) -> None:
+        """Wait before each request, and carry what is sent no faster than this, a connection."""
+        (self._folder / "slow").write_text(f"{before_s} {bytes_per_s}")
 
 
 def real(process: subprocess.Popen[bytes]) -> int:

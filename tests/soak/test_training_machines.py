@@ -1,10 +1,12 @@
 """Machines that die while a run trains and fuses: the same experts to the bit as in a quiet run, each fused once.
 
-`make soak-machines` runs this, with two to four minutes a scenario on two cores.
+`make soak-machines` runs this, with two to four minutes a scenario on two cores. What the quiet run made is kept
+with the results, so that a scenario can be run alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -16,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.project import FAST, Project
-from tests.soak.machines import BUCKET, Machine, Machines, real
+from tests.soak.machines import BUCKET, SOURCE, Machine, Machines, real
+from tests.soak.results import Results
 
 pytestmark = [pytest.mark.soak, pytest.mark.processes]
 
@@ -51,7 +54,7 @@ print(json.dumps({
 
 @dataclass
 class Site:
-    """Machines with a cluster on them: a head without cores, which runs the driver, and two workers of one core."""
+    """Machines with a cluster on them: a head without cores, which runs the driver, and two workers of two cores."""
 
     lab: Machines
     head: Machine
@@ -65,6 +68,27 @@ class Site:
     @property
     def log(self) -> Path:
         return self.lab.folder / "run.log"
+
+    def join(self, name: str, *, disk_mib: int | None = None) -> Machine:
+        """A new worker of two cores: room for a lane and the fusion actor."""
+        worker = self.lab.add(name)
+        if disk_mib:
+            worker.small_disk(mib=disk_mib)
+        worker.ray_worker(self.head, num_cpus=2)
+        self.workers.append(worker)
+        return worker
+
+    def power_off(self) -> None:
+        for machine in self.lab.machines:
+            if machine.is_on:
+                machine.power_off()
+
+    def writer(self, process: subprocess.Popen[bytes]) -> Machine:
+        """The machine whose request the gate holds, as soon as it does."""
+        while not (held := self.lab.gate.held()):
+            assert process.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.02)
+        return next(machine for machine in self.lab.machines if machine.ip == held[0])
 
     def wait_for_key(self, pattern: str, process: subprocess.Popen[bytes]) -> None:
         """Until the store holds a key that matches."""
@@ -90,104 +114,138 @@ class Site:
 
 
 @pytest.fixture
-def new_site(new_lab: Callable[[], Machines], tmp_path: Path) -> Callable[[], Site]:
-    def make() -> Site:
+def new_site(new_lab: Callable[[], Machines], tmp_path: Path) -> Callable[..., Site]:
+    def make(*workers: str, train: dict[str, object] = TRAIN, disk_mib: int | None = None) -> Site:
         lab = new_lab()
         url = f"s3://{BUCKET}/soak"
         project = Project(tmp_path / f"project-{lab.folder.parent.name}", store=url)
-        project.write_config(train=TRAIN, unseen=None, ray={"address": "auto"}, fusion={"num_cpus": 0})
+        project.write_config(train=train, unseen=None, ray={"address": "auto"}, fusion={"num_cpus": 1})
         site = Site(lab, lab.add("head"), [], project, url)
         site.head.ray_head(num_cpus=0)
-        for name in ("one", "two"):
-            site.workers.append(lab.add(name))
-            site.workers[-1].ray_worker(site.head, num_cpus=1)
+        for name in workers or ("one", "two"):
+            site.join(name, disk_mib=disk_mib)
         return site
 
     return make
 
 
-@pytest.fixture(scope="module")
-def quiet() -> dict[str, dict[str, str]]:
-    """Filled by the first scenario: what a run without any death makes."""
-    return {}
-
-
-def expected(quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]) -> dict[str, dict[str, str]]:
-    if not quiet:
+@pytest.fixture
+def same(new_site: Callable[..., Site], results: Results) -> dict[str, dict[str, str]]:
+    """What a run makes in which nothing dies. It is made again when the code that makes experts has changed."""
+    code = hashlib.sha256()
+    for path in sorted([*(SOURCE / "training").rglob("*.py"), *(SOURCE / "fusion").rglob("*.py")]):
+        code.update(path.read_bytes())
+    known = results.find("training", QUIET)
+    if known is None or known["code"] != code.hexdigest():
         site = new_site()
         began = time.monotonic()
-        quiet.update(site.end(site.start()))
-        report("quiet run", time.monotonic() - began)
-        for machine in site.lab.machines:
-            if machine.is_on:
-                machine.power_off()
-    return quiet
+        made = site.end(site.start())
+        results.add(
+            "training", QUIET, died="nothing", seconds=time.monotonic() - began, same="", made=made,
+            code=code.hexdigest(),
+        )  # fmt: skip
+        site.power_off()
+        known = results.find("training", QUIET)
+    assert known is not None
+    made = known["made"]
+    return made
 
 
-def report(what: str, seconds: float) -> None:
-    print(f"| {what} | {seconds:.0f} s | same sha256 |")
+QUIET = "quiet run"
+STEPS = r"^experts/\w+/state/"
+DONE = r"^versions/0*1\.json"
+WRITES = {
+    "a state's write": r"^PUT \S+/experts/\w+/state/",
+    "an expert's upload": r"^PUT \S+/experts/\w+/expert-",
+    "fusing": r"^PUT \S+/blobs/",
+    "the commit": r"^PUT \S+/versions/0*1\.json",
+}
+"""The first line of the request during which the machine that sends it dies."""
+DEATHS = {"raylet": Machine.kill_raylet, "power": Machine.power_off}
 
 
-def host_of(site: Site, kind: str) -> Machine:
-    """The machine on which an actor of a class runs."""
+def keep(results: Results, scenario: str, died: str, began: float, made: object, same: object) -> None:
+    """A row of the table, once the experts are the quiet run's."""
+    assert made == same
+    results.add("training", scenario, died=died, seconds=time.monotonic() - began, same=True)
+
+
+def hosts_of(site: Site, kind: str) -> list[Machine]:
+    """The machines on which actors of a class run."""
     code = (
         "import ray; ray.init(address='auto', log_to_driver=False, namespace='x')\n"
         "from ray.util.state import list_actors\n"
         "ids = {node['NodeID']: node['NodeManagerHostname'] for node in ray.nodes()}\n"
         "alive = list_actors(filters=[('state', '=', 'ALIVE')])\n"
-        f"print('HOST', *[ids[actor.node_id] for actor in alive if {kind!r} in actor.class_name])"
+        f"print('HOSTS', *[ids[actor.node_id] for actor in alive if {kind!r} in actor.class_name])"
     )
-    names = re.findall(r"^HOST (\w+)", site.head.python(code), re.MULTILINE)
-    assert names, f"no {kind} is alive"
-    return next(machine for machine in site.lab.machines if machine.name == names[0])
+    names = re.findall(r"^HOSTS(.*)", site.head.python(code), re.MULTILINE)[0].split()
+    return [machine for machine in site.lab.machines if machine.name in names]
 
 
-STEPS = r"^experts/\w+/state/"
-UPLOAD = r"^experts/\w+/(?!state/|attempts/)"
-FUSING = r"^blobs/"
-COMMIT = r"^versions/0*1\.json"
-
-
-@pytest.mark.parametrize("death", ["kill_raylet", "power_off"])
-@pytest.mark.parametrize("moment", [STEPS, UPLOAD, FUSING, COMMIT], ids=["steps", "upload", "fusing", "commit"])
-def test_a_worker_that_dies_costs_time_and_nothing_else(
-    death: str, moment: str, quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]
+@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize("moment", WRITES)
+def test_a_machine_that_dies_while_it_writes_costs_time_and_nothing_else(
+    death: str, moment: str, same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
 ) -> None:
-    same = expected(quiet, new_site)
+    scenario = f"{moment}: {death}"
+    results.begin("training", scenario)
     site = new_site()
+    site.lab.gate.hold(WRITES[moment])
     began = time.monotonic()
     process = site.start()
-    site.wait_for_key(moment, process)
-    getattr(site.workers[0], death)()
-    assert site.end(process) == same
-    report(f"{death} of a worker, {moment}", time.monotonic() - began)
+    machine = site.writer(process)
+    assert machine is not site.head, "lanes and fusion actor run on the workers"
+    DEATHS[death](machine)
+    keep(results, scenario, f"{death} of the machine that writes", began, site.end(process), same)
 
 
-@pytest.mark.parametrize("actor", ["TaskQueue", "FusionActor"])
-def test_the_machine_with_an_actor_loses_its_power(
-    actor: str, quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_worker_that_dies_between_steps_costs_time_and_nothing_else(
+    death: str, same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
 ) -> None:
-    same = expected(quiet, new_site)
-    site = new_site()
-    began = time.monotonic()
-    process = site.start()
-    site.wait_for_key(STEPS if actor == "TaskQueue" else COMMIT, process)
-    machine = host_of(site, actor)
-    if machine is site.head:
-        pytest.skip(f"the {actor} happened to be on the head, whose death is another scenario")
-    machine.power_off()
-    assert site.end(process) == same
-    report(f"power_off of the machine with the {actor}", time.monotonic() - began)
-
-
-def test_a_head_that_dies_is_replaced_and_the_run_goes_on(
-    quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]
-) -> None:
-    same = expected(quiet, new_site)
+    scenario = f"between steps: {death}"
+    results.begin("training", scenario)
     site = new_site()
     began = time.monotonic()
     process = site.start()
     site.wait_for_key(STEPS, process)
+    DEATHS[death](site.workers[0])
+    keep(results, scenario, f"{death} of a worker", began, site.end(process), same)
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_the_queue_s_machine_dies(
+    death: str, same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = f"the queue's machine: {death}"
+    results.begin("training", scenario)
+    site = new_site()
+    began = time.monotonic()
+    process = site.start()
+    site.wait_for_key(STEPS, process)
+    (machine,) = hosts_of(site, "TaskQueue")
+    if machine is site.head:
+        pytest.skip("the queue happened to be on the head, whose death is another scenario")
+    DEATHS[death](machine)
+    keep(results, scenario, f"{death} of the machine with the task queue", began, site.end(process), same)
+
+
+@pytest.mark.parametrize("moment", ["between steps", "the commit"])
+def test_a_head_that_dies_is_replaced_and_the_run_goes_on(
+    moment: str, same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = f"head, {moment}: power"
+    results.begin("training", scenario)
+    site = new_site()
+    if moment in WRITES:
+        site.lab.gate.hold(WRITES[moment])
+    began = time.monotonic()
+    process = site.start()
+    if moment in WRITES:
+        site.writer(process)
+    else:
+        site.wait_for_key(STEPS, process)
     site.head.power_off()
     process.wait(60)
     for worker in site.workers:  # Kubernetes starts a new cluster: all its machines are new
@@ -195,14 +253,17 @@ def test_a_head_that_dies_is_replaced_and_the_run_goes_on(
     site.head = site.lab.add("head2")
     site.head.ray_head(num_cpus=0)
     for name in ("three", "four"):
-        site.lab.add(name).ray_worker(site.head, num_cpus=1)
+        site.join(name)
     site.log.unlink()
-    assert site.end(site.start()) == same
-    report("power_off of the head, all machines replaced", time.monotonic() - began)
+    made = site.end(site.start())
+    keep(results, scenario, "power of all machines; the command again on a new cluster", began, made, same)
 
 
-def test_a_network_that_is_cut_and_comes_back(quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]) -> None:
-    same = expected(quiet, new_site)
+def test_a_network_that_is_cut_and_comes_back(
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = "network cut for 20 s"
+    results.begin("training", scenario)
     site = new_site()
     began = time.monotonic()
     process = site.start()
@@ -210,20 +271,80 @@ def test_a_network_that_is_cut_and_comes_back(quiet: dict[str, dict[str, str]], 
     site.workers[0].unplug()
     time.sleep(20)
     site.workers[0].plug()
-    assert site.end(process) == same
-    report("a worker's network cut for 20 s", time.monotonic() - began)
+    keep(results, scenario, "a worker's link", began, site.end(process), same)
+
+
+def test_a_network_that_is_cut_for_so_long_that_its_machine_is_given_up(
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = "network cut for 90 s"
+    results.begin("training", scenario)
+    site = new_site()
+    began = time.monotonic()
+    process = site.start()
+    site.wait_for_key(STEPS, process)
+    site.workers[0].unplug()
+    time.sleep(90)  # its worker has trained on, and may write beside the one that took its place
+    site.workers[0].plug()
+    keep(results, scenario, "a worker's link", began, site.end(process), same)
+
+
+def test_a_slow_store_costs_time_and_nothing_else(
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = "slow S3"
+    results.begin("training", scenario)
+    site = new_site()
+    site.lab.gate.slow(before_s=0.3, bytes_per_s=2e6)
+    began = time.monotonic()
+    keep(results, scenario, "0.3 s a request, 2 MB/s", began, site.end(site.start()), same)
+
+
+def test_a_full_disk_on_one_node_costs_no_task(
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = "full disk on one node"
+    results.begin("training", scenario)
+    site = new_site(disk_mib=200)
+    began = time.monotonic()
+    process = site.start()
+    site.wait_for_key(STEPS, process)
+    (fuses,) = hosts_of(site, "FusionActor")
+    full = next(machine for machine in site.workers if machine is not fuses)
+    full.fill_disk()
+    keep(results, scenario, "scratch folder and node cache of a worker", began, site.end(process), same)
+    assert "the disk is full" in site.log.read_text(), "its lane was given up, and says why"
+
+
+def test_a_node_that_joins_late_gets_work(
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+) -> None:
+    scenario = "a node joins late"
+    results.begin("training", scenario)
+    site = new_site("one", train={**TRAIN, "autoscaling": True})
+    began = time.monotonic()
+    process = site.start()
+    site.wait_for_key(STEPS, process)
+    late = site.join("late")
+    deadline = time.monotonic() + 120
+    while late not in (found := hosts_of(site, "RayTrainWorker")):
+        assert process.poll() is None, "the run ended before the new node had work"
+        assert time.monotonic() < deadline, f"lanes are on {[machine.name for machine in found]}"
+    keep(results, scenario, "nothing; the second of two lanes runs there", began, site.end(process), same)
 
 
 def test_a_stopped_run_ends_and_the_same_command_goes_on(
-    quiet: dict[str, dict[str, str]], new_site: Callable[[], Site]
+    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
 ) -> None:
-    same = expected(quiet, new_site)
+    scenario = "SIGTERM to the command"
+    results.begin("training", scenario)
     site = new_site()
+    began = time.monotonic()
     process = site.start()
     site.wait_for_key(STEPS, process)
     subprocess.run(["kill", "-TERM", str(real(process))], check=True)
     assert process.wait(120) == 130, site.log.read_text()
-    assert site.end(site.start()) == same
+    keep(results, scenario, "the driver; the command again", began, site.end(site.start()), same)
     for worker in site.workers:
         left = [path for path in (worker.disk / "tmp").glob("condu-*") if path.is_dir()]
         assert left == [], "nothing is left on the nodes"

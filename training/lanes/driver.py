@@ -8,6 +8,7 @@ started again and finds what is done.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -27,7 +29,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fusion.actor_names import NAMESPACE
 from fusion.disk import scratch_folder
 from fusion.errors import BlobNotFoundError
+from fusion.store import Store
 from fusion.store.address import StoreAddress
+from fusion.versions.experts import find_expert
 from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
@@ -40,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _WIND_DOWN_S = 15.0
+_KILL_S = 15.0
 _CLEAN_UP_S = 20.0
 _TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # default 2 s: most of a lane's start-up is waiting for this poll
@@ -78,7 +83,8 @@ def run_lanes(
     report(list(statuses))
     if not planned:
         return statuses
-    if address.open().head(base.weights.key) is None:
+    store = address.open()
+    if store.head(base.weights.key) is None:
         raise BlobNotFoundError(f"{address.url} has no base {base.sha256[:12]}… to train from: put it there first")
     num_lanes = lanes_that_fit(options, cluster_nodes(), ray.available_resources(), len(planned), reserved=reserved)
     queue = _start_queue(address, list(planned.values()), options)
@@ -93,15 +99,19 @@ def run_lanes(
         _watch(lanes, queue, options, merged, report)
     finally:
         lanes.close()
-    reasons = "; ".join(lanes.errors) or "its lane ended"
-    final = [
-        status
-        if status.settled
-        else TaskStatus(status.name, status.identity, "failed", status.step, status.steps, reason=reasons)
-        for status in merged()
-    ]
+    final = [_settled(store, status, lanes.errors) for status in merged()]
     report(final)
     return final
+
+
+def _settled(store: Store, status: TaskStatus, errors: Sequence[str]) -> TaskStatus:
+    """What became of a task, now that no lane is left. The store knows those that the queue forgot with its machine."""
+    if status.settled:
+        return status
+    if status.identity and find_expert(store, status.identity) is not None:
+        return replace(status, state="done", step=status.steps)
+    reason = "; ".join(errors) or "its lane ended"
+    return TaskStatus(status.name, status.identity, "failed", status.step, status.steps, reason=reason)
 
 
 class _Lanes:
@@ -115,6 +125,7 @@ class _Lanes:
         plan: Plan,
     ) -> None:
         self.errors: list[str] = []
+        self._closing = False
         self._queue = queue
         self._folder = scratch_folder("condu-lanes-")
         for name, value in _TRAIN_SETTINGS.items():
@@ -147,15 +158,20 @@ class _Lanes:
         return any(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
-        """Let lanes end, without waiting for those that still wait for resources: they will find the queue closed."""
+        """Let lanes end, and end those that don't: they wait for resources, perhaps of a machine that is gone."""
+        self._closing = True
         ray.get(self._queue.close.remote())
         seen = ray.get(self._queue.lanes_seen.remote())
         deadline = time.monotonic() + _WIND_DOWN_S
         for thread in self._threads:
             if thread.name in seen:
                 thread.join(max(0.0, deadline - time.monotonic()))
-        if not self.alive():
-            _remove_everywhere(self._folder)
+        if self.alive():
+            _kill_controllers()
+            deadline = time.monotonic() + _KILL_S
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
+        _remove_everywhere(self._folder)
 
     def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
         return TorchTrainer(
@@ -182,7 +198,8 @@ class _Lanes:
         try:
             trainer.fit()
         except Exception as error:  # a lane that gave up: its tasks go to the others, or fail with this reason
-            logger.warning("lane ended lane=%s: %s", name, one_line(error))
+            if not self._closing:
+                logger.warning("lane ended lane=%s: %s", name, one_line(error))
             self.errors.append(one_line(error))
 
 
@@ -209,6 +226,17 @@ def _watch(
                 f"free in the cluster are {free}. Stop what holds the rest, or raise startup_timeout_s"
             )
         time.sleep(_POLL_S)
+
+
+def _kill_controllers() -> None:
+    """End the lanes that still run, with whatever they hold or wait for.
+
+    A thread that is left in `fit` would use Ray after its shutdown, for which Ray ends the whole process with exit code
+    1. Ray Train shows nobody its controllers, so they are looked for among all objects.
+    """
+    for found in gc.get_objects():
+        if type(found) is ActorHandle and repr(found).startswith("Actor(TrainController"):
+            ray.kill(found)
 
 
 def _remove_everywhere(folder: Path) -> None:

@@ -122,6 +122,7 @@ class TaskQueue:
         self._crashes: dict[str, int] = {}
         self._handed: dict[int, int] = {}
         self._lanes: set[str] = set()
+        self._unfit: set[str] = set()
         self._closed = False
 
     def take(self, lane: str, worker: str) -> int:
@@ -166,6 +167,10 @@ class TaskQueue:
         if not self._statuses[index].settled:
             self._set(index, state="failed", reason=reason, seconds=self._seconds(index))
 
+    def unfit(self, lane: str) -> None:
+        """A machine of the lane can't train, whatever the task: once its workers have died, the lane is given up."""
+        self._unfit.add(lane)
+
     def crashed(self, lane: str, error: str) -> bool:
         """Note that a lane's workers died. True: give the lane up, because no single task is the cause.
 
@@ -174,7 +179,7 @@ class TaskQueue:
         """
         self._crash[lane] = error
         self._crashes[lane] = self._crashes.get(lane, 0) + 1
-        give_up = self._closed or self._crashes[lane] > self._max_attempts
+        give_up = self._closed or lane in self._unfit or self._crashes[lane] > self._max_attempts
         if give_up and (own := self._task_of(lane)) is not None:
             self._set(own, state="waiting", lane=None, worker=None)  # another lane may have more luck
         return give_up

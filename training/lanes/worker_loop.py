@@ -14,7 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from fusion.errors import BaseMismatchError, ConfigError, DataError, StateDictError
+from fusion.errors import BaseMismatchError, ConfigError, DataError, DiskError, StateDictError
 from training.base_model import BaseModel
 from training.data.task_data import Reading, TaskData
 from training.expert import train_expert
@@ -34,6 +34,14 @@ class LaneClosedError(RuntimeError):
 
 def run_worker(lane: LaneConfig) -> None:
     """Train tasks of the lane's queue until it is empty."""
+    try:
+        _train_tasks(lane)
+    except DiskError:  # the next task, or another try, would meet the same disk: other lanes have other machines
+        _call(lane, "unfit")
+        raise
+
+
+def _train_tasks(lane: LaneConfig) -> None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     torch.set_num_threads(lane.num_threads)

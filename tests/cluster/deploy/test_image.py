@@ -65,6 +65,22 @@ def test_the_image_runs_as_nobody_s_root_and_is_pinned_by_the_constraints() -> N
 
 
 @pytest.mark.processes
+def test_the_image_tells_serve_s_proxies_of_the_second_try() -> None:
+    name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    path = re.search(rf"{name}=(\S+)", DOCKERFILE.read_text())
+    assert path is not None
+    code = (
+        "from ray.serve._private.constants import RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH as path\n"
+        "from ray.serve._private.utils import call_function_from_import_path\n"
+        "print(len(call_function_from_import_path(path)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, name: path[1]}, capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
+@pytest.mark.processes
 def test_the_entry_point_runs_condu_s_commands_and_any_other_program(tmp_path: Path) -> None:
     for name in ("condu", "ray", "serve"):
         fake = tmp_path / name

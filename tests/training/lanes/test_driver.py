@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ import torch
 from fusion.errors import BlobNotFoundError, ConfigError
 from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
+from fusion.store.blobs import BlobRef
 from fusion.store.node_cache import NodeCache
 from fusion.versions.bases import Base
-from fusion.versions.experts import find_expert, num_attempts
+from fusion.versions.experts import ExpertRecord, find_expert, num_attempts, put_expert
 from tests.tiny import SHAPES, tiny_base, tiny_task
 from training.data.task_data import load_task_data
 from training.expert import train_expert
 from training.lanes.capacity import LaneOptions
-from training.lanes.driver import run_lanes
+from training.lanes.driver import _settled, run_lanes
 from training.lanes.plan import plan_tasks
 from training.lanes.task_queue import TaskJob, TaskStatus
 from training.recipe import Recipe
@@ -117,6 +119,22 @@ def test_a_killed_worker_resumes_and_a_task_that_kills_every_worker_fails_alone(
     assert record is not None
     assert record.expert.sha256 == undisturbed.expert.sha256
     assert record.metrics["final_loss"] == undisturbed.metrics["final_loss"]
+
+
+def test_a_lane_that_waits_for_resources_ends_with_the_run(tmp_path: Path) -> None:
+    """Left in its thread it would use Ray after the session, for which Ray ends the process with exit code 1."""
+    site = site_in(tmp_path)
+    jobs = [site.job(name, seed=seed) for seed, name in enumerate(("one", "two", "three"))]
+    done = site.run(jobs, LaneOptions(lanes=3, num_cpus=2, autoscaling=True))
+    assert {status.state for status in done.values()} == {"done"}
+    assert [thread.name for thread in threading.enumerate() if "-lane-" in thread.name] == []
+
+
+def test_a_task_that_a_restarted_queue_knows_nothing_of_is_done_if_its_record_exists(local_store: Store) -> None:
+    put_expert(local_store, ExpertRecord("id", "pets", ("a",), ("{}",), "base", BlobRef("x", "0" * 64, 1)))
+    assert _settled(local_store, TaskStatus("pets", "id", steps=20), []).state == "done"
+    lost = _settled(local_store, TaskStatus("cars", "other", steps=20), ["no room"])
+    assert (lost.state, lost.reason) == ("failed", "no room")
 
 
 def test_workers_of_one_lane_share_a_task(tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def test_a_lane_that_dies_without_progress_is_given_up_and_its_task_goes_to_anot
     assert queue.take("b", "host:2") == 0
 
 
+def test_a_lane_whose_machine_cannot_train_is_given_up_at_once_and_its_task_goes_to_another(queue: TaskQueue) -> None:
+    assert queue.take("a", "full:1") == 0
+    queue.unfit("a")
+    assert queue.crashed("a", "can't write /tmp/x: the disk is full")
+    assert queue.take("b", "roomy:1") == 0
+    assert queue.statuses()[0].worker == "roomy:1"
+
+
 def test_a_finished_task_resets_the_count_of_crashes(queue: TaskQueue) -> None:
     queue.take("a", "host:1")
     assert [queue.crashed("a", "x") for _ in range(2)] == [False, False]
