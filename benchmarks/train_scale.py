@@ -130,7 +130,8 @@ def _train(folder: str, source: str, gigabytes: str) -> dict[str, Any]:
     """Train as a worker of a lane does: peak memory of the process, and images per second of its steps."""
     import torch
 
-    from training.data.task_data import Reading, images, load_task_data
+    from training.data import images
+    from training.data.task_data import Reading, load_task_data
     from training.expert import train_expert
 
     torch.set_num_threads(1)

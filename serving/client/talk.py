@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_BATCH_BYTES = 16 << 20
 """Encoded images in one request of a batch, half of what a service takes by default; an image above it goes alone."""
 _AGAIN = (408, 429, 502, 503, 504)
+_OF_A_PROXY = (404, 500)
+"""Without a problem document these are a proxy's: it does not know its replicas yet, or one died with the request."""
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
 
 
@@ -81,7 +83,7 @@ Talk = Generator[Call | Pause, Any, Result]
 
 
 class Talker:
-    """Talks to one service. Knows whether it has ever answered: one that has not is not waited for.
+    """Talks to one service. One that never answered is not waited for; of one that did, a proxy's word is not final.
 
     Args:
         server: its URL.
@@ -91,7 +93,8 @@ class Talker:
     def __init__(self, server: str, patience_s: float) -> None:
         self.server = server.rstrip("/")
         self._patience_s = patience_s
-        self._met = False
+        self._met = self._is_condu = False
+        """Whether anything has answered, and whether a condu service has."""
 
     def ask(self, call: Call, model: type[Model]) -> Talk[Model]:
         """Returns the answer. Raises `ServiceError` when the service refuses, or patience is over."""
@@ -100,13 +103,15 @@ class Talker:
             reply = yield call
             asked_s = None
             if isinstance(reply, httpx.Response):
-                met, self._met = self._met, True
+                self._met = True
                 if reply.status_code == 200:
-                    return self._read(reply, model)
+                    answer = self._read(reply, model)
+                    self._is_condu = True
+                    return answer
                 error = self._refusal(reply)
+                self._is_condu |= bool(error.kind)
                 again = reply.status_code in (_AGAIN if call.repeatable else (429,))
-                # a 500 that is no problem document is the proxy's: the replica died with the request in its hands
-                again |= met and call.repeatable and reply.status_code == 500 and not error.kind
+                again |= self._is_condu and not error.kind and reply.status_code in _OF_A_PROXY and call.repeatable
                 asked_s = retry_after_s(reply.headers)
             else:
                 reason = str(reply) or type(reply).__name__

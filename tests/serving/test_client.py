@@ -46,7 +46,7 @@ def scripted(*replies: Any) -> tuple[httpx.MockTransport, list[httpx.Request]]:
         if isinstance(one, Exception):
             raise one
         if isinstance(one, str):  # of a proxy in front of the service
-            return httpx.Response(500, text=one)
+            return httpx.Response(int(one[:3]), text=one[4:])
         status, headers = one if isinstance(one, tuple) else (one, {})
         body = ANSWER if status == 200 else {"type": "urn:condu:SomeError", "detail": "no", "status": status}
         return httpx.Response(status, headers=headers, json=body)
@@ -155,7 +155,17 @@ def test_a_batch_stays_on_the_version_that_answered_first(local_store: Store) ->
 
 @pytest.mark.parametrize(
     "refusal",
-    [408, 429, 502, 503, 504, "Internal Server Error", httpx.ReadError("cut"), httpx.ConnectError("gone")],
+    [
+        408,
+        429,
+        502,
+        503,
+        504,
+        "500 Internal Server Error",
+        "404 Not found",
+        httpx.ReadError("cut"),
+        httpx.ConnectError("gone"),
+    ],
     ids=repr,
 )
 def test_what_passes_is_repeated(refusal: Any) -> None:
@@ -176,6 +186,15 @@ def test_what_would_not_pass_is_not_repeated(refusal: int) -> None:
         with pytest.raises(ServiceError) as refused:
             client.predict([GOOD[0]])
     assert (refused.value.status, refused.value.kind, len(sent)) == (refusal, "SomeError", 2)
+
+
+def test_what_never_answered_as_a_service_is_asked_once() -> None:
+    transport, sent = scripted("404 Not found")
+    with Client("http://x", transport=transport) as client:
+        for _ in range(2):
+            with pytest.raises(ServiceError, match="not a condu service"):
+                client.predict([GOOD[0]])
+    assert len(sent) == 2
 
 
 def test_a_service_that_never_answered_is_not_waited_for() -> None:
