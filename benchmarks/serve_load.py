@@ -3,7 +3,8 @@
 For each base and number of tasks: the raw batched forward, X (a process that decodes and answers one image at a time
 with FastAPI and torch, see `serve_plain`), and the service, one after the other on the same machine with the same
 client: PNG bodies over kept connections, 1 to 32 at a time, with one task named, with all tasks named in turn, with
-labels, and with nothing said. Beside it what Serve offers by itself, a deployment per checkpoint (`serve_checkpoints`),
+labels, and with nothing said. A task that is asked for the first time costs its expert, made ready from its trigger, and
+the texts of its classes. Beside it what Serve offers by itself, a deployment per checkpoint (`serve_checkpoints`),
 for a few tasks in turn. Memory is that of all processes that answer, pages that they share counted once. The last line
 is JSON.
 
@@ -39,6 +40,8 @@ from cluster.demo_service import free_port
 from cluster.serving_config import start_service
 from cluster.session import RayOptions, ray_session
 from fusion.answers.clip import build_clip
+from fusion.answers.predictor import ModelShelf
+from fusion.answers.view import ViewLoader
 from fusion.store import Store, open_store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
@@ -159,6 +162,8 @@ def _measure(options: argparse.Namespace, bodies: Sequence[bytes], folder: Path,
         if num_tasks == options.tasks[0]:
             found["raw_per_s"] = round(_raw_forward(store, manifest, options), 1)
             print(f"raw       batches of 16, {options.num_cpus:g} thread(s): {found['raw_per_s']}/s", flush=True)
+            found["cold_expert_s"] = round(_cold_expert(store, manifest), 4)
+            print(f"an expert that was never asked is ready after {found['cold_expert_s']:.3f} s", flush=True)
             with _plain_server(store, options) as server:
                 _report(found, "x", _ladder(server, bodies, options, lambda _: "/predict"))
             if options.checkpoints:
@@ -194,7 +199,7 @@ def _ask_service(
 ) -> None:
     cold = [_once(server.port, bodies[0], _predict(task=f"task-{k:03d}")) for k in range(1, num_tasks)]
     print(f"{num_tasks} tasks, each asked for the first time: median {np.median(cold):.3f} s, max {max(cold):.3f} s")
-    found[f"cold_expert_s_{num_tasks}"] = round(float(np.median(cold)), 4)
+    found[f"first_answer_s_{num_tasks}"] = round(float(np.median(cold)), 4)
     labels = [f"thing 1 {c}" for c in range(4)]
     asked: dict[str, Ask] = {
         "task": lambda _: _predict(task="task-000"),
@@ -214,7 +219,6 @@ def _ratios(found: dict[str, Any], tasks: Sequence[int]) -> None:
     found["saturation_over_x"] = round(found[f"task_{few}_saturation"] / found["x_saturation"], 2)
     found["saturation_ratio"] = round(found[f"task_{few}_saturation"] / found["raw_per_s"], 3)
     found["mixed_ratio"] = round(found[f"in_turn_{many}_saturation"] / found[f"task_{many}_saturation"], 3)
-    found["cold_expert_s"] = found[f"cold_expert_s_{few}"]
 
 
 def _predict(**fields: Any) -> str:
@@ -292,6 +296,19 @@ def _raw_forward(store: Store, manifest: Manifest, options: argparse.Namespace) 
         clip.image_features(batch)
         rates.append(len(batch) / (time.perf_counter() - begun))
     return float(np.median(rates))
+
+
+def _cold_expert(store: Store, manifest: Manifest) -> float:
+    """Seconds until an expert can see images, from its trigger in the store, as a replica does it: the median task's."""
+    with tempfile.TemporaryDirectory() as folder:
+        cache = NodeCache(store, Path(folder))
+        shelf, view = ModelShelf(cache, manifest, live=True), ViewLoader(cache).load(manifest)
+        seconds = []
+        for task in view.tasks:
+            begun = time.perf_counter()
+            shelf.expert(view, task)
+            seconds.append(time.perf_counter() - begun)
+    return float(np.median(seconds))
 
 
 @contextmanager
