@@ -3,8 +3,8 @@
 For each base and number of tasks: the raw batched forward, X (a process that decodes and answers one image at a time
 with FastAPI and torch, see `serve_plain`), and the service, one after the other on the same machine with the same
 client: PNG bodies over kept connections, 1 to 32 at a time, with one task named, with all tasks named in turn, with
-labels, and with nothing said. A task that is asked for the first time costs its expert, made ready from its trigger, and
-the texts of its classes. Beside it what Serve offers by itself, a deployment per checkpoint (`serve_checkpoints`),
+labels, and with nothing said. A task that is asked for the first time costs its expert, made ready from its trigger,
+and the texts of its classes. Beside it what Serve offers by itself, a deployment per checkpoint (`serve_checkpoints`),
 for a few tasks in turn. Memory is that of all processes that answer, pages that they share counted once. The last line
 is JSON.
 
@@ -299,7 +299,7 @@ def _raw_forward(store: Store, manifest: Manifest, options: argparse.Namespace) 
 
 
 def _cold_expert(store: Store, manifest: Manifest) -> float:
-    """Seconds until an expert can see images, from its trigger in the store, as a replica does it: the median task's."""
+    """Seconds until an expert can see images, from its trigger in the store, as a replica makes it; the median."""
     with tempfile.TemporaryDirectory() as folder:
         cache = NodeCache(store, Path(folder))
         shelf, view = ModelShelf(cache, manifest, live=True), ViewLoader(cache).load(manifest)
