@@ -12,7 +12,7 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
 SOURCES := condu cluster fusion serving training tests benchmarks demo/build
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check quick-tests lint browser screenshots bench bench-fusion bench-serve bench-train soak soak-machines \
+.PHONY: help setup demo test check quick-tests lint browser screenshots bench bench-fusion bench-serve bench-train soak other-libraries soak-machines \
 	base data clean
 
 help:  ## Show this list
@@ -72,8 +72,14 @@ bench-serve: $(READY)  ## The service against FastAPI and torch, by load and num
 bench-train: $(READY)  ## Planning, reading ahead and lanes beside the training itself (half an hour on 2 cores, 12 GB of disk)
 	@$(BIN)/python -m benchmarks.train_scale
 
-soak: $(READY)  ## Tests that take many minutes: long loads, many rounds of kills
+soak: $(READY) other-libraries  ## Tests that take many minutes: long loads, many rounds of kills
 	@$(BIN)/python -m pytest -m soak --ignore tests/soak --timeout 3600
+
+# apart from .venv: where they are installed, open_clip imports them, and every process starts half a second later
+other-libraries: $(READY)  ## Compare what is read of other libraries' files with transformers and peft themselves
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/other-libraries \
+		--constraint constraints.txt transformers peft accelerate tokenizers
+	@PYTHONPATH=build/other-libraries $(BIN)/python -m pytest tests/fusion/checkpoints/test_other_libraries.py
 
 soak-machines: $(READY)  ## Tests whose machines die, in namespaces: needs root; about an hour on 2 cores
 	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak

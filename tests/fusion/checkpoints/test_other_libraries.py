@@ -14,7 +14,8 @@ from tests.fusion.checkpoints.hugging_face import Tensors, to_hugging_face
 from tests.fusion.checkpoints.test_forms import Given
 
 SKIPPED = (
-    "is not installed: condu does not need it; tests/fusion/checkpoints/test_forms.py has a forward pass of its own"
+    "is not installed: condu does not need it, and `make other-libraries` brings it; "
+    "tests/fusion/checkpoints/test_forms.py has a forward pass of its own"
 )
 
 
