@@ -89,8 +89,9 @@ def container(builder: Builder, results: Results) -> str:
         "--volume", f"{builder.folder / 'pip.conf'}:/etc/pip.conf:ro", "--tag", "condu", SOURCE,
     )  # fmt: skip
     shutil.rmtree(wheels)
-    told = [line.split() for line in builder("images", "--format", "{{.Name}} {{.Size}} {{.SizeUnit}}").splitlines()]
-    results.add("image", "build", seconds=time.monotonic() - began, how=f"{_size(told)}, CUDA's libraries with it")
+    sizes = dict(line.split(maxsplit=1) for line in builder("images", "--format", "{{.Name}} {{.Size}}").splitlines())
+    how = f"{sizes['localhost/condu']}, with CUDA's libraries"
+    results.add("image", "build", seconds=time.monotonic() - began, how=how)
     return builder("from", "--pull-never", "localhost/condu")
 
 
@@ -157,7 +158,3 @@ def _download(folder: Path) -> Path:
 
 def _versions(text: str) -> dict[str, str]:
     return dict(line.split("==") for line in text.splitlines() if "==" in line)
-
-
-def _size(images: list[list[str]]) -> str:
-    return next(f"{size} {unit}" for name, size, unit in images if name.endswith("/condu"))
