@@ -37,7 +37,7 @@ demo: $(READY)  ## Fine-tune, fuse, compare and serve the embedded default (11 t
 test: lint browser  ## Lint, types and all tests (about 20 minutes on 2 cores)
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not soak"
 
-check: $(READY)  ## Lint, types and the tests without Ray, S3 and other processes (under 2 minutes on 2 cores)
+check: $(READY)  ## Lint, types and the tests without Ray, S3 and other processes (about 3 minutes on 2 cores)
 	@$(MAKE) --no-print-directory -j 2 lint quick-tests
 
 quick-tests: $(READY)
