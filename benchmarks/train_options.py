@@ -1,4 +1,4 @@
-"""Claim: a batch in parts and recomputed activations take less memory for some time; bf16 saves time on a CPU with AMX.
+"""Claim: a batch in parts and recomputed activations take less memory for more time; bf16 saves time on a CPU with AMX.
 
 Steps of an untrained ViT-B/16 on noise, each way in a process of its own: seconds of processor time per step (medians,
 which a busy machine hardly changes) and how much its memory grows from before the first step. Weights and optimizer are

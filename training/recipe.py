@@ -47,8 +47,8 @@ class Recipe(Options):
     clip_grad: Annotated[float, Gt(0)] | None = None
     """Largest norm of the gradient. Null: not clipped."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """`fp32`, or `bf16`: the forward pass under autocast; weights and optimizer stay fp32. Faster on GPUs since Ampere
-    and on CPUs with AMX; slower elsewhere."""
+    """`fp32`, or `bf16`: the forward pass under autocast; weights and optimizer stay fp32. Pays where the hardware
+    multiplies bf16: GPUs since Ampere, CPUs with AMX or AVX512-BF16."""
     gradient_accumulation: Annotated[int, Ge(1)] = 1
     """Parts of a worker's share of the batch that go through the model one after the other. The same gradient up to
     rounding, with the activations of one part."""

@@ -1,7 +1,7 @@
 """Activations that are computed again instead of kept: gradient checkpointing (Chen et al. 2016, arXiv 1604.06174).
 
-Only the input of each transformer block is kept; the backward pass runs the block's forward again. A step takes about a
-third longer, and the gradients are the same bits.
+Only the input of each transformer block is kept; the backward pass runs the block's forward again. A step costs one
+more forward pass, and the gradients are the same bits.
 """
 
 from __future__ import annotations
