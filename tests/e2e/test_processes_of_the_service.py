@@ -61,6 +61,10 @@ def test_a_killed_replica_and_a_killed_haproxy_cost_the_client_nothing(finished:
                     load.done.set()
                 for caller in callers:
                     caller.result()
+            process.send_signal(
+                signal.SIGINT
+            )  # a killed command would leave its session's file to the tests that follow
+            assert process.wait(60) == 0, finished.log()
         assert load.lost == []
         assert len(of_replica) <= 3, of_replica  # at most what each plain caller had in the killed process's hands
         assert [name for name, number, tops in load.answers if not truth.agrees(name, number, tops)] == []
