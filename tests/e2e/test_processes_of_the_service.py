@@ -61,9 +61,8 @@ def test_a_killed_replica_and_a_killed_haproxy_cost_the_client_nothing(finished:
                     load.done.set()
                 for caller in callers:
                     caller.result()
-            process.send_signal(
-                signal.SIGINT
-            )  # a killed command would leave its session's file to the tests that follow
+            # a command that is killed would leave its session's file to the tests that follow
+            process.send_signal(signal.SIGINT)
             assert process.wait(60) == 0, finished.log()
         assert load.lost == []
         assert len(of_replica) <= 3, of_replica  # at most what each plain caller had in the killed process's hands
