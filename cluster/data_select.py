@@ -6,14 +6,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
 from cluster.base_source import resolve_base
-from cluster.config import load_config
+from cluster.config import BaseConfig
 from fusion.answers.clip import Clip, build_clip, preprocess_config
 from fusion.answers.images import decode
 from fusion.answers.label_spaces import Query
@@ -92,7 +91,8 @@ def select_images(
     images: Sequence[NamedImage],
     budget: int,
     *,
-    where: str,
+    address: StoreAddress,
+    base: BaseConfig | None,
     task: str | None = None,
     labelled: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
@@ -100,7 +100,8 @@ def select_images(
     """Choose which of the images to label.
 
     Args:
-        where: a configuration, whose base sees the images, or a store.
+        address: of a store. The base of its newest version sees the images.
+        base: what does in a store without a version; None: nothing.
         task: of the store's newest version; its answers tell which images are uncertain.
         labelled: data as training reads it: images that have labels. They are not chosen again, and where no task is
             named their discriminant answers.
@@ -108,7 +109,7 @@ def select_images(
     Raises:
         ConfigError: there is no base, or no such task. DataError: the labelled data can't be read, or no image is left.
     """
-    clip, answers = _models(where, task)
+    clip, answers = _models(address, base, task)
     known = _known(labelled, clip) if labelled is not None else None
     seen = _see(images, clip, answers, known.hashes if known else frozenset(), progress)
     if not seen.images:
@@ -155,26 +156,25 @@ class _TaskAnswers:
         return expert.job_logits(expert.clip.image_features(pixels), job).softmax(1)
 
 
-def _models(where: str, task: str | None) -> tuple[Clip, _TaskAnswers | None]:
-    config = load_config(Path(where)) if where.endswith((".yaml", ".yml")) else None
-    address = config.address if config else StoreAddress(where)
+def _models(address: StoreAddress, base: BaseConfig | None, task: str | None) -> tuple[Clip, _TaskAnswers | None]:
     cache = address.open_cache()
     if Versions(cache.store).newest() is not None:
         predictor = Predictor(cache)
         return predictor.shelf.base.clip, _TaskAnswers(predictor, task) if task is not None else None
-    if config is None or task is not None:
+    if base is None or task is not None:
         raise ConfigError(
             f"{cache.store.url} has no version yet"
             + (f", so there is no task {task!r}: leave --task out" if task else ": name a configuration, for its base")
         )
-    base = resolve_base(config.base, cache.store)
-    return build_clip(base, cache.tensors(base.weights)), None
+    resolved = resolve_base(base, cache.store)
+    return build_clip(resolved, cache.tensors(resolved.weights)), None
 
 
 def _known(source: str, clip: Clip) -> _Known:
     data = load_task_data("labelled", source, Reading())
-    features = torch.cat([image_features(clip, replace(data, train=part)) for part in (data.train, data.test)])
-    labels = torch.from_numpy(np.concatenate([data.train.labels, data.test.labels]))
+    parts = [replace(data, train=part) for part in (data.train, data.test)]
+    features = torch.cat([image_features(clip, part) for part in parts])
+    labels = torch.from_numpy(np.concatenate([part.look.labels for part in parts]))
     hashes = frozenset(one.tobytes() for part in (data.train, data.test) for one in part.samples.hashes)
     return _Known(data.classes, features, labels, hashes)
 

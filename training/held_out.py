@@ -10,8 +10,7 @@ Letters: N training images, H held-out ones, C classes, D dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -21,16 +20,15 @@ from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.answers.evidence import NUM_FOLDS, cross_fitted, folds, joined_logits
 from training.data.task_data import TaskData
 from training.metrics import Z_95
+from training.recorded_figures import RecordedFigures
 
-_METRIC = "held_out_"
-"""What their names begin with among the metrics of an expert's record."""
 _PRIOR_IMAGES = 10.0
 """How many images' worth of belief says that logits are calibrated as they are: few images change little."""
 _LOG_TEMPERATURES = torch.linspace(math.log(0.2), math.log(10.0), 200, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
-class HeldOutFigures:
+class HeldOutFigures(RecordedFigures):
     """What held-out images tell. Accuracies are shares of them.
 
     Attributes:
@@ -41,6 +39,8 @@ class HeldOutFigures:
         gain: expert less head.
         error: half of the 95 % interval of the gain, paired over images.
     """
+
+    prefix = "held_out_"
 
     num_images: float
     temperature: float
@@ -53,25 +53,6 @@ class HeldOutFigures:
     def needed(self) -> bool:
         """Whether the expert brings more than its error bars over the head."""
         return self.gain > self.error
-
-    def metrics(self) -> dict[str, float]:
-        """What an expert's record says of them."""
-        return {_METRIC + name: value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, float]) -> HeldOutFigures | None:
-        """From a record's metrics; None where no images were held out."""
-        found = {field.name: metrics.get(_METRIC + field.name) for field in fields(cls)}
-        given = {name: value for name, value in found.items() if value is not None}
-        return cls(**given) if len(given) == len(found) else None
-
-    def tensor(self) -> torch.Tensor:
-        """All figures, float64 [6]: what a resumable state keeps."""
-        return torch.tensor(astuple(self), dtype=torch.float64)
-
-    @classmethod
-    def from_tensor(cls, tensor: torch.Tensor) -> HeldOutFigures:
-        return cls(*tensor.tolist())
 
 
 def held_out_images(labels: torch.Tensor) -> torch.Tensor:

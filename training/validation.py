@@ -12,8 +12,7 @@ Letters: V images, C classes, D dimensions, H x W pixels of the model's input.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from training.data.images import ImageSet
 from training.data.task_data import TaskData
 from training.held_out import held_out_images
 from training.recipe import Recipe
+from training.recorded_figures import RecordedFigures
 from training.trained_weights import TrainedWeights
 from training.worker_group import WorkerGroup
 
@@ -37,13 +37,12 @@ MOST = 4096
 """Of more images about so many are asked: the error of their accuracy is below a point."""
 _BATCH = 64
 _GO_ON, _BETTER, _STOP = range(3)
-_METRIC = "validation_"
 _STATE = "validation"
 """The tensor of a resumable state that keeps the figures."""
 
 
 @dataclass(frozen=True)
-class ValidationFigures:
+class ValidationFigures(RecordedFigures):
     """The best evaluation.
 
     Attributes:
@@ -54,6 +53,8 @@ class ValidationFigures:
         worse: evaluations since then.
     """
 
+    prefix = "validation_"
+
     best_step: float
     accuracy: float
     loss: float
@@ -62,17 +63,6 @@ class ValidationFigures:
 
     def beats(self, other: ValidationFigures | None) -> bool:
         return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-
-    def metrics(self) -> dict[str, float]:
-        """What an expert's record says of them."""
-        return {_METRIC + name: value for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_metrics(cls, metrics: Mapping[str, float]) -> ValidationFigures | None:
-        """From a record's metrics; None where nothing was validated."""
-        found = {field.name: metrics.get(_METRIC + field.name) for field in fields(cls)}
-        given = {name: value for name, value in found.items() if value is not None}
-        return cls(**given) if len(given) == len(found) else None
 
 
 def validation_images(data: TaskData) -> ImageSet:
@@ -113,11 +103,11 @@ class Validation:
     def resume(self, state: Path | None) -> None:
         """Go on with the figures of a state."""
         if state is not None and _STATE in (file := TensorFile(state)):
-            self.figures = ValidationFigures(*file.tensor(_STATE).tolist())
+            self.figures = ValidationFigures.from_tensor(file.tensor(_STATE))
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a resumable state has to keep of them."""
-        return {_STATE: torch.tensor(astuple(self.figures), dtype=torch.float64)} if self.figures else {}
+        return {_STATE: self.figures.tensor()} if self.figures else {}
 
     def ends(self, done: int, weights: TrainedWeights) -> bool:
         """Evaluate if it is time, keep the weights if they are the best so far; whether training ends here."""

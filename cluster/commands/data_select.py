@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.commands.options import JsonOption
-from cluster.output import console, errors, print_json, table
+from cluster.commands.options import JsonOption, config_of
+from cluster.output import console, errors, print_json, progress_bar, table
 from fusion.disk import replace_file, writing
 from fusion.errors import ConfigError
 
@@ -63,14 +62,24 @@ def select(
     """
     from cluster.data_select import select_images
     from cluster.predict_inputs import images_of
+    from fusion.store.address import StoreAddress
 
     if where == _HERE and not Path(where).is_file():
         raise ConfigError(f"there is no {_HERE} here: name a configuration or a store with --model")
     if output is not None and output.suffix.lower() != ".csv":
         raise ConfigError(f"--output {output}: the choice is written as .csv")
     images = images_of(sources, column)
-    with _progress(len(images)) as step:
-        selection = select_images(images, budget, where=where, task=task, labelled=labelled, progress=step)
+    config = config_of(where)
+    with progress_bar(len(images)) as advance:
+        selection = select_images(
+            images,
+            budget,
+            address=config.address if config else StoreAddress(where),
+            base=config.base if config else None,
+            task=task,
+            labelled=labelled,
+            progress=advance,
+        )
     if output is not None:
         with writing(output):
             replace_file(output, _csv(selection))
@@ -83,18 +92,6 @@ def select(
         print_json(_as_json(selection))
     else:
         _tell(selection, budget, [str(path) for path in (output, sheet) if path is not None])
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    if not errors.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors, transient=True) as bar:
-        shown = bar.add_task("", total=total)
-        yield lambda count: bar.advance(shown, count)
 
 
 def _tell(selection: Selection, budget: int, written: list[str]) -> None:

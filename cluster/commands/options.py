@@ -13,6 +13,7 @@ import typer
 from fusion.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cluster.config import Config
     from fusion.store.address import StoreAddress
 
 StoreOption = Annotated[
@@ -25,12 +26,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
+def config_of(where: str) -> Config | None:
+    """The configuration that a `WhereArgument` names; None where it is a store. Raises `ConfigError`."""
+    if not where.endswith((".yaml", ".yml")):
+        return None
+    from cluster.config import load_config
+
+    return load_config(Path(where))
+
+
 def address_of(where: str) -> StoreAddress:
     """The store of a `WhereArgument`. Raises `ConfigError`."""
-    if where.endswith((".yaml", ".yml")):
-        from cluster.config import load_config
-
-        return load_config(Path(where)).address
+    if config := config_of(where):
+        return config.address
     from fusion.store.address import StoreAddress  # it loads numpy, which a client can do without
 
     return StoreAddress(where)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.commands.options import JsonOption, names_of
-from cluster.output import console, errors, print_json, table
+from cluster.output import console, errors, print_json, progress_bar, table
 from cluster.predict_inputs import images_of
 from fusion.errors import ConduError, ConfigError
 from serving.client import Answer, Client, NamedImage
@@ -200,16 +200,13 @@ def _progress(total: int) -> Iterator[Any]:
             errors.print(f"not answered: {answer.problem}{more}", markup=False, soft_wrap=True)
         return True
 
-    if total <= _FEW or not errors.is_terminal:
+    if total <= _FEW:
         yield tell
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=errors, transient=True) as bar:
-        shown = bar.add_task("", total=total)
+    with progress_bar(total) as advance:
 
         def step(answer: Answer) -> bool:
-            bar.advance(shown)
+            advance(1)
             return tell(answer)
 
         yield step

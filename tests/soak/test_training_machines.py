@@ -259,32 +259,19 @@ def test_a_head_that_dies_is_replaced_and_the_run_goes_on(
     keep(results, scenario, "power of all machines; the command again on a new cluster", began, made, same)
 
 
+@pytest.mark.parametrize("seconds", [20, 90])
 def test_a_network_that_is_cut_and_comes_back(
-    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
+    seconds: int, same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
 ) -> None:
-    scenario = "network cut for 20 s"
+    """After 90 s the machine was given up: its worker has trained on, and may write beside the one in its place."""
+    scenario = f"network cut for {seconds} s"
     results.begin("training", scenario)
     site = new_site()
     began = time.monotonic()
     process = site.start()
     site.wait_for_key(STEPS, process)
     site.workers[0].unplug()
-    time.sleep(20)
-    site.workers[0].plug()
-    keep(results, scenario, "a worker's link", began, site.end(process), same)
-
-
-def test_a_network_that_is_cut_for_so_long_that_its_machine_is_given_up(
-    same: dict[str, dict[str, str]], new_site: Callable[..., Site], results: Results
-) -> None:
-    scenario = "network cut for 90 s"
-    results.begin("training", scenario)
-    site = new_site()
-    began = time.monotonic()
-    process = site.start()
-    site.wait_for_key(STEPS, process)
-    site.workers[0].unplug()
-    time.sleep(90)  # its worker has trained on, and may write beside the one that took its place
+    time.sleep(seconds)
     site.workers[0].plug()
     keep(results, scenario, "a worker's link", began, site.end(process), same)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from fusion.store import open_store
 from fusion.store.node_cache import NodeCache
@@ -24,9 +23,7 @@ PROBED = replace(FULL, probe_steps=5, text_lr=0.0, average=0.5)
 DIVERGING = replace(LORA, lr=1e30)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("model_cfg", [MODEL_CFG, BATCH_NORM_CFG], ids=["transformer", "convolutions"])

@@ -20,9 +20,7 @@ from training.recipe import Recipe
 RECIPE = Recipe(steps=12, batch_size=8, lr=1e-3, warmup_steps=2, augment="none", save_every_steps=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Killed(BaseException):

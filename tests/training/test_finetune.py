@@ -20,6 +20,7 @@ from fusion.store import Store
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile, write_tensors
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
+from tests.training.weights import tensors_of
 from training.augment import Policy
 from training.data.task_data import TaskData, load_task_data
 from training.finetune import TrainingDivergedError, finetune
@@ -37,9 +38,7 @@ SMALLER = {"gradient_accumulation": 2, "gradient_checkpointing": True, "early_st
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -47,19 +46,8 @@ def data(tmp_path: Path) -> TaskData:
     return load_task_data("colours", tiny_task(tmp_path / "colours", num_train=6))
 
 
-@pytest.fixture
-def new_clip(local_store: Store) -> Callable[[], Clip]:
-    base = tiny_base(local_store)
-    cache = NodeCache(local_store)
-    return lambda: build_clip(base, cache.tensors(base.weights))
-
-
 def weight(clip: Clip, name: str) -> torch.Tensor:
     return clip.model.get_parameter(name).detach()
-
-
-def tensors_of(clip: Clip) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
 
 
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

@@ -20,6 +20,7 @@ from fusion.store.node_cache import NodeCache
 from fusion.tensors import TensorFile
 from fusion.versions.experts import find_training_state
 from tests.tiny import BATCH_NORM_CFG, tiny_base, tiny_task
+from tests.training.weights import tensors_of
 from training.batches import Batches
 from training.data.task_data import TaskData, load_task_data
 from training.expert import train_expert
@@ -35,21 +36,12 @@ RECIPE = Recipe(steps=6, batch_size=16, lr=1e-3, warmup_steps=2, augment="none",
 ALONE = WorkerGroup()
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> TaskData:
     return load_task_data("colours", tiny_task(tmp_path / "colours", num_train=6))
-
-
-@pytest.fixture
-def new_clip(local_store: Store) -> Callable[[], Clip]:
-    base = tiny_base(local_store)
-    cache = NodeCache(local_store)
-    return lambda: build_clip(base, cache.tensors(base.weights))
 
 
 def gradients(clip: Clip, data: TaskData, recipe: Recipe) -> tuple[float, dict[str, torch.Tensor]]:
@@ -58,10 +50,6 @@ def gradients(clip: Clip, data: TaskData, recipe: Recipe) -> tuple[float, dict[s
     with Batches(clip, data.train, recipe, seed=0, workers=ALONE) as batches:
         total = Objective(clip, data, recipe, 0, ALONE).add_gradients(3, *batches.batch(3))
     return total, {name: one.grad for name, one in clip.model.named_parameters() if one.grad is not None}
-
-
-def tensors_of(clip: Clip) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
 
 
 def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:

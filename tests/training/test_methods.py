@@ -33,9 +33,7 @@ FOLDER = Path(__file__).parent / "toy_methods"
 RECIPE = Recipe(steps=9, batch_size=8, lr=1e-2, warmup_steps=2, augment="none", save_every_steps=4, weight_decay=0.1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

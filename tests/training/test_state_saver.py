@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fusion.answers.clip import Clip, build_clip
+from fusion.answers.clip import Clip
 from fusion.errors import StoreUnavailableError
-from fusion.store import Store
-from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
-from tests.tiny import tiny_base, tiny_task
+from tests.tiny import tiny_task
+from tests.training.weights import tensors_of
 from training.data.task_data import TaskData, load_task_data
 from training.finetune import finetune
 from training.recipe import Recipe
@@ -26,25 +25,12 @@ BY_STEPS = replace(RECIPE, save_every_steps=4)
 TIMEOUT_S = 60
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> TaskData:
     return load_task_data("colours", tiny_task(tmp_path / "colours", num_train=4))
-
-
-@pytest.fixture
-def new_clip(local_store: Store) -> Callable[[], Clip]:
-    base = tiny_base(local_store)
-    cache = NodeCache(local_store)
-    return lambda: build_clip(base, cache.tensors(base.weights))
-
-
-def tensors_of(clip: Clip) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from fusion.answers.clip import LOGIT_SCALE, Clip, build_clip
+from fusion.answers.clip import LOGIT_SCALE, Clip
 from fusion.errors import ConfigError, DataError
 from fusion.store import Store
 from fusion.store.address import StoreAddress
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
 from tests.tiny import SHAPES, tiny_base, tiny_parquet, tiny_task
+from tests.training.weights import tensors_of
 from training import validation
 from training.batches import Batches
 from training.data.task_data import TaskData, load_task_data
@@ -35,25 +36,12 @@ RECIPE = Recipe(steps=60, batch_size=16, lr=1e-3, warmup_steps=2, augment="none"
 """The tiny model soon does worse than before."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> TaskData:
     return load_task_data("shapes", tiny_task(tmp_path / "shapes", classes=SHAPES, num_train=10))
-
-
-@pytest.fixture
-def new_clip(local_store: Store) -> Callable[[], Clip]:
-    base = tiny_base(local_store)
-    cache = NodeCache(local_store)
-    return lambda: build_clip(base, cache.tensors(base.weights))
-
-
-def tensors_of(clip: Clip) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
 
 
 def different(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
