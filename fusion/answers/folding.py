@@ -26,26 +26,27 @@ class Folding:
     """
 
     def __init__(self, clip: Clip) -> None:
-        self._pairs: tuple[tuple[str, str], ...] = ()
+        self.pairs: tuple[tuple[str, str], ...] = ()
+        """Names of a convolution and of the BatchNorm behind it."""
         if not any(isinstance(module, _BatchNorm) for module in clip.model.modules()):
             return
         noise = torch.randn(2, 3, *clip.image_size, generator=torch.Generator().manual_seed(0))
-        self._pairs, plain = _find_pairs(clip, noise)
+        self.pairs, plain = _find_pairs(clip, noise)
         if not torch.allclose(self.folded(clip).image_features(noise), plain, atol=_TOLERANCE):
-            self._pairs = ()  # a convolution whose result is used elsewhere too: this architecture stays as it is
+            self.pairs = ()  # a convolution whose result is used elsewhere too: this architecture stays as it is
 
     def folded(self, clip: Clip) -> Clip:
         """The same model with its pairs folded: a new `Clip` that shares all other tensors with the given one."""
-        if not self._pairs:
+        if not self.pairs:
             return clip
         other = clip.copy_with(())
-        for conv_name, norm_name in self._pairs:
+        for conv_name, norm_name in self.pairs:
             conv, norm = other.model.get_submodule(conv_name), other.model.get_submodule(norm_name)
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, _BatchNorm)
             _fold(conv, norm)
             parent, _, key = norm_name.rpartition(".")
-            other.model.get_submodule(parent)._modules[key] = _rest(norm)
+            other.model.get_submodule(parent)._modules[key] = rest_of(norm)
         return other
 
 
@@ -73,20 +74,42 @@ def _find_pairs(clip: Clip, noise: torch.Tensor) -> tuple[tuple[tuple[str, str],
     return tuple(pairs), features
 
 
+def affine(
+    norm: _BatchNorm | None,
+    bias: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    *,
+    like: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a convolution's bias and the BatchNorm behind it do to each channel: a scale and a shift.
+
+    Args:
+        norm: gives the statistics; None: there is no BatchNorm.
+        bias: of the convolution.
+        gain, offset: the weight and bias of the BatchNorm.
+        like: the kernel, whose dtype and device both have.
+    """
+    scale = torch.ones(len(like), dtype=torch.float64, device=like.device)
+    shift = torch.zeros_like(scale) if bias is None else bias.double()
+    if norm is not None:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = scale if gain is None else scale * gain.double()
+        shift = (shift - norm.running_mean.double()) * scale
+        shift = shift if offset is None else shift + offset.double()
+    return scale.to(like.dtype), shift.to(like.dtype)
+
+
 def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    mean, variance = norm.running_mean.double(), norm.running_var.double()
-    factor = (variance + norm.eps).rsqrt()
-    factor = factor if norm.weight is None else factor * norm.weight.double()
-    shift = -mean if conv.bias is None else conv.bias.double() - mean
-    shift = shift * factor if norm.bias is None else shift * factor + norm.bias.double()
-    weight = torch.empty_like(conv.weight).copy_(conv.weight.double() * factor[:, None, None, None])
+    scale, shift = affine(norm, conv.bias, norm.weight, norm.bias, like=conv.weight)
+    weight = torch.empty_like(conv.weight).copy_(conv.weight * scale[:, None, None, None])
     conv._parameters["weight"] = nn.Parameter(weight.detach(), requires_grad=False)
-    conv._parameters["bias"] = nn.Parameter(shift.detach().to(weight.dtype), requires_grad=False)
+    conv._parameters["bias"] = nn.Parameter(shift.detach(), requires_grad=False)
 
 
-def _rest(norm: _BatchNorm) -> nn.Module:
+def rest_of(norm: _BatchNorm) -> nn.Module:
     """What a BatchNorm does besides: timm's apply an activation too."""
     rest = [copy.copy(part) for key in ("drop", "act") if isinstance(part := getattr(norm, key, None), nn.Module)]
     return nn.Sequential(*rest).eval() if rest else nn.Identity()
