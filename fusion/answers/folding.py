@@ -7,6 +7,7 @@ w' = w a, b' = (b - mean) a + shift with a = gain / sqrt(variance + epsilon). An
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fusion.answers.clip import Clip
 
+NORM_TENSORS = ("running_mean", "running_var", "weight", "bias")
+"""Of a BatchNorm, by its own names."""
 _TOLERANCE = 1e-4
 
 
@@ -75,35 +78,27 @@ def _find_pairs(clip: Clip, noise: torch.Tensor) -> tuple[tuple[tuple[str, str],
 
 
 def affine(
-    norm: _BatchNorm | None,
-    bias: torch.Tensor | None,
-    gain: torch.Tensor | None,
-    offset: torch.Tensor | None,
-    *,
-    like: torch.Tensor,
+    bias: torch.Tensor | None, norm: _BatchNorm | None, own: Mapping[str, torch.Tensor], *, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What a convolution's bias and the BatchNorm behind it do to each channel: a scale and a shift.
 
     Args:
-        norm: gives the statistics; None: there is no BatchNorm.
-        bias: of the convolution.
-        gain, offset: the weight and bias of the BatchNorm.
+        norm: None: there is none.
+        own: by name, tensors that stand in place of the BatchNorm's own.
         like: the kernel, whose dtype and device both have.
     """
     scale = torch.ones(len(like), dtype=torch.float64, device=like.device)
     shift = torch.zeros_like(scale) if bias is None else bias.double()
     if norm is not None:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        scale = scale if gain is None else scale * gain.double()
-        shift = (shift - norm.running_mean.double()) * scale
-        shift = shift if offset is None else shift + offset.double()
+        found = {key: own.get(key, getattr(norm, key)) for key in NORM_TENSORS}
+        values = {key: value.double() for key, value in found.items() if value is not None}
+        scale = (values["running_var"] + norm.eps).rsqrt() * values.get("weight", 1.0)
+        shift = (shift - values["running_mean"]) * scale + values.get("bias", 0.0)
     return scale.to(like.dtype), shift.to(like.dtype)
 
 
 def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
-    scale, shift = affine(norm, conv.bias, norm.weight, norm.bias, like=conv.weight)
+    scale, shift = affine(conv.bias, norm, {}, like=conv.weight)
     weight = torch.empty_like(conv.weight).copy_(conv.weight * scale[:, None, None, None])
     conv._parameters["weight"] = nn.Parameter(weight.detach(), requires_grad=False)
     conv._parameters["bias"] = nn.Parameter(shift.detach(), requires_grad=False)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fusion.answers.clip import Clip, modules_copied
-from fusion.answers.folding import Folding, affine, rest_of
+from fusion.answers.folding import NORM_TENSORS, Folding, affine, rest_of
 from fusion.answers.live.images import LiveImages
 from fusion.answers.live.layers import LiveLinear
 from fusion.answers.live.mix import Mix
@@ -68,8 +68,7 @@ class LiveConvolutions(LiveImages):
         return LiveSide(
             {name: factors for name, factors in side.factors.items() if name not in taken},
             {name: delta for name, delta in side.deltas.items() if name not in taken},
-            side.tables,
-            {layer.name: layer.channels(side) for layer in self._convolutions},
+            channels={layer.name: layer.channels(side) for layer in self._convolutions},
         )
 
     def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -101,8 +100,9 @@ class _LiveConvolution(nn.Module):
     def __init__(self, conv: nn.Conv2d, name: str, norm: _BatchNorm | None, norm_name: str | None, mix: Mix) -> None:
         super().__init__()
         self.name = name
-        self._names = [f"{at}.{key}" for at in (name, norm_name) for key in ("weight", "bias")]
-        self.tensors = frozenset(self._names)
+        self._weight_name, self._bias_name = f"{name}.weight", f"{name}.bias"
+        self._of_norm = {} if norm is None else {key: f"{norm_name}.{key}" for key in NORM_TENSORS}
+        self.tensors = frozenset((self._weight_name, self._bias_name, *self._of_norm.values()))
         self._weight, self._bias, self._norm, self._mix = conv.weight, conv.bias, norm, mix
         self._convolve = copy.copy(conv)  # with the kernel that it is given: timm's pad in ways of their own
         self._convolve._parameters = {}
@@ -113,13 +113,17 @@ class _LiveConvolution(nn.Module):
 
     def channels(self, side: LiveSide) -> Channels:
         """What an expert makes of the layer."""
-        weight, bias, gain, offset = self._names
-        scale, shift = affine(self._norm, *(_sum(*pair) for pair in (
-            (self._bias, side.deltas.get(bias)),
-            (self._norm and self._norm.weight, side.deltas.get(gain)),
-            (self._norm and self._norm.bias, side.deltas.get(offset)),
-        )), like=self._weight)  # fmt: skip
-        found, delta = side.factors.get(weight), side.deltas.get(weight)
+        own = {}
+        for key, name in self._of_norm.items():
+            if name in side.statistics:
+                own[key] = side.statistics[name]
+            elif name in side.deltas:
+                own[key] = getattr(self._norm, key) + side.deltas[name]
+        bias = self._bias
+        if bias is not None and self._bias_name in side.deltas:
+            bias = bias + side.deltas[self._bias_name]
+        scale, shift = affine(bias, self._norm, own, like=self._weight)
+        found, delta = side.factors.get(self._weight_name), side.deltas.get(self._weight_name)
         factors = None if found is None else (found[0] * scale, found[1])
         if not self._whole and delta is None:
             return Channels(scale, shift, factors)
@@ -238,12 +242,6 @@ class _LiveAttentionPool(nn.Module):
         )
         found = F.scaled_dot_product_attention(query, key, value)
         return self._out(found.transpose(1, 2).flatten(2))[:, 0]  # type: ignore[no-any-return]
-
-
-def _sum(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other
 
 
 def live_convolutions(clip: Clip, folding: Folding) -> LiveConvolutions | None:

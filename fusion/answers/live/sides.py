@@ -26,6 +26,8 @@ Rows = tuple[torch.Tensor, torch.Tensor]
 """Which rows of a table moved, ascending int64 [n], and by how much, float32 [n, C]."""
 
 POSITIONS, TOKENS = "positional_embedding", "token_embedding.weight"
+_STATISTICS, _COUNTS = (".running_mean", ".running_var"), ".num_batches_tracked"
+"""Of BatchNorms. Nothing is computed with the counts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +60,14 @@ class LiveSide:
         factors: of matrices.
         deltas: of what is added, in its shape.
         tables: of what is looked up.
+        statistics: of BatchNorms, as they are in the expert.
         channels: of convolutions, which a tower makes of the others (`LiveImages.prepared`).
     """
 
     factors: Mapping[str, Factors] = field(default_factory=dict)
     deltas: Mapping[str, torch.Tensor] = field(default_factory=dict)
     tables: Mapping[str, Rows] = field(default_factory=dict)
+    statistics: Mapping[str, torch.Tensor] = field(default_factory=dict)
     channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> LiveSide:
@@ -72,7 +76,10 @@ class LiveSide:
             {name: (one.to(device), other.to(device)) for name, (one, other) in pairs.items()}
             for pairs in (self.factors, self.tables)
         )
-        return LiveSide(factors, {name: delta.to(device) for name, delta in self.deltas.items()}, tables)
+        deltas, statistics = (
+            {name: tensor.to(device) for name, tensor in tensors.items()} for tensors in (self.deltas, self.statistics)
+        )
+        return LiveSide(factors, deltas, tables, statistics)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -96,8 +103,14 @@ def _side(expert: DecoupledExpert, wanted: Callable[[str], bool], prefix: str) -
     decoder = expert.decoder
     if not isinstance(decoder, PartsDecoder):
         return None
-    if any(wanted(key.removeprefix(BUFFER)) for key in expert.trigger.specs if key.startswith(BUFFER)):
-        return None
+    statistics = {}
+    for key in expert.trigger.specs:
+        name = key.removeprefix(BUFFER)
+        if name == key or not wanted(name) or name.endswith(_COUNTS):
+            continue
+        if not name.endswith(_STATISTICS):
+            return None
+        statistics[name.removeprefix(prefix)] = expert.trigger.tensor(key)
     factors: dict[str, Factors] = {}
     deltas: dict[str, torch.Tensor] = {}
     tables: dict[str, Rows] = {}
@@ -122,7 +135,7 @@ def _side(expert: DecoupledExpert, wanted: Callable[[str], bool], prefix: str) -
                 deltas[own] = whole.reshape(shape)
             else:  # a row that moved is a component with a single row
                 factors[own] = (F.one_hot(rows, shape[0]).float(), values)
-    return LiveSide(factors, deltas, tables)
+    return LiveSide(factors, deltas, tables, statistics)
 
 
 def _small(shape: tuple[int, ...], num_rows: int) -> bool:

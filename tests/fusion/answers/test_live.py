@@ -36,8 +36,8 @@ def fused(
         noise = torch.Generator().manual_seed(number)
         moved, parameters = {}, dict(clip.model.named_parameters())
         for name, value in clip.model.state_dict().items():
-            if name not in parameters:
-                moved[name] = value
+            if name not in parameters:  # statistics of BatchNorms: an expert from elsewhere may have its own
+                moved[name] = value * (1 + 0.1 * (number % 2)) if value.is_floating_point() else value + number
                 continue
             if value.dim() > 1:
                 rank = number + 1
