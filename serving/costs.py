@@ -40,11 +40,11 @@ class Costs:
             built: runs so many images.
             live: runs so many images, of so many experts.
         """
-        few, first = _seconds(lambda: live(FEW, 1)), _seconds(lambda: live(1, 1))
+        few, first = seconds_of(lambda: live(FEW, 1)), seconds_of(lambda: live(1, 1))
         return cls(
-            built=_line(_seconds(lambda: built(1)), _seconds(lambda: built(FEW))),
+            built=_line(seconds_of(lambda: built(1)), seconds_of(lambda: built(FEW))),
             live=_line(first, few),
-            per_expert=max(0.0, _seconds(lambda: live(FEW, FEW)) - few) / (FEW - 1),
+            per_expert=max(0.0, seconds_of(lambda: live(FEW, FEW)) - few) / (FEW - 1),
         )
 
     def built_s(self, num_images: int) -> float:
@@ -70,7 +70,7 @@ def _line(first: float, few: float) -> tuple[float, float]:
     return first, max(0.0, few - first) / (FEW - 1)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def seconds_of(run: Callable[[], Any]) -> float:
     """The shortest of a few runs: what disturbs one makes it longer."""
     found = []
     for _ in range(_TIMES):

@@ -30,7 +30,7 @@ from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from serving.batching import Batcher, Pool, Slices
-from serving.costs import FEW, Costs, Payoff
+from serving.costs import FEW, Costs, Payoff, seconds_of
 from serving.images import Normaliser
 from serving.metrics import Metrics, Model
 from serving.options import ServiceOptions
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 BASE = "base"
 """The base's lane, and its name among text features. No expert's key: those have an `@`."""
 _LOADERS = 2
-_BUILD_S = 0.5
-"""What building an expert is taken to last until one was built."""
 
 _Item = tuple[np.ndarray, str, LiveSide]
 """A crop, and the key of the expert that is applied to it."""
@@ -79,7 +77,7 @@ class Models:
         for size in (1, options.max_batch_size):
             self._encode(self.shelf.base.clip, [self._blank] * size)
         self._costs = self._measured_costs() if self.shelf.tower else None
-        self._payoff = Payoff(_BUILD_S)
+        self._payoff = Payoff(seconds_of(self.shelf.build_noise)) if self._costs and self.shelf.may_build else None
         self._building: set[asyncio.Future[None]] = set()
         self._pools = {unit: Pool(partial(self._encode_live, unit=unit), self._joins) for unit in (True, False)}
         seconds = time.perf_counter() - started
@@ -137,7 +135,7 @@ class Models:
         items: list[_Item] = [(crop, key, model.live) for crop in crops]
         alone = partial(self._encode_alone, unit=unit)
         features = await self.batcher.images((key, unit), alone, items, pool=self._pools[unit])
-        if self._payoff.is_due(key):
+        if self._payoff and self._payoff.is_due(key):
             building = asyncio.get_running_loop().run_in_executor(self._loaders, self._build, key, model)
             self._building.add(building)
             building.add_done_callback(self._building.discard)
@@ -204,7 +202,7 @@ class Models:
         batch = self._normaliser.pixels(np.stack([crop for crop, _, _ in items]))
         features = self.shelf.tower.image_features(batch, [side for _, _, side in items], unit=unit)
         self.answered = time.monotonic()
-        if self._costs:
+        if self._costs and self._payoff:
             each = self._costs.live_s(len(items), len(counts)) / len(items)
             for key, num_images in counts.items():
                 self._payoff.spent(key, each * num_images - self._costs.built_s(num_images))
@@ -227,6 +225,7 @@ class Models:
 
     def _build(self, key: str, model: ExpertModel) -> None:
         assert model.build is not None
+        assert self._payoff is not None
         started = time.perf_counter()
         try:
             model.build()

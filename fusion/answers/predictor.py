@@ -18,7 +18,7 @@ from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Plan, Prediction, Query, needs_base
-from fusion.answers.live import LiveSide, image_side, live_images, live_texts, noise_side
+from fusion.answers.live import LiveSide, image_side, live_images, live_texts, moved_tensors, noise_side
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.rules.views import pooled
@@ -129,11 +129,22 @@ class ModelShelf:
         """Bytes of an expert's image side."""
         return expert.live.num_bytes if expert.live else self.own_bytes(expert.clip)
 
+    @property
+    def may_build(self) -> bool:
+        """Whether `built` has room for an expert."""
+        parameters = dict(self._plain.model.named_parameters())
+        return sum(one.nbytes for name, one in parameters.items() if of_images(name)) <= self.built.budget_bytes
+
     def noise_sides(self, num: int) -> list[LiveSide]:
         """So many live image sides of noise, to time `tower` with."""
         assert self.tower is not None
         made = (noise_side(self._plain, num_components=_TYPICAL_COMPONENTS, seed=seed) for seed in range(num))
         return [self.tower.prepared(side) for side in made]
+
+    def build_noise(self) -> Clip:
+        """The image side of an expert of noise, which takes what building one takes, but for reading its trigger."""
+        side = noise_side(self._plain, num_components=_TYPICAL_COMPONENTS)
+        return self._folding.folded(self._plain.copy_with(moved_tensors(self._plain, side)))
 
     def own_bytes(self, clip: Clip) -> int:
         """Bytes of the weights that a model has beside the base's."""

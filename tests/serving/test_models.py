@@ -16,7 +16,7 @@ from fusion.store import Store, open_store
 from fusion.store.blobs import new_nonce, put_file, scratch_file
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
-from serving.costs import Costs
+from serving.costs import Costs, Payoff
 from tests.fusion.answers.test_folding import TIMM_CFG
 from tests.serving.helpers import form_of, pictures, publish_tasks
 from tests.serving.plain import PlainService
@@ -87,9 +87,8 @@ def test_an_expert_that_is_asked_for_often_is_built_as_well_and_answers_the_same
     async def story() -> None:
         service = PlainService(components)
         models = service.models
-        models._costs = Costs(
-            built=(0.0, 0.0), live=(0.3, 0.0), per_expert=0.0
-        )  # of half a second: due with the second
+        # a question by a live expert loses 0.3 s: with the second, building would have paid
+        models._costs, models._payoff = Costs(built=(0.0, 0.0), live=(0.3, 0.0), per_expert=0.0), Payoff(0.5)
         async with service as client:
 
             async def ask(task: str) -> None:

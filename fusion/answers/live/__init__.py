@@ -14,12 +14,12 @@ from fusion.answers.clip import Clip
 from fusion.answers.folding import Folding
 from fusion.answers.live.convolutions import live_convolutions
 from fusion.answers.live.images import LiveImages
-from fusion.answers.live.noise import noise_side
+from fusion.answers.live.noise import moved_tensors, noise_side
 from fusion.answers.live.sides import LiveSide, image_side
 from fusion.answers.live.texts import live_texts
 from fusion.answers.live.transformer import live_transformer
 
-__all__ = ["LiveImages", "LiveSide", "image_side", "live_images", "live_texts", "noise_side"]
+__all__ = ["LiveImages", "LiveSide", "image_side", "live_images", "live_texts", "moved_tensors", "noise_side"]
 
 
 def live_images(clip: Clip, folding: Folding) -> LiveImages | None:
