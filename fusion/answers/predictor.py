@@ -31,7 +31,7 @@ from fusion.versions.manifest import Manifest
 
 _TEXT_SIDES = 8
 """One part in so many of the memory for experts is for the sides that encode texts."""
-_ALSO_BUILT = 4
+_ALSO_BUILT = 8
 """One part in so many of it is for models of experts that are in memory without them too."""
 _TYPICAL_COMPONENTS = 32
 """Of an expert's matrix."""

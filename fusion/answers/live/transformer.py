@@ -21,7 +21,7 @@ class LiveTransformer(LiveImages):
     def __init__(self, clip: Clip) -> None:
         super().__init__(clip)
         tower: Any = clip.model.visual
-        self._projection, self._positions = tower.proj, tower.positional_embedding
+        self._projection, self._positions = tower.proj, tower.positional_embedding.detach()
         self._tower = with_live_parts(tower, self._mix, "")
         self._tower._parameters["proj"] = None
         del self._tower._parameters[POSITIONS]

@@ -91,7 +91,9 @@ def test_the_base_is_as_it_was_and_answers_for_an_expert_without_changes(setting
     clip, tower, live, _ = setting
     images = torch.randn(2, 3, 32, 32)
     before = clip.image_features(images)
-    mixed = tower.image_features(images, [tower.prepared(LiveSide()), live["a"]])
+    nothing = tower.prepared(LiveSide())
+    torch.testing.assert_close(tower.image_features(images, [nothing] * 2), before, rtol=0, atol=1e-5)
+    mixed = tower.image_features(images, [nothing, live["a"]])
     torch.testing.assert_close(mixed[0], before[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(clip.image_features(images), before, rtol=0, atol=0)
 
