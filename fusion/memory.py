@@ -1,7 +1,8 @@
-"""The peak memory of a piece of work."""
+"""The memory of this process."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from contextlib import suppress
@@ -28,6 +29,12 @@ class PeakMemory:
     def extra_bytes(self) -> int:
         """How far the peak is above what was resident at the start, bytes."""
         return max(0, self.peak_bytes() - self._before)
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the system, which glibc may be told to keep. Does nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _read(field: str) -> int:

@@ -27,6 +27,7 @@ from fusion.answers.live import LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
+from fusion.memory import release_freed
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
 from serving.batching import Batcher, Pool, Slices
@@ -80,6 +81,7 @@ class Models:
         self._payoff = Payoff(seconds_of(self.shelf.build_noise)) if self._costs and self.shelf.may_build else None
         self._building: set[asyncio.Future[None]] = set()
         self._pools = {unit: Pool(partial(self._encode_live, unit=unit), self._joins) for unit in (True, False)}
+        release_freed()
         seconds = time.perf_counter() - started
         logger.info("base loaded base=%s device=%s s=%.2f", newest.base.sha256[:12], options.device, seconds)
 
@@ -233,6 +235,7 @@ class Models:
             logger.warning("expert not built expert=%s: %s", key, error)
             return
         seconds = time.perf_counter() - started
+        release_freed()  # the model that it took the place of
         self._payoff.built_in(seconds)
         logger.info("expert built expert=%s s=%.3f", key, seconds)
 
