@@ -20,8 +20,8 @@ def fusion_resources(
     Args:
         fusion, lanes: what the configuration requests.
         nodes: the cluster's living nodes.
-        free: what is free in the whole cluster now. `auto` leaves the last cores to a lane: on a cluster that others use,
-            actors alone would hold them, and wait for ever.
+        free: what is free in the whole cluster now. `auto` leaves the last cores to a lane: where several runs share a
+            cluster, their actors alone could hold all of it, and wait for ever.
         num_tasks: number of tasks, which limits the number of lanes.
     Raises: ConfigError when the requested actor and lanes can never run at the same time. A cluster that grows on
         demand is not checked.
