@@ -17,6 +17,7 @@ import yaml
 
 from fusion.store import open_store
 from fusion.versions.history import Versions
+from serving.client import Client
 from tests.e2e.project import CONDU, FAST, Project, is_ready
 from tests.e2e.test_kills import kill_session, wait_for
 from tests.e2e.test_status import ask, ask_until, serves, session_files, training, trains_beside_a_version
@@ -120,9 +121,15 @@ def test_runs_at_once_for_one_store_and_another_lose_no_task_and_fuse_none_twice
         assert len(records) == len(held), "two runs that have a task in common make one expert"
 
 
+def tasks_at(url: str) -> set[str]:
+    with Client(url) as client:
+        return {task.name for task in client.tasks().tasks}
+
+
 def test_services_of_two_stores_answer_side_by_side_and_a_third_that_is_in_their_way_stops_none(
     cluster: Project,
 ) -> None:
+    """Meanwhile a run adds a task to one of the stores."""
     values = yaml.safe_load(cluster.config.read_text())
     other = (cluster.folder / "other").as_uri()
     port = free_port()
@@ -149,6 +156,10 @@ def test_services_of_two_stores_answer_side_by_side_and_a_third_that_is_in_their
             assert is_ready(url), "the refused one stopped nobody"
             told = json.loads(cluster.condu("status", f"{name}.yaml", "--json").stdout)
             assert told["sessions"][0]["service"]["urls"] == [url]
+        added = cluster.condu("add-task", "a.yaml", "forms", "--data", cluster.tasks["shapes"])
+        assert added.returncode == 0, added.stdout + added.stderr
+        wait_for(lambda: "forms" in tasks_at(f"http://127.0.0.1:{port}"), started["a"])
+        assert tasks_at(f"http://127.0.0.1:{port}/flowers") == {"colours", "shapes"}
         started["a"].send_signal(signal.SIGTERM)
         assert started["a"].wait(120) == 0, cluster.log("a.txt")
         assert is_ready(f"http://127.0.0.1:{port}/flowers")
