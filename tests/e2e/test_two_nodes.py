@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,7 +35,7 @@ serve.start(http_options={"host": "127.0.0.1", "port": port})
 def told():
     app = _get_global_client().get_serve_details()["applications"]["condu"]
     replicas = app["deployments"]["Replica"]["replicas"]
-    return [(one["replica_id"], one["state"].value, one["node_id"]) for one in replicas]
+    return [(one["replica_id"], one["state"].value, one.get("node_id")) for one in replicas]
 
 def done(old):
     running = [replica for replica, state, _ in told() if state == "RUNNING"]
@@ -56,15 +55,15 @@ print("FOUND", json.dumps(found))
 """
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[TwoNodes]:
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     """Two nodes, with four cores each."""
     if os.getuid():
         pytest.skip("mount namespaces need root")
     folder = tempfile.mkdtemp(prefix="ray-")  # short: its sockets' paths have 107 characters at most
     env = {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
     try:
-        with TwoNodes(Project(tmp_path / "project", env=env), [], num_cpus=(4, 4)) as nodes:
+        with TwoNodes(Project(tmp_path_factory.mktemp("nodes") / "project", env=env), [], num_cpus=(4, 4)) as nodes:
             yield nodes
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,7 +77,8 @@ def deploy(
     `per_node` 0: any number.
     """
     project = nodes.project
-    publish_tasks(project.store)
+    if not list(project.store.list("versions/")):
+        publish_tasks(project.store)
     words = [f"127.0.0.1:{nodes.port}", project.store_url, free_port(), replicas, per_node, num_cpus, num_updates]
     done = subprocess.run(
         [sys.executable, "-c", _DEPLOY, *map(str, words)], env=project.env, capture_output=True, text=True, timeout=240
