@@ -69,7 +69,7 @@ bench-fusion: $(READY)  ## Adding a task at 2 to 50 tasks, ViT-B/16 and ViT-L/14
 bench-serve: $(READY)  ## The service against FastAPI and torch, by load and number of tasks (under ten minutes on 2 cores)
 	@$(BIN)/python -m benchmarks.serve_load
 
-bench-train: $(READY)  ## Planning, reading ahead and lanes beside the training itself (half an hour on 2 cores, 12 GB of disk)
+bench-train: $(READY)  ## Planning, reading ahead and lanes beside the training itself (a quarter of an hour on 2 cores, 12 GB of disk)
 	@$(BIN)/python -m benchmarks.train_scale
 
 soak: $(READY) other-libraries  ## Tests that take many minutes: long loads, many rounds of kills

@@ -3,6 +3,7 @@
 Nothing waits for a batch to fill: a lone image is computed at once, and under load the images that arrive during one
 forward make up the next. Work stands in lanes, one per model and one per piece of other work. Lanes take turns, so that
 a busy task cannot starve the others, and within a lane a request of many images goes to the back after each batch.
+Lanes of one pool may share a forward, where the pool finds that better than a lane's own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,20 @@ Forward = Callable[[Sequence[Any]], torch.Tensor]
 """Images, in whatever form the lane has them, to features [B, D]."""
 Slices = Generator[None, None, Result]
 """Work that yields where others may have a turn, and returns its result."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Lanes of images that one forward can take together.
+
+    Attributes:
+        forward: of images of any of them.
+        joins: whether it is better than the first lane's own forward of its own images. Given that lane, and how many
+            images of it and of the others there would be. Called by the compute thread.
+    """
+
+    forward: Forward
+    joins: Callable[[Hashable, Sequence[int]], bool]
 
 
 class _Answer(Generic[Result]):
@@ -56,11 +71,20 @@ class _Images:
     answer: _Answer[torch.Tensor]
     forward: Forward
     items: Sequence[Any]
+    pool: Pool | None = None
     taken: int = 0
     failed: bool = False
     rows: list[torch.Tensor] = field(default_factory=list)
     arrived: float = field(default_factory=time.perf_counter)
     begun: float = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        return not self.failed and not self.answer.future.cancelled()
+
+
+_Batch = list[tuple[_Images, int, int]]
+"""Requests, and which of their images: [first, last)."""
 
 
 @dataclass
@@ -93,12 +117,16 @@ class Batcher:
         self._closed = False
         threading.Thread(target=self._work, name="compute", daemon=True).start()
 
-    async def images(self, lane: Hashable, forward: Forward, items: Sequence[Any]) -> torch.Tensor:
+    async def images(
+        self, lane: Hashable, forward: Forward, items: Sequence[Any], *, pool: Pool | None = None
+    ) -> torch.Tensor:
         """Features of a request's images, [B, D] for B > 0. Images of other requests in the lane share its forwards.
 
+        Args:
+            pool: of the lane, always the same.
         Raises what the forward raises.
         """
-        wanted = _Images(_Answer(), forward, items)
+        wanted = _Images(_Answer(), forward, items, pool)
         with self._arrived:
             queue = self._lanes.setdefault(lane, deque())
             assert isinstance(queue, deque), "a lane of images is named by its model"
@@ -131,18 +159,43 @@ class Batcher:
                 if self._closed:
                     return
                 lane, waiting = self._lanes.popitem(last=False)
-                batch = self._batch(lane, waiting) if isinstance(waiting, deque) else []
+                forward, batch = self._next(lane, waiting) if isinstance(waiting, deque) else (None, [])
             if isinstance(waiting, _Steps):
                 self._advance(lane, waiting)
-            elif batch:
-                self._compute(batch)
+            elif forward and batch:
+                self._compute(forward, batch)
 
-    def _batch(self, lane: Hashable, queue: deque[_Images]) -> list[tuple[_Images, int, int]]:
-        """The next images [first, last) of a lane's requests. What is left goes behind the other lanes."""
-        batch, room, unfinished = [], self._max_batch_size, []
+    def _next(self, lane: Hashable, queue: deque[_Images]) -> tuple[Forward | None, _Batch]:
+        """What a lane that has its turn computes: its own images, or with them those of others in its pool."""
+        own = _waiting(queue)
+        if not own:
+            return None, []
+        forward, lanes, counts = queue[0].forward, [(lane, queue)], [min(own, self._max_batch_size)]
+        room, pool = self._max_batch_size - counts[0], queue[0].pool
+        for other, requests in self._lanes.items() if pool else ():
+            if not room:
+                break
+            if isinstance(requests, deque) and (num := _waiting(requests)) and requests[0].pool is pool:
+                lanes.append((other, requests))
+                counts.append(min(num, room))
+                room -= counts[-1]
+        if pool and len(lanes) > 1:
+            if pool.joins(lane, counts):
+                forward = pool.forward
+            else:
+                del lanes[1:]
+        batch: _Batch = []
+        for (name, requests), count in zip(lanes, counts, strict=False):
+            self._lanes.pop(name, None)
+            batch += self._taken(name, requests, count)
+        return forward, batch
+
+    def _taken(self, lane: Hashable, queue: deque[_Images], room: int) -> _Batch:
+        """The next images of a lane's requests. What is left goes behind the other lanes."""
+        batch, unfinished = [], []
         while queue and room:
             request = queue.popleft()
-            if request.failed or request.answer.future.cancelled():
+            if not request.is_waiting:
                 continue
             first, request.taken = request.taken, min(len(request.items), request.taken + room)
             room -= request.taken - first
@@ -154,7 +207,7 @@ class Batcher:
             self._lanes[lane] = queue
         return batch
 
-    def _compute(self, batch: Sequence[tuple[_Images, int, int]]) -> None:
+    def _compute(self, forward: Forward, batch: _Batch) -> None:
         for request, first, _ in batch:
             request.begun = request.begun if first else time.perf_counter()
         items = [item for request, first, last in batch for item in request.items[first:last]]
@@ -162,7 +215,7 @@ class Batcher:
         self.counts.images += len(items)
         self.counts.largest_batch = max(self.counts.largest_batch, len(items))
         try:
-            features = batch[0][0].forward(items)
+            features = forward(items)
         except Exception as error:
             for request, _, _ in batch:
                 request.failed = True
@@ -188,3 +241,10 @@ class Batcher:
         else:
             with self._arrived:
                 self._lanes[lane] = work
+
+
+def _waiting(queue: deque[_Images]) -> int:
+    """How many images of a lane nobody has computed yet. Requests that nobody waits for at its head are dropped."""
+    while queue and not queue[0].is_waiting:
+        queue.popleft()
+    return sum(len(request.items) - request.taken for request in queue if request.is_waiting)

@@ -1,8 +1,9 @@
 """The models of one replica: the base, and experts that are rebuilt on demand and kept within `expert_memory`.
 
 Nothing here knows HTTP or Ray. Forwards run in the one compute thread (`serving.batching`); cold experts are rebuilt in
-threads of their own, so that they do not hold up the warm ones. Bounded in memory: by the budget, and by what few
-loaders have in hand; an expert that is evicted lives until the requests that hold it are answered.
+threads of their own, so that they do not hold up the warm ones. An expert that can be applied to the base as it is
+shares forwards with others, and is built as well once that pays (`serving.costs`). Bounded in memory: by the budget,
+and by what few loaders have in hand; an expert that is evicted lives until the requests that hold it are answered.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -19,14 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from fusion.answers.clip import Clip
 from fusion.answers.label_spaces import Job
-from fusion.answers.live_layers import LiveSide
+from fusion.answers.live import LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
 from fusion.store.node_cache import NodeCache
 from fusion.versions.history import Versions
-from serving.batching import Batcher, Slices
+from serving.batching import Batcher, Pool, Slices
+from serving.costs import FEW, Costs, Payoff, seconds_of
 from serving.images import Normaliser
 from serving.metrics import Metrics, Model
 from serving.options import ServiceOptions
@@ -37,9 +41,10 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"
 """The base's lane, and its name among text features. No expert's key: those have an `@`."""
-_LIVE = "live"
-"""The lane of all experts that are applied to the base as they are: their images share forwards."""
 _LOADERS = 2
+
+_Item = tuple[np.ndarray, str, LiveSide]
+"""A crop, and the key of the expert that is applied to it."""
 
 
 class Models:
@@ -70,7 +75,11 @@ class Models:
         width, height = reversed(self.shelf.base.clip.image_size)
         self._blank = np.zeros((height, width, 3), np.uint8)
         for size in (1, options.max_batch_size):
-            self._encode(self.shelf.base, [self._blank] * size)
+            self._encode(self.shelf.base.clip, [self._blank] * size)
+        self._costs = self._measured_costs() if self.shelf.tower else None
+        self._payoff = Payoff(seconds_of(self.shelf.build_noise)) if self._costs and self.shelf.may_build else None
+        self._building: set[asyncio.Future[None]] = set()
+        self._pools = {unit: Pool(partial(self._encode_live, unit=unit), self._joins) for unit in (True, False)}
         seconds = time.perf_counter() - started
         logger.info("base loaded base=%s device=%s s=%.2f", newest.base.sha256[:12], options.device, seconds)
 
@@ -121,10 +130,16 @@ class Models:
     async def _images(self, key: str, model: ExpertModel, crops: np.ndarray, *, unit: bool = True) -> torch.Tensor:
         if model.live is None:
             whose: Model = "base" if key == BASE else "expert"
-            forward = partial(self._encode_batch, whose, model, unit=unit)
+            forward = partial(self._encode_batch, whose, model.clip, unit=unit)
             return await self.batcher.images((key, unit), forward, list(crops))
-        forward = partial(self._encode_live, unit=unit)
-        return await self.batcher.images((_LIVE, unit), forward, [(crop, model.live) for crop in crops])
+        items: list[_Item] = [(crop, key, model.live) for crop in crops]
+        alone = partial(self._encode_alone, unit=unit)
+        features = await self.batcher.images((key, unit), alone, items, pool=self._pools[unit])
+        if self._payoff and self._payoff.is_due(key):
+            building = asyncio.get_running_loop().run_in_executor(self._loaders, self._build, key, model)
+            self._building.add(building)
+            building.add_done_callback(self._building.discard)
+        return features
 
     async def stage(self, view: View, changed: Mapping[str, str]) -> int:
         """Rebuild in advance those experts in memory that a publish changed, texts included, and return how many.
@@ -148,7 +163,7 @@ class Models:
         """One forward of a blank image by the base, in its turn."""
 
         def forward() -> Slices[None]:
-            self._encode(self.shelf.base, [self._blank])
+            self._encode(self.shelf.base.clip, [self._blank])
             return
             yield
 
@@ -156,27 +171,70 @@ class Models:
 
     def stats(self) -> dict[str, Any]:
         """What this replica has done since it started, for people and tests."""
-        return {"pid": os.getpid(), **vars(self.batcher.counts), "experts": self.shelf.experts.keys()}
+        return {
+            "pid": os.getpid(),
+            **vars(self.batcher.counts),
+            "experts": self.shelf.experts.keys(),
+            "built": self.shelf.built.keys(),
+        }
 
-    def _encode(self, model: ExpertModel, crops: Sequence[np.ndarray], *, unit: bool = True) -> torch.Tensor:
+    def _encode(self, clip: Clip, crops: Sequence[np.ndarray], *, unit: bool = True) -> torch.Tensor:
         batch = self._normaliser.pixels(np.stack(crops))
-        features = model.clip.image_features(batch, batch_size=self._max_batch_size, unit=unit)
+        features = clip.image_features(batch, batch_size=self._max_batch_size, unit=unit)
         self.answered = time.monotonic()
         return features
 
-    def _encode_batch(
-        self, whose: Model, model: ExpertModel, crops: Sequence[np.ndarray], *, unit: bool
-    ) -> torch.Tensor:
+    def _encode_batch(self, whose: Model, clip: Clip, crops: Sequence[np.ndarray], *, unit: bool) -> torch.Tensor:
         self._metrics.forward(whose, len(crops), int(whose == "expert"))
-        return self._encode(model, crops, unit=unit)
+        return self._encode(clip, crops, unit=unit)
 
-    def _encode_live(self, items: Sequence[tuple[np.ndarray, LiveSide]], *, unit: bool) -> torch.Tensor:
+    def _encode_alone(self, items: Sequence[_Item], *, unit: bool) -> torch.Tensor:
+        """Images of one expert: by its model, if it was built."""
+        if (clip := self.shelf.built.peek(items[0][1])) is None:
+            return self._encode_live(items, unit=unit)
+        return self._encode_batch("expert", clip, [crop for crop, _, _ in items], unit=unit)
+
+    def _encode_live(self, items: Sequence[_Item], *, unit: bool) -> torch.Tensor:
+        """Images of any experts, each applied to the base."""
         assert self.shelf.tower is not None, "experts are live where there is a tower to apply them"
-        self._metrics.forward("expert", len(items), len({id(expert) for _, expert in items}))
-        batch = self._normaliser.pixels(np.stack([crop for crop, _ in items]))
-        features = self.shelf.tower.image_features(batch, [expert for _, expert in items], unit=unit)
+        counts = Counter(key for _, key, _ in items)
+        self._metrics.forward("expert", len(items), len(counts))
+        batch = self._normaliser.pixels(np.stack([crop for crop, _, _ in items]))
+        features = self.shelf.tower.image_features(batch, [side for _, _, side in items], unit=unit)
         self.answered = time.monotonic()
+        if self._costs and self._payoff:
+            each = self._costs.live_s(len(items), len(counts)) / len(items)
+            for key, num_images in counts.items():
+                self._payoff.spent(key, each * num_images - self._costs.built_s(num_images))
         return features
+
+    def _joins(self, lane: Hashable, counts: Sequence[int]) -> bool:
+        assert isinstance(lane, tuple)
+        assert self._costs is not None
+        return self._costs.joins(counts, is_built=self.shelf.built.peek(lane[0]) is not None)
+
+    def _measured_costs(self) -> Costs:
+        tower, crops = self.shelf.tower, [self._blank] * FEW
+        assert tower is not None
+        sides, pixels = self.shelf.noise_sides(FEW), self._normaliser.pixels(np.stack(crops))
+
+        def live(num_images: int, num_experts: int) -> None:
+            tower.image_features(pixels[:num_images], [sides[i % num_experts] for i in range(num_images)])
+
+        return Costs.measured(lambda num_images: self._encode(self.shelf.base.clip, crops[:num_images]), live)
+
+    def _build(self, key: str, model: ExpertModel) -> None:
+        assert model.build is not None
+        assert self._payoff is not None
+        started = time.perf_counter()
+        try:
+            model.build()
+        except Exception as error:  # it is answered without
+            logger.warning("expert not built expert=%s: %s", key, error)
+            return
+        seconds = time.perf_counter() - started
+        self._payoff.built_in(seconds)
+        logger.info("expert built expert=%s s=%.3f", key, seconds)
 
     async def _expert(self, view: View, task: str) -> ExpertModel:
         # a burst of requests for a cold expert waits here for one load without holding threads; a cancelled request

@@ -105,8 +105,8 @@ class ServeOptions(Options):
     log: LogOptions = LogOptions()
     """What is kept of what is asked."""
     expert_memory: Annotated[int, Ge(1)] = DEFAULT_EXPERT_MEMORY
-    """Bytes of rebuilt experts in the memory of one replica, beside the base. With less than those in use
-    take, requests rebuild them again and again. The default is 4 GiB."""
+    """Bytes of experts in the memory of one replica, beside the base. With less than those in use take,
+    requests make them ready again and again. The default is 4 GiB."""
     text_memory: Annotated[int, Ge(1)] = 256 << 20
     """Bytes of text features in the memory of one replica, of experts' classes and of callers' labels. The default is
     256 MiB."""

@@ -18,8 +18,7 @@ from fusion.answers.evidence import joined_logits
 from fusion.answers.expert_cache import ExpertCache
 from fusion.answers.folding import Folding
 from fusion.answers.label_spaces import Job, Plan, Prediction, Query, needs_base
-from fusion.answers.live import image_side, live_images, live_texts
-from fusion.answers.live_layers import LiveSide
+from fusion.answers.live import LiveSide, image_side, live_images, live_texts, moved_tensors, noise_side
 from fusion.answers.options import DEFAULT_EXPERT_MEMORY
 from fusion.answers.rules import answer, plan
 from fusion.answers.rules.views import pooled
@@ -32,6 +31,10 @@ from fusion.versions.manifest import Manifest
 
 _TEXT_SIDES = 8
 """One part in so many of the memory for experts is for the sides that encode texts."""
+_ALSO_BUILT = 8
+"""One part in so many of it is for models of experts that are in memory without them too."""
+_TYPICAL_COMPONENTS = 32
+"""Of an expert's matrix."""
 
 
 class ExpertModel:
@@ -42,6 +45,7 @@ class ExpertModel:
         task: whose expert it is, so that jobs may be joined with its evidence; None for a base.
         text: gives the model that encodes texts; called when a text is to be encoded.
         live: how its image side differs from that of `clip`, the base, where it was not rebuilt.
+        build: builds its image side all the same, and keeps it as `ModelShelf.built`.
     """
 
     def __init__(
@@ -50,9 +54,11 @@ class ExpertModel:
         task: TaskView | None = None,
         text: Callable[[], TextEncoder] | None = None,
         live: LiveSide | None = None,
+        build: Callable[[], Clip] | None = None,
     ) -> None:
         self.clip = clip
         self.live = live
+        self.build = build
         self.text: Callable[[], TextEncoder] = text or (lambda: clip)
         self.class_features = lru_cache(maxsize=256)(self._class_features)
         evidence = task.evidence if task else None
@@ -113,13 +119,32 @@ class ModelShelf:
         self._folding = Folding(self._plain)
         self.base = ExpertModel(self._folding.folded(self._plain))
         self._live = live
-        self.tower = live_images(self._plain) if live else None
+        self.tower = live_images(self._plain, self._folding) if live else None
         self.experts: ExpertCache[ExpertModel] = ExpertCache(expert_memory, self.image_bytes)
+        self.built: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _ALSO_BUILT), self.own_bytes)
+        """Image sides of experts that `experts` has as live ones."""
         self._text_sides: ExpertCache[Clip] = ExpertCache(max(1, expert_memory // _TEXT_SIDES), self.own_bytes)
 
     def image_bytes(self, expert: ExpertModel) -> int:
         """Bytes of an expert's image side."""
         return expert.live.num_bytes if expert.live else self.own_bytes(expert.clip)
+
+    @property
+    def may_build(self) -> bool:
+        """Whether `built` has room for an expert."""
+        parameters = dict(self._plain.model.named_parameters())
+        return sum(one.nbytes for name, one in parameters.items() if of_images(name)) <= self.built.budget_bytes
+
+    def noise_sides(self, num: int) -> list[LiveSide]:
+        """So many live image sides of noise, to time `tower` with."""
+        assert self.tower is not None
+        made = (noise_side(self._plain, num_components=_TYPICAL_COMPONENTS, seed=seed) for seed in range(num))
+        return [self.tower.prepared(side) for side in made]
+
+    def build_noise(self) -> Clip:
+        """The image side of an expert of noise, which takes what building one takes, but for reading its trigger."""
+        side = noise_side(self._plain, num_components=_TYPICAL_COMPONENTS)
+        return self._folding.folded(self._plain.copy_with(moved_tensors(self._plain, side)))
 
     def own_bytes(self, clip: Clip) -> int:
         """Bytes of the weights that a model has beside the base's."""
@@ -138,12 +163,15 @@ class ModelShelf:
             own = partial(rebuilt, lambda name: not of_images(name))
             return self._text_sides.get(task_view.expert, lambda: self._plain.copy_with(own()))
 
+        def built() -> Clip:
+            return self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
+
         def images() -> ExpertModel:
-            live = image_side(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
-            if live is not None:
-                return ExpertModel(self.base.clip, task_view, texts, live.to(self._plain.device))
-            clip = self._folding.folded(self._plain.copy_with(rebuilt(of_images)))
-            return ExpertModel(clip, task_view, texts)
+            side = image_side(DecoupledExpert(self._cache, manifest, task)) if self.tower else None
+            if self.tower is None or side is None:
+                return ExpertModel(built(), task_view, texts)
+            build = partial(self.built.get, task_view.expert, built)
+            return ExpertModel(self.base.clip, task_view, texts, self.tower.prepared(side), build)
 
         return self.experts.get(task_view.expert, images)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.batching import Batcher, Slices
+from serving.batching import Batcher, Pool, Slices
 
 Story = Callable[[Batcher], Awaitable[None]]
 
@@ -193,3 +193,57 @@ def test_an_error_in_a_slice_reaches_its_caller() -> None:
         assert (await batcher.images("a", doubled, crops(1))).tolist() == [[2.0]]
 
     run(story)
+
+
+@pytest.mark.parametrize(
+    ("joins", "batches"),
+    [
+        # four at a time: the turn is "a"'s, whose forward takes what there is of the pool; "other" is in none
+        (True, [("pool", [1, 2, 3, 4]), ("other", [9]), ("c", [5])]),
+        (False, [("a", [1, 2]), ("other", [9]), ("b", [3]), ("c", [4, 5])]),
+    ],
+    ids=["together", "apart"],
+)
+def test_lanes_of_a_pool_share_a_forward_where_it_finds_that_better(
+    joins: bool, batches: list[tuple[str, list[int]]]
+) -> None:
+    gate, asked_whether = Gate(), []
+
+    def answer(lane: object, counts: Sequence[int]) -> bool:
+        asked_whether.append((lane, list(counts)))
+        return joins
+
+    async def story(batcher: Batcher) -> None:
+        pool = Pool(gate("pool"), answer)
+        asked = [asyncio.create_task(batcher.images("first", gate("first"), crops(0)))]
+        await begun(gate)
+        for lane, values, of in (("a", (1, 2), pool), ("other", (9,), None), ("b", (3,), pool), ("c", (4, 5), pool)):
+            asked.append(asyncio.create_task(batcher.images(lane, gate(lane), crops(*values), pool=of)))
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert [(await one).tolist() for one in asked[1:]] == [[[2.0], [4.0]], [[18.0]], [[6.0]], [[8.0], [10.0]]]
+
+    run(story)
+    assert gate.batches[1:] == batches
+    assert asked_whether[0] == ("a", [2, 1, 1])
+
+
+def test_a_lane_whose_callers_all_left_takes_no_forward_and_no_place_in_a_pools() -> None:
+    gate = Gate()
+
+    async def story(batcher: Batcher) -> None:
+        pool = Pool(gate("pool"), lambda lane, counts: True)
+        first = asyncio.create_task(batcher.images("first", gate("first"), crops(0)))
+        await begun(gate)
+        left = [asyncio.create_task(batcher.images(lane, gate(lane), crops(7), pool=pool)) for lane in "ab"]
+        kept = asyncio.create_task(batcher.images("c", gate("c"), crops(8), pool=pool))
+        await asyncio.sleep(0)
+        for one in left:
+            one.cancel()
+        await asyncio.sleep(0)
+        gate.open.set()
+        assert (await kept).tolist() == [[16.0]]
+        await first
+
+    run(story)
+    assert gate.batches[1:] == [("c", [8])]

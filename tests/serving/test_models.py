@@ -16,26 +16,28 @@ from fusion.store import Store, open_store
 from fusion.store.blobs import new_nonce, put_file, scratch_file
 from fusion.store.node_cache import NodeCache
 from fusion.tensors import write_tensors
+from serving.costs import Costs, Payoff
+from tests.fusion.answers.test_folding import TIMM_CFG
 from tests.serving.helpers import form_of, pictures, publish_tasks
 from tests.serving.plain import PlainService
-from tests.tiny import tiny_base
+from tests.tiny import MODEL_CFG, tiny_base
 
 TASKS = ("a", "b", "c", "d")
 CLASSES, TEMPLATES = ("red", "green", "circle"), ("a {} picture.",)
 
 
-@pytest.fixture(scope="module")
-def components(tmp_path_factory: pytest.TempPathFactory) -> Store:
+@pytest.fixture(scope="module", params=[MODEL_CFG, TIMM_CFG], ids=["ViT", "timm"])
+def components(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store whose experts are kept as components."""
     folder: Path = tmp_path_factory.mktemp("models")
     store = open_store(str(folder / "store"))
-    base = tiny_base(store)
+    base = tiny_base(store, model_cfg=request.param)
     clip = build_clip(base, NodeCache(store).tensors(base.weights))
     experts = []
     for number, task in enumerate(TASKS):
         noise = torch.Generator().manual_seed(number)
-        moved = {}
-        for name, value in clip.model.state_dict().items():
+        moved = dict(clip.model.state_dict())
+        for name, value in clip.model.named_parameters():
             size = (len(value), value[0].numel()) if value.dim() > 1 else None
             sides = [torch.randn(length, 2, generator=noise) for length in size] if size else None
             delta = (sides[0] @ sides[1].T).reshape(value.shape) if sides else torch.randn(value.shape, generator=noise)
@@ -75,6 +77,38 @@ def test_images_of_many_tasks_share_forwards_and_each_answer_is_the_plain_predic
         assert sum(num_images for num_images, _ in forwards) == counts.images
         assert 1 < max(num_tasks for _, num_tasks in forwards) <= len(TASKS)
         assert sorted(key.partition("@")[0] for key in service.models.stats()["experts"]) == sorted(TASKS)
+
+    asyncio.run(story())
+
+
+def test_an_expert_that_is_asked_for_often_is_built_as_well_and_answers_the_same(components: Store) -> None:
+    wanted = Predictor(NodeCache(components)).predict(pictures("red"), Query("task", task="a"))[0]
+
+    async def story() -> None:
+        service = PlainService(components)
+        models = service.models
+        # a question by a live expert loses 0.3 s: with the second, building would have paid
+        models._costs, models._payoff = Costs(built=(0.0, 0.0), live=(0.3, 0.0), per_expert=0.0), Payoff(0.5)
+        async with service as client:
+
+            async def ask(task: str) -> None:
+                answer = await client.post("/v1/predict", files=form_of(pictures("red")), data={"task": task})
+                assert answer.status_code == 200, answer.text
+                if task == "a":
+                    mine = {one["label"]: one["probability"] for one in answer.json()["predictions"][0]["top"]}
+                    assert mine == pytest.approx({label: p for _, label, p in wanted.top}, abs=1e-4)
+
+            for task in ("a", "b", "a", "a"):
+                await ask(task)
+                await asyncio.gather(*models._building)
+            assert [key.partition("@")[0] for key in models.stats()["built"]] == ["a"]
+            calls: list[str] = []
+            alone = models._encode_live
+            models._encode_live = lambda items, *, unit: calls.append("live") or alone(items, unit=unit)  # type: ignore
+            await ask("a")
+            assert not calls
+            await ask("b")
+            assert calls
 
     asyncio.run(story())
 
