@@ -107,7 +107,7 @@ def test_runs_at_once_for_one_store_and_another_lose_no_task_and_fuse_none_twice
         for name, changes in runs.items():
             (cluster.folder / f"{name}.yaml").write_text(yaml.safe_dump(values | changes))
             process = cluster.start("run", f"{name}.yaml", "--no-evaluate", log=f"{name}.txt")
-            stack.callback(kill_session, process)
+            stack.callback(end, process)
             started[name] = process
         for name, process in started.items():
             assert process.wait(280) == 0, cluster.log(f"{name}.txt")
@@ -119,6 +119,12 @@ def test_runs_at_once_for_one_store_and_another_lose_no_task_and_fuse_none_twice
         assert newest.version == len(held), "each task is fused once"
         records = [info.key for info in store.list("experts/") if info.key.count("/") == 1]
         assert len(records) == len(held), "two runs that have a task in common make one expert"
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill it, unless it ended by itself."""
+    if process.poll() is None:
+        kill_session(process)
 
 
 def tasks_at(url: str) -> set[str]:
@@ -147,7 +153,7 @@ def test_services_of_two_stores_answer_side_by_side_and_a_third_that_is_in_their
         started = {}
         for name, url in (("a", f"http://127.0.0.1:{port}"), ("b", f"http://127.0.0.1:{port}/flowers")):
             started[name] = process = cluster.start("serve", f"{name}.yaml", log=f"{name}.txt")
-            stack.callback(kill_session, process)
+            stack.callback(end, process)
             wait_for(lambda url=url: is_ready(url), process)
         refused = cluster.condu("serve", "c.yaml")
         assert refused.returncode == 2
