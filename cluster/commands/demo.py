@@ -39,7 +39,7 @@ def demo(
         typer.Option(help="Folder for the store and the report. Default: demo-output; with --quick, none stays."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few steps of two tasks: whether what is installed works, in a minute.")
+        bool, typer.Option("--quick", help="A few steps of two tasks: whether what is installed works, in two minutes.")
     ] = False,
 ) -> None:
     """Fine-tune small real tasks in parallel, fuse, compare, and serve them over HTTP. Minutes on 2 cores."""
