@@ -1,9 +1,10 @@
 """Claim: how long a run of many tasks on many machines takes, and what limits it, follows from a few measured costs.
 
 A discrete-event model: lanes start and take tasks, the driver looks twice a second, the fusion actor fuses in order and
-publishes, test sets are measured. Its costs are read off real runs, those of one and of two machines, and the
-others are predicted. Then it runs a thousand tasks on a hundred machines, with what a version costs measured on an S3
-server, and moves on to the next bottleneck by taking the first away.
+publishes, test sets are measured. Its costs are read off real runs, those of one and of two machines and that of two
+tasks on three, and set against all of them: four and eight tasks on three machines are predicted. Then it runs a
+thousand tasks on a hundred machines, with what a version costs measured on an S3 server, and moves on to the next
+bottleneck by taking the first away.
 
     make soak-machines                                                      or only tests/soak/test_scale.py, as root
     python -m benchmarks.scale_model --runs soak-results/machines.json
@@ -15,7 +16,6 @@ Two things are left out: machines that die, and a network that many machines sha
 from __future__ import annotations
 
 import argparse
-import heapq
 import json
 import math
 import statistics
@@ -46,23 +46,30 @@ class Costs:
     """Seconds, on a core that nobody shares.
 
     Attributes:
-        driver_s: from the command to the start of lanes.
+        driver_s: from the command to the start of lanes, without what each machine does for it.
+        machine_s: what a machine does before lanes start: its look at store and data, in a process that starts for it.
         lane_s: a lane's start, up to its first task.
         task_s: one task on a lane: its data, steps, states and upload.
+        actor_s: the fusion actor's start, with the first expert.
         fuse_s: one expert in the fusion actor, without the version.
         version_s, version_task_s: a version, and each task that it names.
         measure_s: a test set under one version; 0: nothing is measured.
         end_s: from the last version to the end of the command.
+        beside: cores that a machine's other processes take while its lane works: Ray's own, the lane's controller, and
+            what serves them. Of no account where machines do not share cores.
     """
 
     driver_s: float
+    machine_s: float
     lane_s: float
     task_s: float
+    actor_s: float
     fuse_s: float
     version_s: float
     version_task_s: float
     measure_s: float = 0.0
     end_s: float = 0.0
+    beside: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,38 +84,48 @@ class Outcome:
 
 def simulate(costs: Costs, num_tasks: int, num_lanes: int, *, cores: float = math.inf, batch: int = 1) -> Outcome:
     """One run. `cores` are shared by all lanes, as machines that are namespaces share those of one machine."""
-    trained = _train(costs, num_tasks, num_lanes, cores)
-    fused_s, num_versions = _fuse(costs, trained, batch)
+    trained, actor_s = _train(costs, num_tasks, num_lanes, cores)
+    fused_s, num_versions = _fuse(costs, trained, actor_s, batch)
     measured_s = num_tasks * num_versions * costs.measure_s / num_lanes
     return Outcome(fused_s + measured_s + costs.end_s, max(trained), fused_s, num_versions)
 
 
-def _train(costs: Costs, num_tasks: int, num_lanes: int, cores: float) -> list[float]:
-    """When each task is trained. A lane that is free takes the next task, and needs a core while it works."""
-    lanes = min(num_lanes, num_tasks)
-    left = [(costs.lane_s, lane, -1) for lane in range(lanes)]  # work until the lane's next event, in core seconds
-    heapq.heapify(left)
-    waiting, trained = deque(range(num_tasks)), [0.0] * num_tasks
-    now, done = costs.driver_s, 0.0
-    while left:  # all that run share alike, so the order of their events does not change while they share
-        work, lane, task = heapq.heappop(left)
-        now += (work - done) / min(1.0, cores / (len(left) + 1))
-        done = work
-        if task >= 0:
-            trained[task] = now
+def _train(costs: Costs, num_tasks: int, num_lanes: int, cores: float) -> tuple[list[float], float]:
+    """When each task is trained, and when the fusion actor, which the first of them starts, is ready.
+
+    A lane that is free takes the next task. What works at the same time shares the cores alike.
+    """
+    work = {("lane", lane): costs.lane_s for lane in range(min(num_lanes, num_tasks))}
+    waiting, trained, held = deque(range(num_tasks)), [0.0] * num_tasks, dict[tuple[str, int], int]()
+    now, ready = costs.driver_s + costs.machine_s / min(1.0, cores / num_lanes), math.inf
+    while work:
+        wanted = sum(1.0 + costs.beside if kind == "lane" else 1.0 for kind, _ in work)
+        rate = min(1.0, cores / wanted)
+        job = min(work, key=lambda one: work[one])
+        done = work.pop(job)
+        now += done / rate
+        work = {other: left - done for other, left in work.items()}
+        if job[0] == "actor":
+            ready = now
+            continue
+        if job in held:
+            if not any(trained):
+                work["actor", 0] = costs.actor_s
+            trained[held.pop(job)] = now
         if waiting:
-            heapq.heappush(left, (done + costs.task_s, lane, waiting.popleft()))
-    return trained
+            held[job] = waiting.popleft()
+            work[job] = costs.task_s
+    return trained, ready
 
 
-def _fuse(costs: Costs, trained: Sequence[float], batch: int) -> tuple[float, int]:
-    """When the last version is published, and how many there are. A task waits for all before it."""
+def _fuse(costs: Costs, trained: Sequence[float], actor_s: float, batch: int) -> tuple[float, int]:
+    """When the last version is published, and how many there are. A task waits for all before it, and for the actor."""
     ready = deque[float]()
     latest = 0.0
     for when in trained:
         latest = max(latest, when)
         ready.append(math.ceil(latest / _POLL_S) * _POLL_S)
-    free, held, versions = 0.0, 0, 0
+    free, held, versions = actor_s, 0, 0
     while ready:
         free = max(free, ready[0])
         taken = 0
@@ -120,34 +137,49 @@ def _fuse(costs: Costs, trained: Sequence[float], batch: int) -> tuple[float, in
     return free, versions
 
 
-def _read_off(runs: Sequence[dict[str, Any]], version: tuple[float, float]) -> Costs:
-    """The costs of runs on one machine: their lanes have a core for themselves."""
-    alone = [_marks(run) for run in runs if run["machines"] == 1]
-    first = statistics.median(marks["training"][0] for marks in alone)
-    tasks = [b - a for marks in alone for a, b in zip(marks["trained"], marks["trained"][1:], strict=False)]
-    waits = [b - a for marks in alone for a, b in zip(marks["trained"], marks["fused"], strict=True)]
-    ends = [run["seconds"] - _marks(run)["fused"][-1] for run in runs if run["machines"] == 1]
-    lane_s = _lane_start(runs, first)
+def _read_off(runs: Sequence[dict[str, Any]], version: tuple[float, float], cores: float) -> Costs:
+    """The costs of runs on one machine, whose lane has a core for itself, what two lanes do to each other, and what a
+    third machine without a lane adds."""
+    one, two = ([_marks(run) for run in runs if run["machines"] == number] for number in (1, 2))
+    idle = [_marks(run) for run in runs if run["machines"] == 3 and run["tasks"] == 2]
+    task_s = _task_time(one)
+    slower = max(1.0, _task_time(two) / task_s)
+    first_s, second_s, third_s = (_first_task(found) for found in (one, two, idle))
+    lane_s = max(1.0, (second_s - first_s) / (slower - 1)) if slower > 1 else 1.0
+    machine_s = max(0.0, (third_s - second_s) / (max(1.0, 3 / cores) - max(1.0, 2 / cores)))
+    waits = [[marks["fused"][name] - when for name, when in marks["trained"].items()] for marks in one]
+    ends = [run["seconds"] - max(_marks(run)["fused"].values()) for run in runs if run["machines"] == 1]
+    fuse_s = max(0.0, statistics.median(wait for each in waits for wait in each[1:]) - version[0])
     return Costs(
-        driver_s=first - lane_s,
+        driver_s=max(0.0, first_s - lane_s - machine_s),
+        machine_s=machine_s,
         lane_s=lane_s,
-        task_s=statistics.median(tasks),
-        fuse_s=max(0.0, statistics.median(waits) - version[0]),
+        task_s=task_s,
+        actor_s=max(0.0, statistics.median(each[0] for each in waits) - fuse_s),
+        fuse_s=fuse_s,
         version_s=version[0],
         version_task_s=version[1],
         end_s=statistics.median(ends),
+        beside=max(0.0, slower * cores / 2 - 1),
     )
 
 
-def _lane_start(runs: Sequence[dict[str, Any]], first: float) -> float:
-    """What of the time before the first task is work of the lane. Three that start on two cores show it."""
-    many = [_marks(run)["training"][0] for run in runs if run["machines"] == 2]
-    return max(1.0, statistics.median(many) - first) if many else 1.0
+def _first_task(runs: Sequence[dict[str, dict[str, float]]]) -> float:
+    return statistics.median(min(marks["training"].values()) for marks in runs)
 
 
-def _marks(run: dict[str, Any]) -> dict[str, list[float]]:
+def _task_time(runs: Sequence[dict[str, dict[str, float]]]) -> float:
+    return statistics.median(
+        when - marks["training"][name] for marks in runs for name, when in marks["trained"].items()
+    )
+
+
+def _marks(run: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """When each task began, was trained and was fused, in the order in which that happened."""
     words = {"training": " training", "trained": " trained in", "fused": " fused, version"}
-    return {name: sorted(when for when, line in run["events"] if word in line) for name, word in words.items()}
+    return {
+        name: {line.split()[0]: when for when, line in run["events"] if word in line} for name, word in words.items()
+    }
 
 
 def _version_cost(url: str | None) -> tuple[float, float]:
@@ -205,7 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     runs = [row for row in json.loads(options.runs.read_text()).values() if row["table"] == "scale"]
     version = _version_cost(options.store)
-    costs = _read_off(runs, version)
+    costs = _read_off(runs, version, options.cores)
     print(f"costs {costs}")
     print(f"{'tasks':>6} {'machines':>9} {'measured_s':>11} {'model_s':>8} {'error':>7}")
     errors = []

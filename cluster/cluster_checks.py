@@ -169,7 +169,7 @@ def _proxies(config: Config) -> Check:
     found = find_proxies(config.serve.host, config.serve.port)
     lonely = len(found) > 1 and found[0].loopback
     problem = "each is reached from its own node alone: set serve.host to 0.0.0.0 behind a gateway" if lonely else None
-    return Check("proxies", ", ".join(addresses(found)) or "none is healthy", problem)
+    return Check("proxies", ", ".join(addresses(found, config.serve.route)) or "none is healthy", problem)
 
 
 def _token() -> Check:

@@ -31,7 +31,7 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
     from serving.app import stop
 
     options = service_options(run.config, port=port)
-    server = f"http://{options.host}:{options.port}"
+    server = f"http://{options.host}:{options.port}{options.route.rstrip('/')}"
     reading = Reading(run.config.address, verify=False)
     learned = [job.load(reading) for job in jobs(run.config) if job.name in run.versions]
     foreign = [load_test_data(one.name, one.data, reading) for one in run.config.unseen]
@@ -56,7 +56,7 @@ def ask_held_out_images(run: Run, port: int, *, images_per_set: int) -> list[Ser
                 answers.append(_ask(client, data, known[place], "labels", labels=labels))
         return answers
     finally:
-        stop()
+        stop(options.name)
 
 
 def free_port() -> int:

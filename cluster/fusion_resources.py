@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster.config import FusionConfig
 from fusion.errors import ConfigError
@@ -13,13 +13,15 @@ _SMALL_CLUSTER_CPUS = 2
 
 
 def fusion_resources(
-    fusion: FusionConfig, lanes: LaneOptions, nodes: Sequence[Node], num_tasks: int
+    fusion: FusionConfig, lanes: LaneOptions, nodes: Sequence[Node], free: Mapping[str, float], num_tasks: int
 ) -> dict[str, float]:
     """Ray resources of the fusion actor: those of `CPU` and `GPU` that are above 0.
 
     Args:
         fusion, lanes: what the configuration requests.
         nodes: the cluster's living nodes.
+        free: what is free in the whole cluster now. `auto` leaves the last cores to a lane: where several runs share a
+            cluster, their actors alone could hold all of it, and wait for ever.
         num_tasks: number of tasks, which limits the number of lanes.
     Raises: ConfigError when the requested actor and lanes can never run at the same time. A cluster that grows on
         demand is not checked.
@@ -30,7 +32,8 @@ def fusion_resources(
     if fusion.num_cpus == "auto":
         cpus = sum(node.resources.get("CPU", 0.0) for node in nodes)
         one = {**gpus, "CPU": 1.0}
-        chosen = one if cpus > _SMALL_CLUSTER_CPUS and workers_beside(lanes, nodes, one) >= needs else gpus
+        fits = workers_beside(lanes, nodes, one) >= needs and free.get("CPU", 0.0) >= 1 + lanes.workers * lanes.num_cpus
+        chosen = one if cpus > _SMALL_CLUSTER_CPUS and fits else gpus
     else:
         chosen = {**gpus, **({"CPU": fusion.num_cpus} if fusion.num_cpus else {})}
     alone = workers_beside(lanes, nodes, {}) // lanes.workers * lanes.workers

@@ -8,6 +8,7 @@ a script for HAProxy: it takes the pages out of the configuration, closes the so
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import sys
 import tempfile
@@ -27,6 +28,14 @@ exec '%s' "$@"
 """
 
 
+_LONGEST_SOCKET = 97
+"""Of a path that HAProxy takes."""
+_BELOW = len(f"/{'0' * 56}/admin.sock")
+"""Serve puts the socket into a folder of the proxy's own, named by the node's id."""
+_NAME, _RANDOM = "condu-haproxy-", 9
+_NO_PLACE = "the paths of its sockets would be too long: set TMPDIR to a short one"
+
+
 @cache
 def haproxy_environment() -> dict[str, str]:
     """Settings of Ray that put HAProxy in front of the replicas; none where there is no HAProxy to start.
@@ -42,7 +51,10 @@ def haproxy_environment() -> dict[str, str]:
     except OSError as error:
         print(f"HAProxy can't be used, so Serve's own proxy is ({error})", file=sys.stderr)
         return {}
-    folder = Path(tempfile.mkdtemp(prefix="condu-haproxy-"))
+    folder = _new_folder()
+    if folder is None:
+        print(f"HAProxy can't be used, so Serve's own proxy is ({_NO_PLACE})", file=sys.stderr)
+        return {}
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "haproxy"
     script.write_text(_SCRIPT % binary)
@@ -57,3 +69,11 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # replicas count their requests themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy is told before a replica stops
     }
+
+
+def _new_folder() -> Path | None:
+    """A new folder whose path leaves room for HAProxy's socket below it; None where there is no such place."""
+    for place in (tempfile.gettempdir(), "/tmp"):
+        if len(place) + len(_NAME) + _RANDOM + _BELOW <= _LONGEST_SOCKET and os.access(place, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix=_NAME, dir=place))
+    return None

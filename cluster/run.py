@@ -134,7 +134,7 @@ def train_and_fuse(
 
     config = run.config
     lanes = config.train
-    reserved = fusion_resources(config.fusion, lanes, cluster_nodes(), len(config.tasks))
+    reserved = fusion_resources(config.fusion, lanes, cluster_nodes(), ray.available_resources(), len(config.tasks))
     parent = Versions(run.store).newest()
     client = FusionClient(
         config.address,

@@ -26,7 +26,8 @@ class FusionOptions(Options):
     in 16 bits, half the size."""
     num_cpus: Annotated[float, Ge(0)] | Literal["auto"] = "auto"
     """Cores that the fusion actor reserves, and the threads it computes with. 0: it reserves none and computes with one
-    thread beside the lanes. `auto`: 1 on a cluster of more than two cores if the lanes still fit, else 0."""
+    thread beside the lanes. `auto`: 1 on a cluster of more than two cores if the lanes still fit and a lane's
+    cores are free as well, else 0."""
     device: Literal["cpu", "cuda"] = "cpu"
     """`cuda`: the fusion actor computes on a GPU. Needs `num_gpus`."""
     num_gpus: Annotated[float, Ge(0)] = 0.0

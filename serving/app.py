@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
 from fusion.versions.history import Versions
 from serving.door import check_tokens
 from serving.errors import StartError
-from serving.loopback import is_loopback
-from serving.one_service import refuse_other_store
+from serving.neighbours import find_neighbours, refuse_conflicts, refuse_other_listener
 from serving.options import ServiceOptions
-from serving.proxies import addresses, wait_until_ready
+from serving.proxies import Proxy, addresses, wait_until_ready
 from serving.replica import Replica
 from serving.status import APP_NAME, REPLICA
 from serving.watch import newest_readable
@@ -45,6 +44,11 @@ def build_app(options: ServiceOptions) -> serve.Application:
                 "upscale_delay_s": 5,
             }
         }
+    if options.replicas.per_node:
+        replicas["max_replicas_per_node"] = options.replicas.per_node
+    # so old and new overlap during an update, and no request is lost between them; a GPU has no room for both, nor has
+    # a node that may hold so many
+    overlaps = not options.num_gpus and not options.replicas.per_node
     wrap: Any = serve.deployment
     deployment = wrap(
         serve.ingress()(Replica),
@@ -59,8 +63,7 @@ def build_app(options: ServiceOptions) -> serve.Application:
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=options.request_timeout_s + _GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
-        # so old and new overlap during an update, and no request is lost between them; a GPU has no room for both
-        max_surge_percent=0 if options.num_gpus else 100,
+        max_surge_percent=100 if overlaps else 0,
         logging_config={"enable_access_log": False},
         **replicas,
     )
@@ -71,8 +74,10 @@ def build_app(options: ServiceOptions) -> serve.Application:
 def start(options: ServiceOptions) -> list[str]:
     """Start the service, or update the running one. Returns where it answers, once it is ready on every proxy.
 
+    What is refused changes nothing; what fails later, or is interrupted, is stopped.
+
     Raises:
-        ConfigError: no cluster, the port is in use, or the cluster serves another store.
+        ConfigError: no cluster, the port is in use, or another application of the cluster has the name or the route.
         UnknownVersionError: the store has no version.
         BaseMismatchError: the base has no architecture, so there is no model to run.
         StartError: replicas did not start; names them and the reason.
@@ -81,10 +86,22 @@ def start(options: ServiceOptions) -> list[str]:
         raise ConfigError("Ray is not running: call `ray.init` before starting the service")
     check_store(options)
     check_tokens(options)
-    refuse_other_store(options.address.open().url)
+    refuse_conflicts(options, options.address.open().url, find_neighbours())
     if not serve.status().proxies:  # else Serve itself holds the port, and this is an update
         check_port(options.host, options.port)
+    refuse_other_listener(options)
     _warn_if_too_large(options)
+    try:
+        proxies = _deploy(options)
+    except BaseException:  # from here on there may be something to stop, before there may be another one's
+        stop(options.name)
+        raise
+    where = addresses(proxies, options.route)
+    logger.info("serving at=%s", ",".join(where))
+    return where
+
+
+def _deploy(options: ServiceOptions) -> list[Proxy]:
     serve.start(
         http_options={
             "host": options.host,
@@ -93,30 +110,28 @@ def start(options: ServiceOptions) -> list[str]:
             "request_timeout_s": options.request_timeout_s + _GRACE_S,
         }
     )
-    _refuse_other_host(options)
-    target = serve.RunTarget(build_app(options), name=APP_NAME, route_prefix="/")
+    target = serve.RunTarget(build_app(options), name=options.name, route_prefix=options.route)
     serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + options.start_timeout_s
-    _wait_until_running(deadline)
+    _wait_until_running(options.name, deadline)
     try:
-        where = addresses(wait_until_ready(options.host, options.port, deadline))
+        return wait_until_ready(options.host, options.port, options.route, deadline)
     except TimeoutError as late:
         raise StartError(f"the service was not ready after {options.start_timeout_s:g} s: {str(late)[:500]}") from late
-    logger.info("serving at=%s", ",".join(where))
-    return where
 
 
-def stop(*, timeout_s: float = 60.0) -> None:
-    """Stop the service: `/readyz` turns 503, requests in flight finish (or `timeout_s` passes), then replicas stop."""
+def stop(name: str = APP_NAME, *, timeout_s: float = 60.0) -> None:
+    """Stop the service of that name: `/readyz` turns 503, requests in flight finish (or `timeout_s` passes), then
+    replicas stop."""
     if not ray.is_initialized():
         return
-    if APP_NAME in serve.status().applications:
+    if name in serve.status().applications:
         # so that load balancers see it in time: Serve would only refuse connections
         try:
-            serve.get_deployment_handle(REPLICA, APP_NAME).broadcast("drain").results(timeout_s=timeout_s)
+            serve.get_deployment_handle(REPLICA, name).broadcast("drain").results(timeout_s=timeout_s)
         except Exception as error:
             logger.warning("a replica did not drain, stopping anyway: %s", error)
-        serve.delete(APP_NAME)
+        serve.delete(name)
     if not serve.status().applications:  # else other applications of the cluster still need Serve
         serve.shutdown()
 
@@ -128,17 +143,6 @@ def check_store(options: ServiceOptions) -> None:
         raise BaseMismatchError(
             f"the base of {options.address.url} has no architecture (it was fused from plain weights): it can be "
             "exported but not served. Publish from a configuration that names `base.architecture`"
-        )
-
-
-def _refuse_other_host(options: ServiceOptions) -> None:
-    """Raises `ConfigError` if Serve, started by somebody else, listens on more than the loopback that `host` names."""
-    client = _get_global_client()
-    listens: str = (client and client.http_config.host) or ""
-    if options.on_loopback and not is_loopback(listens) and not options.asks_for_tokens:
-        raise ConfigError(
-            f"serve.host is {options.host}, but Serve runs on this cluster already and listens on {listens}: "
-            "set serve.auth to tokens or none, or stop Serve (`serve shutdown`)"
         )
 
 
@@ -167,10 +171,14 @@ def _warn_if_too_large(options: ServiceOptions) -> None:
             )  # fmt: skip
 
 
-def _wait_until_running(deadline: float) -> None:
+def _fits(options: ServiceOptions, has: Mapping[str, float]) -> bool:
+    return has.get("CPU", 0) >= options.num_cpus and has.get("GPU", 0) >= options.num_gpus
+
+
+def _wait_until_running(name: str, deadline: float) -> None:
     failed = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
     while True:
-        app = serve.status().applications.get(APP_NAME)
+        app = serve.status().applications.get(name)
         if app and app.status == ApplicationStatus.RUNNING:
             return
         if (app and app.status in failed) or time.monotonic() > deadline:

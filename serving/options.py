@@ -15,6 +15,9 @@ from fusion.store.address import StoreAddress
 from serving.fetching.allowed import places
 from serving.loopback import is_loopback
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ROUTE = re.compile(r"/|(/[A-Za-z0-9_][A-Za-z0-9_.~-]*)+")
+"""`/-/` is Serve's own."""
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9_.\[\]:-]+")
 
 
@@ -26,6 +29,9 @@ class ReplicaOptions(Options):
     """Replicas that always run."""
     max: Annotated[int, Ge(1)] = 1
     """Most replicas. Above `min`, Serve scales between the two."""
+    per_node: Annotated[int, Ge(1)] | None = None
+    """Most replicas on one node; one that finds no node waits for it. An update then replaces them one after the other,
+    instead of starting the new ones beside the old. Null: any number, on as many nodes as have room."""
 
     def contradictions(self) -> list[str]:
         return [f"max: {self.max} is below min: {self.min}"] if self.max < self.min else []
@@ -69,6 +75,11 @@ class LogOptions(Options):
 class ServeOptions(Options):
     """How a service runs, whatever it serves. Raises `ConfigError` for values out of range."""
 
+    name: str = "condu"
+    """Name of the Serve application. Several services on one cluster have different ones."""
+    route: str = "/"
+    """Path below which the service answers, such as `/flowers`. Several services on one cluster have different ones, on
+    one port."""
     replicas: ReplicaOptions = ReplicaOptions()
     """How many processes answer. Each does all of a request: it decodes, runs base and experts, and answers."""
     num_cpus: Annotated[float, Gt(0)] = 1.0
@@ -122,6 +133,10 @@ class ServeOptions(Options):
 
     def contradictions(self) -> list[str]:
         problems = super().contradictions()
+        if not _NAME.fullmatch(self.name):
+            problems.append(f"name: {self.name!r} is not a name: use letters, digits, `_`, `.` and `-`")
+        if not _ROUTE.fullmatch(self.route):
+            problems.append(f"route: {self.route!r} is not a route: write `/`, or a path such as `/flowers`")
         for origin in self.cors:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 problems.append(f"cors: {origin!r} is not an origin: write https://app.example.com, without a path")

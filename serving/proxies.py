@@ -56,40 +56,44 @@ def find_proxies(host: str, port: int) -> list[Proxy]:
     return sorted(found, key=lambda proxy: (proxy.node != here, proxy.node_name, proxy.node))
 
 
-def addresses(proxies: Sequence[Proxy]) -> list[str]:
+def addresses(proxies: Sequence[Proxy], route: str) -> list[str]:
     """Where a service answers, for people; the node is named where the address is of use on that node alone."""
     several = len({proxy.node for proxy in proxies}) > 1
-    return [f"{proxy} (on {proxy.node_name})" if proxy.loopback and several else str(proxy) for proxy in proxies]
+    urls = [f"{proxy}{route.rstrip('/')}" for proxy in proxies]
+    pairs = zip(proxies, urls, strict=True)
+    return [f"{url} (on {proxy.node_name})" if proxy.loopback and several else url for proxy, url in pairs]
 
 
-def wait_until_ready(host: str, port: int, deadline: float) -> list[Proxy]:
+def wait_until_ready(host: str, port: int, route: str, deadline: float) -> list[Proxy]:
     """Wait until every healthy proxy, and at least one, answers `/readyz` with 200. Returns them.
 
     Args:
+        route: below which the service answers.
         deadline: by `time.monotonic()`.
     Raises: TimeoutError with the last answer.
     """
+    path = f"{route.rstrip('/')}/readyz"
     last = "Serve has no healthy proxy"
     while time.monotonic() < deadline:
         proxies = find_proxies(host, port)
-        answers = [_ask(proxy) for proxy in proxies]
+        answers = [_ask(proxy, path) for proxy in proxies]
         if proxies and all(status == 200 for status, _ in answers):
             return proxies
         for proxy, (status, body) in zip(proxies, answers, strict=True):
             if status != 200:
-                last = f"{proxy}/readyz on {proxy.node_name}: {body}"
+                last = f"{proxy}{path} on {proxy.node_name}: {body}"
         time.sleep(0.2)
     raise TimeoutError(last)
 
 
-def _ask(proxy: Proxy) -> tuple[int, str]:
-    """Status and body of `/readyz`; 0 where nothing answers. Asked on the proxy's own node where only that can."""
+def _ask(proxy: Proxy, path: str) -> tuple[int, str]:
+    """Status and body of a path; 0 where nothing answers. Asked on the proxy's own node where only that can."""
     if not proxy.loopback or proxy.node == ray.get_runtime_context().get_node_id():
-        return get(proxy.host, proxy.port, "/readyz")
+        return get(proxy.host, proxy.port, path)
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(get)
     there = NodeAffinitySchedulingStrategy(proxy.node, soft=False)
     try:
-        answer = remote.options(scheduling_strategy=there).remote(proxy.host, proxy.port, "/readyz")
+        answer = remote.options(scheduling_strategy=there).remote(proxy.host, proxy.port, path)
         found: tuple[int, str] = ray.get(answer, timeout=_NODE_TIMEOUT_S)
     except Exception as error:  # the node may have gone since it was listed
         return 0, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

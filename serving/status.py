@@ -14,32 +14,48 @@ REPLICA = "Replica"
 def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
     """The service of a store (`Store.url`) on this cluster, as JSON values; None if there is none.
 
-    Returns: `status` of the Serve application, `replicas` (deployment to state to count), and `serving`: the
-        `Replica.describe` of each of its replicas; empty while it starts; and `urls`, where it answers.
+    Returns: `name`, `route` and `status` of the Serve application, `replicas` (deployment to state to count), and
+        `serving`: the `Replica.describe` of each of its replicas; empty while it starts, when it is not known of which
+        store it is; and `urls`, where it answers.
     """
     if not serve_runs():
         return None  # importing Serve to ask it would take seconds
     from ray import serve
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    details = client.get_serve_details()["applications"] if client else {}
+    starting: dict[str, Any] | None = None
+    for name, app in sorted(serve.status().applications.items()):
+        if REPLICA in app.deployments:
+            found = _describe(name, details.get(name, {}).get("route_prefix") or "/", app, timeout_s)
+            if not found["serving"]:
+                starting = starting or found
+            elif all(replica["store"] == store_url for replica in found["serving"]):
+                return found
+    return starting
+
+
+def _describe(name: str, route: str, app: Any, timeout_s: float) -> dict[str, Any]:
+    """What is known of an application of ours."""
+    from ray import serve
     from ray.serve.schema import ApplicationStatus, ReplicaState
 
-    app = serve.status().applications.get(APP_NAME)
-    if app is None:
-        return None
     serving: list[dict[str, Any]] = []
-    if REPLICA in app.deployments and app.deployments[REPLICA].replica_states.get(ReplicaState.RUNNING):
-        handle: Any = serve.get_deployment_handle(REPLICA, APP_NAME)
+    if app.deployments[REPLICA].replica_states.get(ReplicaState.RUNNING):
+        handle: Any = serve.get_deployment_handle(REPLICA, name)
         serving = list(handle.broadcast("describe").results(timeout_s=timeout_s))
-    if any(replica["store"] != store_url for replica in serving):
-        return None
     replicas = {
-        name: {ReplicaState(state).value: count for state, count in deployment.replica_states.items() if count}
-        for name, deployment in app.deployments.items()
+        deployment: {ReplicaState(state).value: count for state, count in told.replica_states.items() if count}
+        for deployment, told in app.deployments.items()
     }
     return {
+        "name": name,
+        "route": route,
         "status": ApplicationStatus(app.status).value,
         "replicas": replicas,
         "serving": serving,
-        "urls": _where(serving),
+        "urls": _where(serving, route),
     }
 
 
@@ -49,9 +65,9 @@ def serve_runs() -> bool:
     return any(actor["namespace"] == "serve" for actor in actors)
 
 
-def _where(serving: list[dict[str, Any]]) -> list[str]:
+def _where(serving: list[dict[str, Any]], route: str) -> list[str]:
     """Where Serve's proxies answer, from what a replica was told to listen on."""
     from serving.proxies import addresses, find_proxies
 
     told = urlsplit(serving[0]["url"]) if serving else None
-    return addresses(find_proxies(told.hostname, told.port)) if told and told.hostname and told.port else []
+    return addresses(find_proxies(told.hostname, told.port), route) if told and told.hostname and told.port else []

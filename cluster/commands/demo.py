@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from cluster.config import Config, load_config
+from cluster.config import Config, DemoConfig, load_config
 from cluster.demo import run_demo
 from cluster.demo_service import ask_held_out_images, free_port
 from cluster.output import console, table
@@ -33,15 +34,44 @@ _NUM_IMAGES_PER_SET = 1
 
 def demo(
     config: Annotated[Path, typer.Option(help="Another configuration for the demo.", metavar="FILE")] = _DEFAULT,
-    output: Annotated[Path, typer.Option(help="Folder for the store and the report.", metavar="FOLDER")] = Path(
-        "demo-output"
-    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the store and the report. Default: demo-output; with --quick, none stays."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps of two tasks: whether what is installed works, in two minutes.")
+    ] = False,
 ) -> None:
     """Fine-tune small real tasks in parallel, fuse, compare, and serve them over HTTP. Minutes on 2 cores."""
-    start = time.perf_counter()
     if not config.is_file():
         raise ConfigError(f"{config}: no such file. The demo's data is part of the repository: run it from a clone")
-    settings, written = _into_folder(load_config(config), output.resolve())
+    settings = load_config(config)
+    if quick and output is None:
+        with tempfile.TemporaryDirectory(prefix="condu-demo-") as folder:
+            report, _ = _demo(shortened(settings), Path(folder))
+        seconds = report.seconds["total"]
+        console.print(f"\ncondu trains, fuses, measures and answers here ({seconds:.0f} s). Nothing was kept")
+        return
+    output = output or Path("demo-output")
+    report, written = _demo(shortened(settings) if quick else settings, output)
+    _print_goodbye(report, output, written)
+
+
+def shortened(config: Config) -> Config:
+    """A few steps of the first tasks, and nothing to compare them with: what breaks is found, nothing is learned."""
+    short = {
+        "train": replace(config.train, steps=20, probe_steps=5),
+        "tasks": config.tasks[:2],
+        "unseen": config.unseen[:1],
+        "demo": DemoConfig(),
+    }
+    return Config.model_validate({name: getattr(config, name) for name in Config.model_fields} | short)
+
+
+def _demo(config: Config, output: Path) -> tuple[RunReport, Path]:
+    """The whole story. Returns its report and the file with its configuration."""
+    start = time.perf_counter()
+    settings, written = _into_folder(config, output.resolve())
     run = open_run(settings)
     with (
         Planning(run) as planning,
@@ -58,7 +88,7 @@ def demo(
     report = replace(report, served=tuple(answers), seconds={name: round(value, 1) for name, value in seconds.items()})
     write_report(report, output)
     _print_answers(answers, {task.name for task in settings.unseen})
-    _print_goodbye(report, output, written)
+    return report, written
 
 
 def _into_folder(config: Config, output: Path) -> tuple[Config, Path]:

@@ -28,13 +28,13 @@ def serve(
     with ray_session(settings.ray, store=settings.store):
         from serving.app import stop
 
+        where = start_service(options)
         try:
-            where = start_service(options)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stopped.set())
             console.print(f"serving {options.address.url} on [bold]{', '.join(where)}[/]  (docs: /docs)")
             console.print("stop with Ctrl-C")
             stopped.wait()
         finally:
-            stop()
+            stop(options.name)
     console.print("stopped")

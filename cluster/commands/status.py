@@ -156,7 +156,7 @@ def _service_lines(service: dict[str, Any] | None) -> Iterator[str]:
         f"{name} {', '.join(f'{count} {state.lower()}' for state, count in states.items()) or 'none'}"
         for name, states in service["replicas"].items()
     ]
-    yield f"  service  {service['status'].lower()}: {'; '.join(counts)}"
+    yield f"  service  {service['name']} {service['status'].lower()}: {'; '.join(counts)}"
     if service["urls"]:
         yield f"           at {', '.join(service['urls'])}"
     for replica in service["serving"]:

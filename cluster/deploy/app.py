@@ -14,8 +14,8 @@ def build(args: dict[str, Any]) -> Any:
 
     Args:
         args: what a configuration file holds, as values. Paths are absolute: there is no file that they could be
-            relative to. `serve.host`, `serve.port` and `ray` have no effect here: the `http_options` of Serve's own
-            configuration say where it listens, and the cluster is there already. So `serve.auth: auto` asks for tokens.
+            relative to. Without effect are `ray`, as the cluster is there already, and the `host`, `port`, `name` and
+            `route` of `serve`: Serve's own configuration has them. So `serve.auth: auto` asks for tokens.
     Returns: a `ray.serve.Application`. It runs once per deploy, on the cluster.
     Raises: ConfigError with every mistake, and where tokens are asked for and there is none; UnknownVersionError while
         nothing is published; the store's errors.

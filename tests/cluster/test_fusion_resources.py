@@ -14,6 +14,10 @@ from training.lanes.capacity import LaneOptions, Node
 GPU_NODE = Node({"CPU": 8.0, "GPU": 2.0}, {})
 
 
+def all_of(nodes: list[Node]) -> dict[str, float]:
+    return {"CPU": sum(node.resources["CPU"] for node in nodes)}
+
+
 def cpus(*counts: float) -> list[Node]:
     return [Node({"CPU": float(count)}, {}) for count in counts]
 
@@ -34,14 +38,20 @@ def cpus(*counts: float) -> list[Node]:
 )
 def test_auto_takes_a_core_that_the_lanes_can_spare(nodes: list[Node], lanes: LaneOptions, cores: int) -> None:
     num_tasks = 2 if lanes.lanes == 9 else 20
-    assert fusion_resources(FusionConfig(), lanes, nodes, num_tasks).get("CPU", 0) == cores
+    assert fusion_resources(FusionConfig(), lanes, nodes, all_of(nodes), num_tasks).get("CPU", 0) == cores
+
+
+@pytest.mark.parametrize(("free", "cores"), [(0, 0), (2, 0), (3, 1)])
+def test_auto_leaves_the_last_cores_of_a_busy_cluster_to_a_lane(free: float, cores: int) -> None:
+    found = fusion_resources(FusionConfig(), LaneOptions(num_cpus=2), cpus(8), {"CPU": free}, 9)
+    assert found.get("CPU", 0) == cores
 
 
 def test_what_is_set_passes_through() -> None:
-    assert fusion_resources(FusionConfig(num_cpus=0), LaneOptions(), cpus(8), 9) == {}
-    assert fusion_resources(FusionConfig(num_cpus=3), LaneOptions(), cpus(8), 9) == {"CPU": 3}
+    assert fusion_resources(FusionConfig(num_cpus=0), LaneOptions(), cpus(8), {}, 9) == {}
+    assert fusion_resources(FusionConfig(num_cpus=3), LaneOptions(), cpus(8), {}, 9) == {"CPU": 3}
     gpu = FusionConfig(device="cuda", num_gpus=0.5)
-    assert fusion_resources(gpu, LaneOptions(num_gpus=1), [GPU_NODE], 9) == {"GPU": 0.5, "CPU": 1.0}
+    assert fusion_resources(gpu, LaneOptions(num_gpus=1), [GPU_NODE], all_of([GPU_NODE]), 9) == {"GPU": 0.5, "CPU": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -64,12 +74,12 @@ def test_lanes_and_an_actor_that_can_never_run_together_are_refused(
     fusion: dict[str, Any], lanes: LaneOptions, nodes: list[Node], said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        fusion_resources(FusionConfig(**fusion), lanes, nodes, 9)
+        fusion_resources(FusionConfig(**fusion), lanes, nodes, all_of(nodes), 9)
 
 
 def test_a_cluster_that_grows_is_not_checked() -> None:
     lanes = LaneOptions(lanes=9, autoscaling=True)
-    assert fusion_resources(FusionConfig(num_cpus=2), lanes, cpus(2), 9) == {"CPU": 2}
+    assert fusion_resources(FusionConfig(num_cpus=2), lanes, cpus(2), {}, 9) == {"CPU": 2}
 
 
 @pytest.mark.parametrize("values", [{"device": "cuda"}, {"num_gpus": 1}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -85,3 +86,17 @@ def test_a_version_flag_reaches_haproxy_itself(environment: dict[str, str]) -> N
         [environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-v"], capture_output=True, text=True, timeout=30
     )
     assert "HAProxy version" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "a-rather-long-name-for-a-folder-of-temporary-files"])
+def test_its_socket_s_path_fits_whatever_the_folder_for_temporary_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+    haproxy_environment.cache_clear()
+    if not (found := haproxy_environment()):
+        pytest.skip("no HAProxy here")
+    haproxy_environment.cache_clear()
+    folder = Path(found["RAY_SERVE_HAPROXY_SOCKET_PATH"]).parent
+    assert len(f"{folder}/{'0' * 56}/admin.sock") <= 97

@@ -116,12 +116,12 @@ class Project:
         assert isinstance(code, int)
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[str]:
+    def start(self, *arguments: str | Path, log: str = "log.txt") -> subprocess.Popen[str]:
         """Start the command in a process group of its own."""
         command = [str(CONDU), *map(str, arguments)]
-        log = (self.folder / "log.txt").open("w")
+        file = (self.folder / log).open("w")
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
+            command, cwd=self.folder, env=self.env, stdout=file, stderr=file, text=True, start_new_session=True
         )
 
     @contextmanager
@@ -132,7 +132,7 @@ class Project:
         process = self.start("serve", "condu.yaml", "--port", str(port))
         try:
             deadline = time.monotonic() + 200
-            while not _is_ready(url):
+            while not is_ready(url):
                 assert process.poll() is None, self.log()
                 assert time.monotonic() < deadline, self.log()
                 time.sleep(0.2)
@@ -143,11 +143,12 @@ class Project:
                 process.wait()
             subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)  # it led a session of its own
 
-    def log(self) -> str:
-        return (self.folder / "log.txt").read_text()
+    def log(self, name: str = "log.txt") -> str:
+        return (self.folder / name).read_text()
 
 
-def _is_ready(url: str) -> bool:
+def is_ready(url: str) -> bool:
+    """Whether a service is ready at a URL."""
     try:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:

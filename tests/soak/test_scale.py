@@ -41,7 +41,7 @@ def test_a_run_is_timed(num_machines: int, new_lab: Callable[[], Machines], resu
         project.store_url = f"s3://{BUCKET}/scale-{num_tasks}"
         project.write_config(
             tasks=tasks[:num_tasks], unseen=None, ray={"address": "auto"}, fusion={"num_cpus": 0},
-            train={**FAST, "lanes": num_machines, "steps": 150, "save_every_steps": 50},
+            train={**FAST, "lanes": num_machines, "steps": 400, "save_every_steps": 100},
         )  # fmt: skip
         log = lab.folder / f"run-{num_tasks}.log"
         began, events = time.monotonic(), list[tuple[float, str]]()

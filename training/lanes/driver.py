@@ -8,7 +8,6 @@ started again and finds what is done.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import secrets
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,6 +34,7 @@ from training.lanes.capacity import LaneOptions, Node, lanes_that_fit
 from training.lanes.crashes import CrashReporter, LaneError, one_line
 from training.lanes.lane_config import LaneConfig, run_lane
 from training.lanes.plan import Plan
+from training.lanes.run_end import WIND_DOWN_S, EndsWithTheRun
 from training.lanes.status_query import queue_prefix
 from training.lanes.task_queue import PlannedTask, TaskQueue, TaskStatus
 from training.malloc import MALLOC_ENVIRONMENT
@@ -43,7 +42,6 @@ from training.malloc import MALLOC_ENVIRONMENT
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-_WIND_DOWN_S = 15.0
 _KILL_S = 15.0
 _CLEAN_UP_S = 20.0
 _TRAIN_SETTINGS = {
@@ -160,17 +158,11 @@ class _Lanes:
     def close(self) -> None:
         """Let lanes end, and end those that don't: they wait for resources, perhaps of a machine that is gone."""
         self._closing = True
-        ray.get(self._queue.close.remote())
-        seen = ray.get(self._queue.lanes_seen.remote())
-        deadline = time.monotonic() + _WIND_DOWN_S
+        deadline = time.monotonic() + WIND_DOWN_S + _KILL_S
         for thread in self._threads:
-            if thread.name in seen:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        if self.alive():
-            _kill_controllers()
-            deadline = time.monotonic() + _KILL_S
-            for thread in self._threads:
-                thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and time.monotonic() < deadline:
+                ray.get(self._queue.close.remote())  # again: a queue that lost its machine has forgotten it
+                thread.join(_POLL_S)
         _remove_everywhere(self._folder)
 
     def _trainer(self, name: str, config: LaneConfig, options: LaneOptions) -> TorchTrainer:
@@ -188,7 +180,7 @@ class _Lanes:
                 name=name,
                 storage_path=str(self._folder),
                 failure_config=FailureConfig(max_failures=-1),  # attempts are counted per task, in the store
-                callbacks=[CrashReporter(config.queue, name)],  # type: ignore[list-item]
+                callbacks=[CrashReporter(config.queue, name), EndsWithTheRun(config.queue, name)],  # type: ignore[list-item]
                 worker_runtime_env={"env_vars": MALLOC_ENVIRONMENT},
                 logging_config=LoggingConfig(log_level="WARNING" if options.quiet else "INFO"),
             ),
@@ -226,17 +218,6 @@ def _watch(
                 f"free in the cluster are {free}. Stop what holds the rest, or raise startup_timeout_s"
             )
         time.sleep(_POLL_S)
-
-
-def _kill_controllers() -> None:
-    """End the lanes that still run, with whatever they hold or wait for.
-
-    A thread that is left in `fit` would use Ray after its shutdown, for which Ray ends the whole process with exit code
-    1. Ray Train shows nobody its controllers, so they are looked for among all objects.
-    """
-    for found in gc.get_objects():
-        if type(found) is ActorHandle and repr(found).startswith("Actor(TrainController"):
-            ray.kill(found)
 
 
 def _remove_everywhere(folder: Path) -> None:

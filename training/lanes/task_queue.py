@@ -188,6 +188,10 @@ class TaskQueue:
         """Hand out no more tasks, and make lanes stop when they next report progress."""
         self._closed = True
 
+    def is_closed(self) -> bool:
+        """Whether the run has ended."""
+        return self._closed
+
     def statuses(self) -> list[TaskStatus]:
         """All tasks in the configured order."""
         return [

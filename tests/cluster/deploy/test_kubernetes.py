@@ -197,6 +197,7 @@ def check_both_halves_agree(job: Config, found: list[dict[str, Any]]) -> None:
     (container,) = clusters(found)["RayService"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert args.serve.num_cpus <= float(container["resources"]["requests"]["cpu"])
     assert args.serve.replicas.min >= 2
+    assert args.serve.replicas.per_node == 1, "a pod has no room for a second replica, so an update can't overlap"
     assert service["http_options"]["request_timeout_s"] > args.serve.request_timeout_s
     gc = next(d for d in found if d["kind"] == "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     assert gc["containers"][0]["args"][-1] == job.store
