@@ -96,6 +96,7 @@ def test_two_replicas_are_on_two_nodes_though_either_has_room_for_both(nodes: Tw
     assert len({node for _, node in found}) == 2
 
 
+@pytest.mark.soak
 def test_a_replica_that_finds_every_node_full_waits_for_another(nodes: TwoNodes) -> None:
     found = deploy(nodes, replicas=3, per_node=1)
     running = [node for state, node in found if state == "RUNNING"]
@@ -103,6 +104,7 @@ def test_a_replica_that_finds_every_node_full_waits_for_another(nodes: TwoNodes)
     assert len(found) == 3
 
 
+@pytest.mark.soak
 def test_an_update_of_replicas_that_fill_their_nodes_replaces_one_after_the_other(nodes: TwoNodes) -> None:
     """Started beside the old, the new ones would wait for ever."""
     found = deploy(nodes, replicas=2, per_node=1, num_cpus=4, num_updates=1)
