@@ -91,7 +91,6 @@ def test_a_token_that_is_not_the_cluster_s_is_an_error_that_names_it(cluster: Pr
     assert "RAY_AUTH_TOKEN" in ask(cluster)["sessions"][0]["problem"]
 
 
-@pytest.mark.soak
 def test_runs_at_once_for_one_store_and_another_lose_no_task_and_fuse_none_twice(cluster: Project) -> None:
     """Two of them share a store, its fusion actor and a task; all three share four cores, of which two are actors'."""
     values = yaml.safe_load(cluster.config.read_text())
