@@ -23,7 +23,7 @@ import torch
 
 from fusion.answers.clip import Clip
 from fusion.answers.label_spaces import Job
-from fusion.answers.live import LiveSide
+from fusion.answers.live import LiveImages, LiveSide
 from fusion.answers.predictor import ExpertModel, ModelShelf
 from fusion.answers.rules.views import pooled
 from fusion.answers.view import View
@@ -77,8 +77,13 @@ class Models:
         self._blank = np.zeros((height, width, 3), np.uint8)
         for size in (1, options.max_batch_size):
             self._encode(self.shelf.base.clip, [self._blank] * size)
-        self._costs = self._measured_costs() if self.shelf.tower else None
-        self._payoff = Payoff(seconds_of(self.shelf.build_noise)) if self._costs and self.shelf.may_build else None
+        self._costs: Costs | None = None
+        self._payoff: Payoff | None = None
+        if self.shelf.tower:
+            noise = self.shelf.noise_sides(FEW)
+            self._costs = self._measured_costs(self.shelf.tower, noise)
+            if self.shelf.may_build:
+                self._payoff = Payoff(seconds_of(lambda: self.shelf.build_noise(noise[0])))
         self._building: set[asyncio.Future[None]] = set()
         self._pools = {unit: Pool(partial(self._encode_live, unit=unit), self._joins) for unit in (True, False)}
         release_freed()
@@ -215,10 +220,9 @@ class Models:
         assert self._costs is not None
         return self._costs.joins(counts, is_built=self.shelf.built.peek(lane[0]) is not None)
 
-    def _measured_costs(self) -> Costs:
-        tower, crops = self.shelf.tower, [self._blank] * FEW
-        assert tower is not None
-        sides, pixels = self.shelf.noise_sides(FEW), self._normaliser.pixels(np.stack(crops))
+    def _measured_costs(self, tower: LiveImages, noise: Sequence[LiveSide]) -> Costs:
+        crops, sides = [self._blank] * FEW, [tower.prepared(side) for side in noise]
+        pixels = self._normaliser.pixels(np.stack(crops))
 
         def live(num_images: int, num_experts: int) -> None:
             tower.image_features(pixels[:num_images], [sides[i % num_experts] for i in range(num_images)])

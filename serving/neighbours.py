@@ -6,16 +6,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import ConfigError
 from serving.loopback import is_loopback
 from serving.options import ServiceOptions
-from serving.status import REPLICA
+from serving.status import REPLICA, application_details, describe_replicas
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +30,8 @@ class Neighbour:
 
 def find_neighbours() -> dict[str, Neighbour]:
     """The applications of this cluster, by name; those that are being deleted are left out."""
-    client = _get_global_client(raise_if_no_controller_running=False)
     found = {}
-    for name, app in (client.get_serve_details()["applications"] if client else {}).items():
+    for name, app in application_details().items():
         if app["status"] != ApplicationStatus.DELETING:
             found[name] = Neighbour(app["route_prefix"], _stores(name) if REPLICA in app["deployments"] else None)
     return found
@@ -92,9 +89,8 @@ def refuse_other_listener(options: ServiceOptions) -> None:
 
 
 def _stores(name: str) -> frozenset[str]:
-    handle: Any = serve.get_deployment_handle(REPLICA, name)
     try:
-        return frozenset(one["store"] for one in handle.broadcast("describe").results(timeout_s=_ANSWER_TIMEOUT_S))
+        return frozenset(one["store"] for one in describe_replicas(name, timeout_s=_ANSWER_TIMEOUT_S))
     except Exception as error:  # it is starting, or broken: starting it again is what repairs it
         logger.warning("the service %s does not say which store it serves: %s", name, error)
         return frozenset()

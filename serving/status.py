@@ -21,10 +21,8 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
     if not serve_runs():
         return None  # importing Serve to ask it would take seconds
     from ray import serve
-    from ray.serve.context import _get_global_client
 
-    client = _get_global_client(raise_if_no_controller_running=False)
-    details = client.get_serve_details()["applications"] if client else {}
+    details = application_details()
     starting: dict[str, Any] | None = None
     for name, app in sorted(serve.status().applications.items()):
         if REPLICA in app.deployments:
@@ -38,13 +36,10 @@ def find_service(store_url: str, *, timeout_s: float) -> dict[str, Any] | None:
 
 def _describe(name: str, route: str, app: Any, timeout_s: float) -> dict[str, Any]:
     """What is known of an application of ours."""
-    from ray import serve
     from ray.serve.schema import ApplicationStatus, ReplicaState
 
-    serving: list[dict[str, Any]] = []
-    if app.deployments[REPLICA].replica_states.get(ReplicaState.RUNNING):
-        handle: Any = serve.get_deployment_handle(REPLICA, name)
-        serving = list(handle.broadcast("describe").results(timeout_s=timeout_s))
+    runs = app.deployments[REPLICA].replica_states.get(ReplicaState.RUNNING)
+    serving = describe_replicas(name, timeout_s=timeout_s) if runs else []
     replicas = {
         deployment: {ReplicaState(state).value: count for state, count in told.replica_states.items() if count}
         for deployment, told in app.deployments.items()
@@ -57,6 +52,22 @@ def _describe(name: str, route: str, app: Any, timeout_s: float) -> dict[str, An
         "serving": serving,
         "urls": _where(serving, route),
     }
+
+
+def application_details() -> dict[str, Any]:
+    """What Serve tells of each of this cluster's applications, by name; empty where it does not run."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return dict(client.get_serve_details()["applications"]) if client else {}
+
+
+def describe_replicas(name: str, *, timeout_s: float) -> list[dict[str, Any]]:
+    """The `Replica.describe` of each replica of an application of ours. Raises what Serve and the replicas raise."""
+    from ray import serve
+
+    handle: Any = serve.get_deployment_handle(REPLICA, name)
+    return list(handle.broadcast("describe").results(timeout_s=timeout_s))
 
 
 def serve_runs() -> bool:

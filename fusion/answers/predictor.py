@@ -136,14 +136,11 @@ class ModelShelf:
         return sum(one.nbytes for name, one in parameters.items() if of_images(name)) <= self.built.budget_bytes
 
     def noise_sides(self, num: int) -> list[LiveSide]:
-        """So many live image sides of noise, to time `tower` with."""
-        assert self.tower is not None
-        made = (noise_side(self._plain, num_components=_TYPICAL_COMPONENTS, seed=seed) for seed in range(num))
-        return [self.tower.prepared(side) for side in made]
+        """So many image sides of noise, not prepared, to time `tower` and `build_noise` with."""
+        return [noise_side(self._plain, num_components=_TYPICAL_COMPONENTS, seed=seed) for seed in range(num)]
 
-    def build_noise(self) -> Clip:
-        """The image side of an expert of noise, which takes what building one takes, but for reading its trigger."""
-        side = noise_side(self._plain, num_components=_TYPICAL_COMPONENTS)
+    def build_noise(self, side: LiveSide) -> Clip:
+        """The model of a side of noise, which takes what building an expert's takes, but for reading its trigger."""
         return self._folding.folded(self._plain.copy_with(moved_tensors(self._plain, side)))
 
     def own_bytes(self, clip: Clip) -> int:

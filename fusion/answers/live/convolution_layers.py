@@ -177,9 +177,7 @@ class LiveAttentionPool(nn.Module):
         self._positions, self._mix, self._heads = pool.positional_embedding, mix, pool.num_heads
         self._name = f"{name}.{POSITIONS}"
         self._query, self._key, self._value, self._out = (
-            LiveLinear(part.weight, part.bias, mix, (f"{name}.{key}.weight", f"{name}.{key}.bias"))
-            for key in ("q_proj", "k_proj", "v_proj", "c_proj")
-            for part in (getattr(pool, key),)
+            LiveLinear.of(getattr(pool, key), mix, f"{name}.{key}") for key in ("q_proj", "k_proj", "v_proj", "c_proj")
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class LiveConvolutions(LiveImages):
             if isinstance(part, AttentionPool2d):
                 return LiveAttentionPool(part, self._mix, at)
             if isinstance(part, nn.Linear):
-                return LiveLinear(part.weight, part.bias, self._mix, (f"{at}.weight", f"{at}.bias"))
+                return LiveLinear.of(part, self._mix, at)
             return None
 
         self._tower = modules_copied(tower, live)

@@ -26,6 +26,11 @@ class LiveLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self._mix, self._names = weight, bias, mix, names
 
+    @classmethod
+    def of(cls, linear: nn.Linear, mix: Mix, name: str) -> LiveLinear:
+        """In place of a layer, by its name."""
+        return cls(linear.weight, linear.bias, mix, (f"{name}.weight", f"{name}.bias"))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows, bias, shift = x.reshape(-1, x.shape[-1]), self.bias, self._mix.delta(self._names[1])
         if shift is not None and len(shift) == 1:
@@ -67,10 +72,9 @@ class _LiveAttention(nn.Module):
         super().__init__()
         assert attention.in_proj_weight is not None
         self._heads = attention.num_heads
-        inner, outer = (f"{name}.in_proj_weight", f"{name}.in_proj_bias"), f"{name}.out_proj"
+        inner = (f"{name}.in_proj_weight", f"{name}.in_proj_bias")
         self._inner = LiveLinear(attention.in_proj_weight, attention.in_proj_bias, mix, inner)
-        out = attention.out_proj
-        self._outer = LiveLinear(out.weight, out.bias, mix, (f"{outer}.weight", f"{outer}.bias"))
+        self._outer = LiveLinear.of(attention.out_proj, mix, f"{name}.out_proj")
 
     def forward(
         self, x: torch.Tensor, *_: Any, attn_mask: torch.Tensor | None = None, **__: Any
@@ -112,7 +116,7 @@ def with_live_parts(module: nn.Module, mix: Mix, name: str) -> Any:
         if isinstance(part, nn.MultiheadAttention):
             return _LiveAttention(part, mix, at)
         if isinstance(part, nn.Linear):
-            return LiveLinear(part.weight, part.bias, mix, (f"{at}.weight", f"{at}.bias"))
+            return LiveLinear.of(part, mix, at)
         if isinstance(part, nn.LayerNorm):
             return LiveNorm(part, mix, at)
         if isinstance(part, nn.Conv2d):

@@ -64,10 +64,3 @@ class Mix:
             return None
         zero = torch.zeros_like(some[0])
         return self.per_row([zero if one is None else one for one in found])
-
-    def product(self, x: torch.Tensor, name: str) -> torch.Tensor | None:
-        """What the components add to x W^T, [B, L, R], of x [B, L, C]; None for nothing."""
-        if (found := self.factors(name)) is None:
-            return None
-        u, v = found
-        return (x @ v.mT) @ u
