@@ -19,6 +19,7 @@ import yaml
 
 from cluster.cli import main
 from fusion.store import Store, open_store
+from tests.plugins.ray_session import AS_NICE_AS_OTHERS
 from tests.serving.helpers import free_port
 from tests.tiny import COLOURS, MODEL_CFG, PREPROCESS_CFG, SHAPES, tiny_base, tiny_parquet, tiny_task
 
@@ -60,6 +61,7 @@ class Project:
             "XDG_RUNTIME_DIR": str(folder / "runtime"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "160",
+            **AS_NICE_AS_OTHERS,
             **(env or {}),
         }
         (folder / "home").mkdir(exist_ok=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[2]
+AS_NICE_AS_OTHERS = {"RAY_worker_niceness": "0"}
+"""Ray's default is 15: beside one busy test without Ray, workers got a thirtieth of a core, and lanes never started."""
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,8 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.setenv("RAY_SERVE_LOG_TO_STDERR", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in AS_NICE_AS_OTHERS.items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         ray.init(
             address="local",  # never a Ray that already runs on this machine
