@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.project import FAST, Project
+from tests.training.data.test_index import settle
 
 
 @pytest.fixture
@@ -26,6 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after `condu run`. Tests may read it, and add versions, but not take any away."""
     project = Project(tmp_path_factory.mktemp("finished"))
     project.write_config(train={"lanes": 2, **FAST})
+    settle(project.folder / "data")
     done = project.condu("run", "condu.yaml", "--output", "out")
     assert done.returncode == 0, done.stdout + done.stderr
     return project

@@ -19,13 +19,12 @@ from tests.golden import FILES, Golden
 
 
 @pytest.mark.parametrize(
-    "separately",
+    ("stem", "separately"),
     [
-        pytest.param(False, id="one command"),
-        pytest.param(True, id="a process a task", marks=pytest.mark.processes),
+        *(pytest.param(stem, False, id=f"{stem}-one command") for stem in FILES),
+        pytest.param("iterative_t2", True, id="iterative_t2-a process a task", marks=pytest.mark.processes),
     ],
 )
-@pytest.mark.parametrize("stem", FILES)
 def test_fuse_and_export_agree_with_the_reference(
     stem: str, separately: bool, store_url: str, bare: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

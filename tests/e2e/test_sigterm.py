@@ -35,7 +35,7 @@ def stop_when(project: Project, process: subprocess.Popen[str], ready: Callable[
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)  # it led a session of its own
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 3.0])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(3.0, marks=pytest.mark.soak)])
 def test_a_service_that_is_still_starting_ends_like_ctrl_c(finished: Project, delay_s: float) -> None:
     process = finished.start("serve", "condu.yaml", "--port", str(free_port()))
 

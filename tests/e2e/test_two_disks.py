@@ -122,6 +122,7 @@ def test_doctor_asks_a_cluster_only_where_one_is_named(apart: Project) -> None:
     assert "ray: {address: auto}" in done.stderr
 
 
+@pytest.mark.soak
 def test_a_set_that_one_node_can_t_measure_is_measured_by_another(apart: Project) -> None:
     data = apart.folder / "data"
     with TwoNodes(apart, [data], num_cpus=(1, 2)) as nodes:

@@ -10,6 +10,7 @@ import ray
 
 # `ray.train.UserCallback` has no hook for the start. This one has: Ray calls it a developer API, and passes it on
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 WIND_DOWN_S = 15.0
 """How long a lane that has trained may take to stop by itself."""
@@ -29,11 +30,40 @@ class EndsWithTheRun(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         controller = ray.get_runtime_context().current_actor
-        threading.Thread(target=self._end, args=(controller,), daemon=True).start()
+        threading.Thread(target=self._end, args=(controller, _PlacementGroups()), daemon=True).start()
 
-    def _end(self, controller: Any) -> None:
+    def _end(self, controller: Any, groups: _PlacementGroups) -> None:
         while not ray.get(self._queue.is_closed.remote()):
             time.sleep(_POLL_S)
         if self._lane in ray.get(self._queue.lanes_seen.remote()):
             time.sleep(WIND_DOWN_S)
+        groups.remove()
         ray.kill(controller)
+
+
+class _PlacementGroups:
+    """Those that this process's controller has asked for.
+
+    Ray removes an actor's placement group when the whole job has ended, not with the actor, and what Ray Train starts
+    to remove it sooner learns of it when its workers run. One that still waits would take free cores, for nobody.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._ended = False
+        create = WorkerGroup._create_placement_group
+
+        def noted(*arguments: Any) -> Any:
+            handle = create(*arguments)
+            self._handles.append(handle)
+            if self._ended:
+                handle.shutdown()
+            return handle
+
+        WorkerGroup._create_placement_group = noted  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Remove them all, and those that are still to come."""
+        self._ended = True
+        for handle in list(self._handles):
+            handle.shutdown()
