@@ -60,7 +60,7 @@ class _PlacementGroups:
                 handle.shutdown()
             return handle
 
-        WorkerGroup._create_placement_group = noted  # type: ignore[method-assign]
+        WorkerGroup._create_placement_group = noted  # type: ignore[assignment, method-assign]
 
     def remove(self) -> None:
         """Remove them all, and those that are still to come."""
