@@ -61,6 +61,7 @@ class Project:
             "XDG_RUNTIME_DIR": str(folder / "runtime"),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "160",
+            "AWS_EC2_METADATA_DISABLED": "true",  # there is no such service here: asking for it takes seconds
             **AS_NICE_AS_OTHERS,
             **(env or {}),
         }
