@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -34,6 +35,11 @@ _BELOW = len(f"/{'0' * 56}/admin.sock")
 """Serve puts the socket into a folder of the proxy's own, named by the node's id."""
 _NAME, _RANDOM = "condu-haproxy-", 9
 _NO_PLACE = "the paths of its sockets would be too long: set TMPDIR to a short one"
+_FEW_FILES = "a process may have too few files open here: raise `ulimit -n`"
+_MOST_CONNECTIONS, _LEAST_CONNECTIONS = 4096, 64
+"""The first is Ray's own choice."""
+_FILES_PER_CONNECTION, _OTHER_FILES = 2.5, 200
+"""Of HAProxy: two sockets, and a share of its pipes. It ends at once where it may not open as many as it might need."""
 
 
 @cache
@@ -51,6 +57,10 @@ def haproxy_environment() -> dict[str, str]:
     except OSError as error:
         print(f"HAProxy can't be used, so Serve's own proxy is ({error})", file=sys.stderr)
         return {}
+    connections = _connections()
+    if connections < _LEAST_CONNECTIONS:
+        print(f"HAProxy can't be used, so Serve's own proxy is ({_FEW_FILES})", file=sys.stderr)
+        return {}
     folder = _new_folder()
     if folder is None:
         print(f"HAProxy can't be used, so Serve's own proxy is ({_NO_PLACE})", file=sys.stderr)
@@ -66,9 +76,18 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_MAXCONN": str(connections),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # replicas count their requests themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy is told before a replica stops
     }
+
+
+def _connections() -> int:
+    """How many connections HAProxy can hold with the files that a process may have open here."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, int((files - _OTHER_FILES) / _FILES_PER_CONNECTION))
 
 
 def _new_folder() -> Path | None:

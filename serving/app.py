@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve.schema import ApplicationStatus
 
 from fusion.errors import BaseMismatchError, ConfigError
@@ -102,16 +103,20 @@ def start(options: ServiceOptions) -> list[str]:
 
 
 def _deploy(options: ServiceOptions) -> list[Proxy]:
-    serve.start(
-        http_options={
-            "host": options.host,
-            "port": options.port,
-            # our own timeout comes first and answers in JSON; Serve's is for requests that even that could not end
-            "request_timeout_s": options.request_timeout_s + _GRACE_S,
-        }
-    )
-    target = serve.RunTarget(build_app(options), name=options.name, route_prefix=options.route)
-    serve.run_many([target], wait_for_applications_running=False)
+    try:
+        serve.start(
+            http_options={
+                "host": options.host,
+                "port": options.port,
+                # our own timeout comes first and answers in JSON; Serve's is for requests that even that could not end
+                "request_timeout_s": options.request_timeout_s + _GRACE_S,
+            }
+        )
+        target = serve.RunTarget(build_app(options), name=options.name, route_prefix=options.route)
+        serve.run_many([target], wait_for_applications_running=False)
+    except RayTaskError as error:  # of a proxy or of Serve's controller
+        *_, last = str(error).strip().splitlines()
+        raise StartError(f"Ray Serve did not start: {last.strip()}") from error
     deadline = time.monotonic() + options.start_timeout_s
     _wait_until_running(options.name, deadline)
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,15 @@ listen stats
 """
 
 
+def _wait_for_socket(path: Path, running: subprocess.Popen[bytes]) -> None:
+    for _ in range(100):
+        if path.exists():
+            return
+        assert running.poll() is None, "HAProxy ended"
+        time.sleep(0.1)
+    raise AssertionError("HAProxy did not open its socket")
+
+
 @pytest.fixture
 def environment() -> dict[str, str]:
     found = haproxy_environment()
@@ -62,15 +73,50 @@ def test_the_control_socket_is_this_users_alone(environment: dict[str, str], tmp
     config.write_text(_CONFIG.format(folder=tmp_path, metrics=free_port(), port=port, statistics=free_port()))
     running = subprocess.Popen([environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config])
     try:
-        for _ in range(100):
-            if (tmp_path / "admin.sock").exists():
-                break
-            assert running.poll() is None, "HAProxy ended"
-            time.sleep(0.1)
+        _wait_for_socket(tmp_path / "admin.sock", running)
         assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
     finally:
         running.terminate()
         running.wait(10)
+
+
+@pytest.fixture
+def limited(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], dict[str, str]]]:
+    """The settings where a process may have so many files open."""
+
+    def environment_with(most: int) -> dict[str, str]:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+        haproxy_environment.cache_clear()
+        return haproxy_environment()
+
+    yield environment_with
+    haproxy_environment.cache_clear()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("most", [1024, 400])
+def test_it_starts_where_a_process_may_have_few_files_open(
+    most: int, limited: Callable[[int], dict[str, str]], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As in a container: HAProxy ends at once if it could not hold all the connections that it is told to."""
+    found = limited(most)
+    config = tmp_path / "haproxy.cfg"
+    text = _CONFIG.format(folder=tmp_path, metrics=free_port(), port=free_port(), statistics=free_port())
+    config.write_text(text.replace("global", f"global\n    maxconn {found['RAY_SERVE_HAPROXY_MAXCONN']}", 1))
+    command = ["bash", "-c", f'ulimit -n {most} && exec "$@"', "bash", found["RAY_SERVE_HAPROXY_BINARY_PATH"]]
+    running = subprocess.Popen([*command, "-db", "-f", config])
+    try:
+        _wait_for_socket(tmp_path / "admin.sock", running)
+    finally:
+        running.terminate()
+        running.wait(10)
+
+
+def test_without_files_for_it_serve_s_own_proxy_is_used(
+    limited: Callable[[int], dict[str, str]], environment: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert limited(256) == {}
+    assert "raise `ulimit -n`" in capsys.readouterr().err
 
 
 def test_its_files_are_in_a_folder_of_ones_own(environment: dict[str, str]) -> None:
