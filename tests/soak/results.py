@@ -77,7 +77,9 @@ def _line(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.0f}" if isinstance(value, float) and value >= 10 else str(value).replace("|", "/")
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+    return str(value).replace("|", "/")
 
 
 def _where() -> dict[str, str]:
