@@ -74,6 +74,7 @@ def test_a_killed_driver_is_started_again_and_trains_no_finished_task_twice(slow
         assert slow.store.head(entry.record.key) is not None
 
 
+@pytest.mark.soak  # `tests/fusion/test_actor.py` kills it at every step, without a run around it
 def test_a_fusion_actor_killed_while_it_publishes_costs_nothing(slow: Project) -> None:
     process = slow.start("run", "condu.yaml", "--no-evaluate")
     killed = []

@@ -30,6 +30,7 @@ def _command(pid: str) -> str:
         return ""
 
 
+@pytest.mark.soak
 def test_a_killed_replica_and_a_killed_haproxy_cost_the_client_nothing(finished: Project) -> None:
     two = {"num_cpus": 0.5, "poll_s": 0.3, "replicas": {"min": 2, "max": 2}}
     finished.write_config(train={"lanes": 2, **FAST}, serve=two)

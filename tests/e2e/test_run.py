@@ -43,16 +43,6 @@ def test_a_run_trains_fuses_measures_and_reports(finished: Project) -> None:
     assert [m.state.session for m in map(Versions(finished.store).read, (1, 2))] == [1, 2], "one version a session"
 
 
-def test_a_second_run_trains_nothing_and_publishes_nothing(finished: Project) -> None:
-    before, versions = experts(finished), Versions(finished.store).all_numbers()
-    done = finished.condu("run", "condu.yaml", "--no-evaluate")
-    assert done.returncode == 0, done.stderr
-    assert "trained before" in done.stdout
-    assert "training" not in done.stdout
-    assert experts(finished) == before
-    assert Versions(finished.store).all_numbers() == versions
-
-
 def test_other_data_under_a_taken_name_is_refused_before_it_is_trained(finished: Project, tmp_path: Path) -> None:
     other = tiny_task(tmp_path / "other", classes=SHAPES, seed=77)
     before = experts(finished)

@@ -1,4 +1,4 @@
-"""A second run reads no image, through the command line; `--verify` reads them all."""
+"""A second run trains and publishes nothing, and reads no image; `--verify` reads them all."""
 
 from __future__ import annotations
 
@@ -9,29 +9,35 @@ from pathlib import Path
 
 import pytest
 
+from fusion.versions.history import Versions
 from tests.e2e.project import Project
-from tests.training.data.test_index import spoil
+from tests.e2e.test_run import experts
+from tests.training.data.test_index import settle, spoil
 
 
 @pytest.fixture
 def spoiled(finished: Project) -> Iterator[Project]:
     """A finished run, whose files have other bytes of the same size and time since."""
     data = finished.folder / "data"
-    files = {path: (path.read_bytes(), path.stat()) for path in [*data.rglob("*.png"), *data.rglob("*.parquet")]}
+    files = {path: path.read_bytes() for path in [*data.rglob("*.png"), *data.rglob("*.parquet")]}
     for path in files:
         spoil(path)
     try:
         yield finished
     finally:
-        for path, (content, before) in files.items():
+        for path, content in files.items():
             path.write_bytes(content)
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        settle(data)  # at another time than before: what was found out about these files no longer counts
 
 
 def test_a_second_run_reads_no_image_and_verify_reads_them_all(spoiled: Project) -> None:
+    before, versions = experts(spoiled), Versions(spoiled.store).all_numbers()
     second = spoiled.condu("run", "condu.yaml", "--no-evaluate")
     assert second.returncode == 0, second.stdout + second.stderr
     assert second.stdout.count("trained before") == 2
+    assert "training" not in second.stdout
+    assert experts(spoiled) == before
+    assert Versions(spoiled.store).all_numbers() == versions, "nothing is published"
     _, changed = sorted((spoiled.folder / "data" / "unseen").rglob("*.png"))[:2]
     os.utime(changed, (time.time() - 60,) * 2)
     third = spoiled.condu("run", "condu.yaml")

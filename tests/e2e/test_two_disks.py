@@ -86,21 +86,7 @@ def apart(tmp_path: Path) -> Iterator[Project]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_a_store_or_data_that_a_node_lacks_is_named_before_anything_trains(apart: Project) -> None:
-    store, data = apart.folder / "store", apart.folder / "data"
-    store.mkdir()
-    with TwoNodes(apart, [store, data], num_cpus=(2, 2)) as nodes:
-        apart.write_config(ray={"address": f"127.0.0.1:{nodes.port}"}, unseen=None)
-        done = apart.condu("run", "condu.yaml", "--no-evaluate")
-        said = " ".join(done.stderr.split())
-        assert done.returncode == 2, done.stdout + done.stderr
-        assert "has another store at" in said
-        assert f"lacks {apart.tasks['colours']}, {apart.tasks['shapes']}" in said
-        assert "bug" not in said
-        assert [info.key for info in apart.store.list("") if not info.key.startswith(("bases/", "data/"))] == []
-
-
-def test_doctor_asks_every_node_and_names_those_that_differ(apart: Project) -> None:
+def test_what_the_nodes_do_not_share_is_named_by_the_doctor_and_before_anything_trains(apart: Project) -> None:
     store, data = apart.folder / "store", apart.folder / "data"
     store.mkdir()
     with TwoNodes(apart, [store, data], num_cpus=(2, 2)) as nodes:
@@ -114,6 +100,14 @@ def test_doctor_asks_every_node_and_names_those_that_differ(apart: Project) -> N
         for what in ("nodes", "python", "ray", "condu", "torch", "clocks", "caches", "gpus", "proxies"):
             assert checks[what]["problem"] is None, checks[what]
         assert checks["nodes"]["found"].count("(2 CPU, 0 GPU)") == 2
+
+        done = apart.condu("run", "condu.yaml", "--no-evaluate")
+        said = " ".join(done.stderr.split())
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "has another store at" in said
+        assert f"lacks {apart.tasks['colours']}, {apart.tasks['shapes']}" in said
+        assert "bug" not in said
+        assert [info.key for info in apart.store.list("") if not info.key.startswith(("bases/", "data/"))] == []
 
 
 def test_doctor_asks_a_cluster_only_where_one_is_named(apart: Project) -> None:

@@ -69,7 +69,7 @@ def composer() -> list[str] | None:
 def test_compose_itself_accepts_the_try_out() -> None:
     command = composer()
     if command is None:
-        pytest.skip("neither `docker compose` nor docker-compose is installed")
+        pytest.skip("neither `docker compose` nor docker-compose is installed (Debian: apt-get install docker-compose)")
     env = {"PATH": "/usr/bin:/bin:/usr/local/bin", **dict.fromkeys(SECRETS, "x")}
     done = subprocess.run([*command, "-f", str(COMPOSE), "config", "-q"], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
