@@ -16,8 +16,8 @@ _NAMES = {
     "per task": "kept per task",
     "condu": "condu's modes",
 }
-_LETTER_WIDTH, _LINE_HEIGHT, _GAP = 4.4, 10.0, 9.0
-"""Of names in the picture, in points: 8 point letters, and the distance from a point to its name."""
+_LETTERS, _LINE_HEIGHT, _GAP = 8.0, 10.0, 9.0
+"""Of names in the picture, in points: their size, and the distance from a point to its name."""
 _Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
 
@@ -96,17 +96,28 @@ def _scale_bytes(axis: Any, methods: Sequence[MethodFigures]) -> None:
 
 
 def _label(axis: Any, methods: Sequence[MethodFigures], *, to_points: float) -> None:
-    """Name every point beside it, at the nearest place where the name covers no point, line, bar or other name.
+    """Name every point beside it, inside the axes, at the nearest place where the name covers no point, line, bar,
+    legend or other name.
 
     Args:
-        to_points: from the figure's pixels, which data are drawn in, to points, which letters are measured in.
+        to_points: from the figure's pixels to points, in which an annotation is placed.
     """
 
     def place(num_bytes: float, accuracy: float) -> tuple[float, float]:
         x, y = axis.transData.transform((num_bytes, accuracy))
         return float(x) * to_points, float(y) * to_points
 
-    taken: list[_Box] = []
+    def extent(drawn: Any) -> _Box:
+        left, bottom, right, top = (float(edge) * to_points for edge in drawn.get_window_extent().extents)
+        return left, bottom, right, top
+
+    def width_of(title: str) -> float:
+        text = axis.text(0, 0, title, fontsize=_LETTERS)
+        left, _, right, _ = extent(text)
+        text.remove()
+        return right - left
+
+    frame, taken = extent(axis), [extent(axis.get_legend())]
     for method in methods:
         size, accuracy = method.total_bytes_per_task, method.accuracy
         x, y = place(size, accuracy.mean)
@@ -117,25 +128,30 @@ def _label(axis: Any, methods: Sequence[MethodFigures], *, to_points: float) -> 
     for method in sorted(methods, key=lambda method: -method.accuracy.mean):
         point = method.total_bytes_per_task, method.accuracy.mean
         x, y = place(*point)
-        width = _LETTER_WIDTH * len(method.title)
+        width = width_of(method.title)
         boxes = [
             (left, y + shift - _LINE_HEIGHT / 2, left + width, y + shift + _LINE_HEIGHT / 2)
-            for shift in sorted(range(-60, 61, 4), key=abs)
-            for left in (x + _GAP, x - _GAP - width)
+            for shift in sorted(range(-80, 81, 4), key=abs)
+            for left in (x + _GAP, x - _GAP - width, x - width / 2)
         ]
-        box = next((box for box in boxes if not any(_meet(box, other) for other in taken)), boxes[0])
+        inside = [box for box in boxes if _holds(frame, box)] or boxes
+        box = next((box for box in inside if not any(_meet(box, other) for other in taken)), inside[0])
         taken.append(box)
-        beside = abs((box[1] + box[3]) / 2 - y) < 1
+        beside, on_the_left = abs((box[1] + box[3]) / 2 - y) < 1, box[2] <= x
         axis.annotate(
             method.title,
             point,
-            xytext=(box[0] - x if box[0] > x else box[2] - x, (box[1] + box[3]) / 2 - y),
+            xytext=((box[2] if on_the_left else box[0]) - x, (box[1] + box[3]) / 2 - y),
             textcoords="offset points",
-            ha="left" if box[0] > x else "right",
+            ha="right" if on_the_left else "left",
             va="center",
-            fontsize=8,
+            fontsize=_LETTERS,
             arrowprops=None if beside else {"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6},
         )
+
+
+def _holds(outer: _Box, inner: _Box) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
 def _meet(first: _Box, second: _Box) -> bool:
