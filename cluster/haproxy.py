@@ -55,16 +55,13 @@ def haproxy_environment() -> dict[str, str]:
     try:
         binary = get_haproxy_binary()
     except OSError as error:
-        print(f"HAProxy can't be used, so Serve's own proxy is ({error})", file=sys.stderr)
-        return {}
+        return _without(str(error))
     connections = _connections()
     if connections < _LEAST_CONNECTIONS:
-        print(f"HAProxy can't be used, so Serve's own proxy is ({_FEW_FILES})", file=sys.stderr)
-        return {}
+        return _without(_FEW_FILES)
     folder = _new_folder()
     if folder is None:
-        print(f"HAProxy can't be used, so Serve's own proxy is ({_NO_PLACE})", file=sys.stderr)
-        return {}
+        return _without(_NO_PLACE)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     script = folder / "haproxy"
     script.write_text(_SCRIPT % binary)
@@ -80,6 +77,12 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # replicas count their requests themselves
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # HAProxy is told before a replica stops
     }
+
+
+def _without(reason: str) -> dict[str, str]:
+    """No settings, and the reason told."""
+    print(f"HAProxy can't be used, so Serve's own proxy is ({reason})", file=sys.stderr)
+    return {}
 
 
 def _connections() -> int:

@@ -137,16 +137,16 @@ def _label(axis: Any, methods: Sequence[MethodFigures], *, to_points: float) -> 
         inside = [box for box in boxes if _holds(frame, box)] or boxes
         box = next((box for box in inside if not any(_meet(box, other) for other in taken)), inside[0])
         taken.append(box)
-        beside, on_the_left = abs((box[1] + box[3]) / 2 - y) < 1, box[2] <= x
+        across, up = (box[0] + box[2]) / 2 - x, (box[1] + box[3]) / 2 - y
         axis.annotate(
             method.title,
             point,
-            xytext=((box[2] if on_the_left else box[0]) - x, (box[1] + box[3]) / 2 - y),
+            xytext=(across, up),
             textcoords="offset points",
-            ha="right" if on_the_left else "left",
+            ha="center",
             va="center",
             fontsize=_LETTERS,
-            arrowprops=None if beside else {"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6},
+            arrowprops=None if abs(up) < 1 else {"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.6},
         )
 
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,21 @@ listen stats
 """
 
 
-def _wait_for_socket(path: Path, running: subprocess.Popen[bytes]) -> None:
-    for _ in range(100):
-        if path.exists():
-            return
-        assert running.poll() is None, "HAProxy ended"
-        time.sleep(0.1)
-    raise AssertionError("HAProxy did not open its socket")
+@contextmanager
+def _running(*command: str | Path, socket: Path) -> Iterator[None]:
+    """HAProxy, once its socket is there."""
+    running = subprocess.Popen(command)
+    try:
+        for _ in range(100):
+            if socket.exists():
+                break
+            assert running.poll() is None, "HAProxy ended"
+            time.sleep(0.1)
+        assert socket.exists(), "HAProxy did not open its socket"
+        yield
+    finally:
+        running.terminate()
+        running.wait(10)
 
 
 @pytest.fixture
@@ -71,13 +80,9 @@ def test_pages_that_ray_would_open_to_every_network_are_taken_out(environment: d
 def test_the_control_socket_is_this_users_alone(environment: dict[str, str], tmp_path: Path) -> None:
     config, port = tmp_path / "haproxy.cfg", free_port()
     config.write_text(_CONFIG.format(folder=tmp_path, metrics=free_port(), port=port, statistics=free_port()))
-    running = subprocess.Popen([environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config])
-    try:
-        _wait_for_socket(tmp_path / "admin.sock", running)
-        assert (tmp_path / "admin.sock").stat().st_mode & 0o777 == 0o600
-    finally:
-        running.terminate()
-        running.wait(10)
+    socket = tmp_path / "admin.sock"
+    with _running(environment["RAY_SERVE_HAPROXY_BINARY_PATH"], "-db", "-f", config, socket=socket):
+        assert socket.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture
@@ -104,12 +109,8 @@ def test_it_starts_where_a_process_may_have_few_files_open(
     text = _CONFIG.format(folder=tmp_path, metrics=free_port(), port=free_port(), statistics=free_port())
     config.write_text(text.replace("global", f"global\n    maxconn {found['RAY_SERVE_HAPROXY_MAXCONN']}", 1))
     command = ["bash", "-c", f'ulimit -n {most} && exec "$@"', "bash", found["RAY_SERVE_HAPROXY_BINARY_PATH"]]
-    running = subprocess.Popen([*command, "-db", "-f", config])
-    try:
-        _wait_for_socket(tmp_path / "admin.sock", running)
-    finally:
-        running.terminate()
-        running.wait(10)
+    with _running(*command, "-db", "-f", config, socket=tmp_path / "admin.sock"):
+        pass
 
 
 def test_without_files_for_it_serve_s_own_proxy_is_used(

@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after `condu run`. Tests may read it, and add versions, but not take any away."""
     project = Project(tmp_path_factory.mktemp("finished"))
     project.write_config(train={"lanes": 2, **FAST})
-    settle(project.folder / "data")
+    settle(project.folder / "data")  # what was written a moment ago is read again by every run
     done = project.condu("run", "condu.yaml", "--output", "out")
     assert done.returncode == 0, done.stdout + done.stderr
     return project

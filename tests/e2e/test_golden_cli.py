@@ -22,7 +22,10 @@ from tests.golden import FILES, Golden
     ("stem", "separately"),
     [
         *(pytest.param(stem, False, id=f"{stem}-one command") for stem in FILES),
-        pytest.param("iterative_t2", True, id="iterative_t2-a process a task", marks=pytest.mark.processes),
+        *(
+            pytest.param(stem, True, id=f"{stem}-a process a task", marks=pytest.mark.processes)
+            for stem in ("iterative_t2", "joint_t6")  # one of each mode: processes take seconds to start
+        ),
     ],
 )
 def test_fuse_and_export_agree_with_the_reference(
